@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Everything happens in .venv, which any target makes if it is missing: nothing is installed by hand.
+#
+# KVMMU_PURE=1 make TARGET   the interpreted build: needs neither a compiler nor headers, and is about 100 times slower
+# PYTHON=python3.12 make ... another interpreter (constraints.txt is for 3.11)
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+PURE    := $(filter-out 0,$(KVMMU_PURE))
+ROOMS   := $(shell find src -name '*.py' -o -name '*.pxd' 2>/dev/null)
+BUILT   := $(if $(PURE),$(VENV)/.installed,$(VENV)/.built)
+REQUIRE := $(if $(PURE),,KVMMU_REQUIRE_COMPILED=1)
+XDIST   := -n 2 --dist loadgroup
+PYTEST  := $(REQUIRE) $(BIN)/python -m pytest $(XDIST)
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test test-pure lint bench explore record-smoke clean
+
+help:   ## print this list
+	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
+	 sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1: \2/p' $(MAKEFILE_LIST)
+
+build: $(BUILT) ## make .venv, install, compile the rooms
+
+run: $(BUILT) ## replay the bundled boot and verify it (ARGS=... for more)
+	@$(BIN)/kvmmu run $(ARGS)
+
+test: $(BUILT) ## compile, and run the test suite on the compiled build
+	$(PYTEST) -m "not deep" $(ARGS)
+
+test-pure: $(VENV)/.installed ## run the quick tests on the interpreted build
+	KVMMU_PURE=1 $(BIN)/python -m pytest $(XDIST) -m "not slow and not deep" $(ARGS)
+
+lint: $(VENV)/.installed ## ruff, mypy, cython-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint src
+
+bench: $(BUILT) ## measure what README claims
+	$(REQUIRE) $(BIN)/python -m benchmarks $(ARGS)
+
+explore: $(BUILT) ## the enumerations and long state machines that are not in make test
+	HYPOTHESIS_PROFILE=deep $(PYTEST) -m deep $(ARGS)
+
+record-smoke: $(BUILT) ## record a tiny guest with QEMU >= 10, and replay it
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/record_smoke.sh
+
+clean:  ## remove what make made
+	rm -rf $(VENV) build dist out src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src -name '*.so' -delete
+	rm -f src/kvmmu/_build_note.txt
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Name everything that is missing at once, by its Debian package.
+define CHECK_TOOLS
+missing=; \
+if ! command -v $(PYTHON) >/dev/null; then missing=" python3 python3-venv"; \
+elif ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+    echo "kvmmu: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.11" >&2; exit 1; \
+else \
+    $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+    [ -n "$(PURE)" ] || $(PYTHON) -c 'import os, sys, sysconfig; \
+        sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' \
+        || missing="$$missing python3-dev"; \
+fi; \
+[ -n "$(PURE)" ] || command -v $${CC:-gcc} >/dev/null || missing="$$missing gcc"; \
+if [ -n "$$missing" ]; then \
+    echo "kvmmu: missing:$$missing. Debian: apt-get install$$missing" >&2; \
+    case "$$missing" in *python3-venv*|*"python3 "*) ;; \
+    *) echo "kvmmu: or KVMMU_PURE=1 make $(MAKECMDGOALS), which needs no compiler and is slow" >&2;; esac; \
+    exit 1; \
+fi
+endef
+
+# Installed: the tools and kvmmu itself, editable and not yet compiled.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(CHECK_TOOLS)
+	@echo "kvmmu: making $(VENV) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt setuptools wheel Cython
+	@KVMMU_PURE=1 KVMMU_REQUIRE_COMPILED= $(BIN)/python -m pip install -q --disable-pip-version-check \
+	    -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# Built: the compiled rooms lie beside their sources.
+$(VENV)/.built: $(VENV)/.installed build_ext.py setup.py $(ROOMS)
+	@$(CHECK_TOOLS)
+	@echo "kvmmu: compiling the rooms (about three minutes when all of them are new)"
+	@KVMMU_REQUIRE_COMPILED=1 $(BIN)/python setup.py -q build_ext --inplace
+	@touch $@

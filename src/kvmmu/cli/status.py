@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Exit statuses of every command: the one table, printed by ``kvmmu --help``."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from ..errors import KvmmuError, RecorderError, ReplayMismatch, UserError
+
+
+class Status(IntEnum):
+    """What a command's end means to the shell."""
+
+    OK = 0
+    MISMATCH = 1
+    USAGE = 2
+    INPUT = 3
+    RECORDER = 4
+    BUG = 5
+    INTERRUPTED = 130
+    NO_READER = 141
+
+
+MEANINGS = {
+    Status.OK: "done, and what was asked holds",
+    Status.MISMATCH: "a mismatch was found: model and machine disagree",
+    Status.USAGE: "the command line is wrong",
+    Status.INPUT: "input cannot be used: a recording, a parameter, a file, slots",
+    Status.RECORDER: "recording a guest failed",
+    Status.BUG: "a bug in kvmmu (a traceback is shown)",
+    Status.INTERRUPTED: "interrupted",
+    Status.NO_READER: "whoever read the output went away",
+}
+
+
+def status_of(error: KvmmuError | OSError) -> Status:
+    """The status that ``error`` ends a command with."""
+    if isinstance(error, ReplayMismatch):
+        return Status.MISMATCH
+    if isinstance(error, RecorderError):
+        return Status.RECORDER
+    if isinstance(error, (UserError, OSError)):
+        return Status.INPUT
+    return Status.BUG
+
+
+def describe_statuses() -> str:
+    """The table as text, one status a line."""
+    return "\n".join(f"{status.value:>3}  {meaning}" for status, meaning in MEANINGS.items())

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ..addr cimport u8, u32, s32, u64, pfn_t, hpa_t, pages_per_level
+from ..hw.memory cimport PhysicalMemory
+
+cdef u64 _MAX_FRAMES
+cdef u64 _PAGE_SHIFT
+cdef u8 _PG_DIRTY
+cdef u8 _PG_ACCESSED
+cdef u8 _PG_RESERVED
+cdef u8 _PG_BLOCK_2M
+cdef u8 _PG_BLOCK_1G
+cdef u8 _PG_BLOCK_MASK
+
+@cython.final
+cdef class FrameAllocator:
+    cdef readonly PhysicalMemory memory
+    cdef s32[::1] refcount          # per frame; 0: free. A block's count is kept in its first frame
+    cdef u8[::1] flags              # per frame: PG_DIRTY, PG_ACCESSED, PG_RESERVED, PG_BLOCK_2M, PG_BLOCK_1G
+    cdef readonly list private      # per frame: what the owner of the frame keeps with it (a ShadowPage), or None
+    cdef readonly u64 nr_frames
+    cdef readonly u64 nr_free
+    cdef readonly pfn_t zero_pfn    # the shared zero page; reserved
+    cdef u32[::1] free_frames       # stack of returned frames; its first nr_stacked elements are meant
+    cdef u64 nr_stacked
+    cdef pfn_t fresh_pfn            # [fresh_pfn, top_pfn) was never handed out, and so is still all zeros
+    cdef pfn_t top_pfn
+    cdef readonly list free_blocks  # by level (2 and 3 used): first frames of returned blocks
+
+    cpdef pfn_t alloc(self) except? 0xFFFFFFFFFFFFFFFF
+    cpdef pfn_t alloc_zeroed(self) except? 0xFFFFFFFFFFFFFFFF
+    @cython.locals(pfn=pfn_t)
+    cpdef pfn_t alloc_block(self, int level) except? 0xFFFFFFFFFFFFFFFF
+    @cython.locals(fresh=bint, pfn=pfn_t)
+    cpdef pfn_t alloc_block_zeroed(self, int level) except? 0xFFFFFFFFFFFFFFFF
+    cpdef pfn_t head(self, pfn_t pfn) noexcept
+    cpdef int get(self, pfn_t pfn) except -1
+    cpdef int get_many(self, pfn_t pfn, int nr) except -1
+    @cython.locals(count=s32)
+    cpdef int put(self, pfn_t pfn) except -1
+    cpdef int nr_refs(self, pfn_t pfn) except -1
+    cpdef int flags_of(self, pfn_t pfn) except -1
+    cpdef bint is_reserved(self, pfn_t pfn) noexcept
+    cpdef int mark_dirty(self, pfn_t pfn) except -1
+    cpdef int mark_accessed(self, pfn_t pfn) except -1
+    @cython.locals(pfn=pfn_t, i=u64)
+    cdef pfn_t _alloc_slow(self) except? 0xFFFFFFFFFFFFFFFF
+    @cython.locals(nr=u64, first=pfn_t)
+    cdef pfn_t _carve(self, int level) except? 0xFFFFFFFFFFFFFFFF
+    @cython.locals(block=pfn_t)
+    cdef int _break_down(self, pfn_t pfn, pfn_t end) except -1
+    @cython.locals(i=u64)
+    cdef int _own_block(self, pfn_t pfn, int level) except -1
+    @cython.locals(i=u64, level=int)
+    cdef int _free(self, pfn_t pfn) except -1
+    cdef int _must_be_in_use(self, pfn_t pfn) except -1

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ..addr cimport u32, u64, gfn_t, gva_t, gpa_t, hpa_t, gpa_to_gfn, page_offset
+from ..hw.memory cimport PhysicalMemory
+from .guestmem cimport gpa_to_hpa, mark_page_dirty_in_slot
+from .kvmtrace cimport trace_emulate_insn, trace_kvm_mmio, trace_vcpu_match_mmio
+from .memslots cimport Memslot, Memslots
+from .vcpu cimport Vcpu
+from .vm cimport Vm
+from .mmu.context cimport Mmu, permission_fault
+from .mmu.gptewrite cimport track_write, unprotect_and_retry
+from .mmu.mmio cimport match_gpa, match_gva
+from .mmu.pagefault cimport inject_page_fault
+from .mmu.role cimport cpu_role_paging, role_direct
+from .mmu.walker cimport GuestWalk, gva_to_gpa_walk
+
+cdef u64 _INVALID_PAGE
+cdef u64 _PAGE_MASK
+cdef u64 _PAGE_SIZE
+cdef u64 _NO_HPA
+cdef u64 _PFERR_WRITE
+cdef u64 _PFERR_USER
+cdef u64 _PFERR_FETCH
+cdef u64 _APIC_DEFAULT_PHYS_BASE
+cdef u32 _KIND_WRITE
+cdef u32 _KIND_USER
+cdef u32 _KIND_IMPLICIT
+cdef u64 _PFERR_IMPLICIT
+cdef int _DONE
+cdef int _MMIO
+cdef int _FAULT
+cdef int _RETRY
+cdef int _MMIO_WRITE
+cdef int _MMIO_READ_UNSATISFIED
+cdef int _MMIO_READ
+cdef int _EMULTYPE_ALLOW_RETRY_PF
+
+cpdef u64 walk_access(u32 kind) noexcept
+@cython.locals(gw=GuestWalk, access=u64)
+cpdef bint fetch_insn(Vcpu vcpu, u32 kind) except -1
+cpdef bint is_mmio_gpa(Vcpu vcpu, gva_t gva, gpa_t gpa, bint is_write) except -1
+@cython.locals(mmu=Mmu, gpa=gpa_t, access=u64)
+cpdef int find_gpa(Vcpu vcpu, gva_t gva, u32 kind, bint has_exit_gpa) except -1
+@cython.locals(slots=Memslots, hpa=hpa_t, gpa=gpa_t)
+cpdef int write_ram(Vcpu vcpu, gpa_t gpa, bytes data) except -1
+@cython.locals(gpa=gpa_t, value=u64, size=u64)
+cpdef int one_page(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size, bint has_exit_gpa) except -1
+@cython.locals(first=u64, ret=int, second=int)
+cpdef int emulate(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
+cpdef int complete_mmio_read(Vcpu vcpu, u64 size, u64 value) except -1

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Guest memory as KVM reaches it: gpa -> memslot -> hva -> whatever the process has there.
+
+This is how the hypervisor reads and writes what belongs to the guest: its page tables, the operands of emulated
+instructions. Such an access faults pages of the process in like any other of its accesses, sees no memory where there
+is no slot or an INVALID one, cannot write to read-only slots, and a write marks its page dirty.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from ..addr import PAGE_SIZE, Gfn, Gpa, Hpa, gpa_to_gfn, page_offset
+from ..host.mm import NO_HPA, Mm
+from .memslots import PAGE_OFFSET, Memslot, Memslots
+
+if TYPE_CHECKING:
+    from .vm import Vm
+
+_ONE = 1
+_NO_HPA = NO_HPA
+_PAGE_OFFSET = PAGE_OFFSET
+
+
+def gpa_to_hpa(slots: Memslots, mm: Mm, gpa: Gpa, write: bool) -> Hpa:
+    """Physical address of the guest's byte ``gpa``, for an access by the hypervisor; valid up to the page's end.
+
+    ``NO_HPA`` when there is none: no slot, an INVALID one, a write to a read-only one, or nothing at the hva that
+    permits the access. Faults the page in. A writer calls :func:`mark_page_dirty_in_slot` after the store.
+    :class:`~kvmmu.errors.OutOfFrames` when the host's memory ends.
+    """
+    gfn = gpa_to_gfn(gpa)
+    slot = slots.find(gfn)
+    if slot is None:
+        return _NO_HPA  # type: ignore[return-value]
+    hva = slot.gfn_to_hva_prot(gfn, write)
+    if hva >= _PAGE_OFFSET:
+        return _NO_HPA  # type: ignore[return-value]
+    return mm.user_access(hva + page_offset(gpa), write)  # type: ignore[arg-type]
+
+
+def mark_page_dirty_in_slot(slot: Memslot | None, gfn: Gfn) -> int:
+    """Note in the slot's dirty bitmap that ``gfn`` was written; nothing happens while the slot is not logged."""
+    if slot is None or not slot.is_dirty_logged() or slot.dirty_bitmap is None:
+        return 0
+    bit = gfn - slot.base_gfn
+    slot.dirty_bitmap[bit >> 6] |= _ONE << (bit & 63)
+    return 0
+
+
+def read_guest(vm: Vm, as_id: int, gpa: Gpa, length: int) -> bytes | None:
+    """``length`` bytes from ``gpa`` on in address space ``as_id``, across pages and slots (``kvm_read_guest``).
+
+    None (the kernel's -EFAULT) when any of them cannot be read.
+    """
+    slots: Memslots = vm.memslots[as_id]
+    parts: list[bytes] = []
+    while length > 0:
+        chunk = min(length, PAGE_SIZE - page_offset(gpa))
+        hpa = gpa_to_hpa(slots, vm.mm, gpa, False)
+        if hpa == NO_HPA:
+            return None
+        parts.append(vm.memory.read(hpa, chunk))
+        gpa = Gpa(gpa + chunk)
+        length -= chunk
+    return b"".join(parts)
+
+
+def write_guest(vm: Vm, as_id: int, gpa: Gpa, data: bytes) -> int:
+    """Write ``data`` at ``gpa`` in address space ``as_id``, across pages and slots (``kvm_write_guest``).
+
+    0, or -EFAULT when a page cannot be written; the pages before it have been. Marks what it wrote dirty.
+    """
+    slots: Memslots = vm.memslots[as_id]
+    done = 0
+    while done < len(data):
+        chunk = min(len(data) - done, PAGE_SIZE - page_offset(gpa))
+        hpa = gpa_to_hpa(slots, vm.mm, gpa, True)
+        if hpa == NO_HPA:
+            return -errno.EFAULT
+        vm.memory.write(hpa, data[done : done + chunk])
+        mark_page_dirty_in_slot(slots.find(gpa_to_gfn(gpa)), gpa_to_gfn(gpa))
+        gpa = Gpa(gpa + chunk)
+        done += chunk
+    return 0

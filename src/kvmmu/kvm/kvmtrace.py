@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The tracepoints of system ``kvm`` that the model fires: each function builds one event and hands it to the sink.
+
+Callers test ``trace.on`` first. Fields are in the order of :data:`kvmmu.tracepoint.EVENTS`.
+Source: reference "Tracepoints, system kvm".
+"""
+
+from __future__ import annotations
+
+from ..addr import Gpa, Gva, Hva
+from ..tracepoint import Event, Trace
+
+#: Kinds of kvm_mmio.
+MMIO_READ_UNSATISFIED = 0
+MMIO_READ = 1
+MMIO_WRITE = 2
+
+#: Flags of kvm_emulate_insn: CR0.PE, EFLAGS.VM, CS.D, CS.L; the four modes that they make.
+EMUL_REAL = 0
+EMUL_PROT16 = 1
+EMUL_PROT32 = 5
+EMUL_PROT64 = 9
+
+
+def trace_kvm_page_fault(trace: Trace, vcpu_id: int, rip: int, addr: int, error_code: int) -> int:
+    """An exit for a page fault: ``addr`` is the gva (shadow paging) or the gpa (NPT) that faulted."""
+    return _emit(trace, ("kvm_page_fault", vcpu_id, rip, addr, error_code))
+
+
+def trace_inj_exception(trace: Trace, vector: int, has_error: bool, error_code: int, reinjected: bool) -> int:
+    """An exception goes to the guest at this entry."""
+    event = ("kvm_inj_exception", vector, bool(has_error), error_code, bool(reinjected))
+    return _emit(trace, event)
+
+
+def trace_kvm_cr(trace: Trace, rw: bool, cr: int, val: int) -> int:
+    """An exit for MOV to (``rw``) or from control register ``cr``."""
+    return _emit(trace, ("kvm_cr", 1 if rw else 0, cr, val))
+
+
+def trace_kvm_mmio(trace: Trace, kind: int, length: int, gpa: Gpa, val: int) -> int:
+    """A device access of ``length`` bytes at ``gpa``; ``kind`` is MMIO_READ_UNSATISFIED, MMIO_READ or MMIO_WRITE."""
+    return _emit(trace, ("kvm_mmio", kind, length, gpa, val))
+
+
+def trace_vcpu_match_mmio(trace: Trace, gva: Gva, gpa: Gpa, is_write: bool, gpa_match: bool) -> int:
+    """The vCPU's record of its last MMIO access served this one; ``gpa_match`` tells by which address."""
+    return _emit(trace, ("vcpu_match_mmio", gva, gpa, bool(is_write), bool(gpa_match)))
+
+
+def trace_emulate_insn(trace: Trace, rip: int, flags: int = 9) -> int:
+    """KVM emulates the instruction at ``rip``; ``flags`` is the CPU mode (EMUL_*), 64-bit unless told.
+
+    The model has accesses, not instructions: no bytes are known, so csbase and len are 0 and insn is empty.
+    """
+    return _emit(trace, ("kvm_emulate_insn", rip, 0, 0, b"", flags, False))
+
+
+def trace_unmap_hva_range(trace: Trace, start: Hva, end: Hva) -> int:
+    """The host is about to unmap [``start``, ``end``) of the process that owns the VM."""
+    return _emit(trace, ("kvm_unmap_hva_range", start, end))
+
+
+# Deliver one event; a sink that was detached after the caller looked is no error.
+def _emit(trace: Trace, event: Event) -> int:
+    sink = trace.sink
+    if sink is not None:
+        sink(event)
+    return 0

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ..addr cimport u16, u32, s32, u64, gfn_t, hva_t, pfn_t
+
+cdef u64 _ONE
+cdef u64 _PAGE_SHIFT
+cdef int _LEVEL_BITS
+cdef u32 _KVM_MEM_READONLY
+cdef u32 _KVM_MEM_LOG_DIRTY_PAGES
+cdef u32 _KVM_MEMSLOT_INVALID
+cdef u64 _KVM_HVA_ERR_BAD
+cdef u64 _KVM_HVA_ERR_RO_BAD
+cdef u64 _KVM_PFN_ERR_MASK
+cdef u64 _KVM_PFN_ERR_NOSLOT_MASK
+cdef u64 _KVM_PFN_NOSLOT
+cdef int _KVM_USER_MEM_SLOTS
+
+@cython.final
+cdef class Memslot:
+    cdef readonly int id
+    cdef readonly int as_id
+    cdef readonly gfn_t base_gfn
+    cdef readonly gfn_t end_gfn     # base_gfn + npages
+    cdef readonly u64 npages
+    cdef readonly hva_t userspace_addr
+    cdef public u32 flags           # KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID
+    # Per level arrays, one after the other: 2M, 1G, then 4K (last, so that disallow_lpage needs no room for it).
+    # A level's begins at offset[level]: the element of gfn is offset[level] + index(gfn, level).
+    cdef u64 offset[4]
+    cdef u64 nr_entries[4]          # by level
+    # Each array is kept twice: as the Python object that copies of the slot share, and as C words.
+    cdef public object rmap_array   # None while no rmaps are in use
+    cdef u64[::1] rmap              # rmap head words, levels 1 to 3 (mmu/rmap.py)
+    cdef public object lpage_array
+    cdef s32[::1] disallow_lpage    # levels 2 and 3 only; != 0 forbids a large page
+    cdef public object write_track_array
+    cdef u16[::1] gfn_write_track   # element index(gfn, 1); None while nothing is tracked
+    cdef public object dirty_array
+    cdef u64[::1] dirty_bitmap      # one bit per page, then as many words of scratch; None: not logging
+
+    cpdef u64 index(self, gfn_t gfn, int level) noexcept
+    cpdef u64 nr_lpages(self, int level) noexcept
+    cpdef hva_t gfn_to_hva(self, gfn_t gfn) noexcept
+    cpdef hva_t gfn_to_hva_prot(self, gfn_t gfn, bint write) noexcept
+    cpdef bint contains(self, gfn_t gfn) noexcept
+    cpdef bint is_invalid(self) noexcept
+    cpdef bint is_readonly(self) noexcept
+    cpdef bint is_visible(self) noexcept
+    cpdef bint is_dirty_logged(self) noexcept
+    cpdef s32 nr_disallowed(self, gfn_t gfn, int level) noexcept
+    cpdef u64 rmap_word(self, gfn_t gfn, int level) noexcept
+    cpdef u64 nr_dirty_words(self) noexcept
+    cdef int _bind(self) except -1
+    @cython.locals(level=int, i=u64, block=u64)
+    cdef int _forbid_lpages(self) except -1
+
+@cython.final
+cdef class Memslots:
+    # One address space's published set; replaced as a whole by each swap (section 19.2).
+    cdef readonly int as_id
+    cdef readonly u64 generation    # bit 63: an update is in progress
+    cdef readonly list slots        # sorted by base_gfn
+    cdef readonly list slots_by_hva # the same, sorted by userspace_addr
+    cdef readonly dict by_id
+    cdef Memslot last_used          # hint of find()
+
+    @cython.locals(slot=Memslot)
+    cpdef Memslot find(self, gfn_t gfn)
+    @cython.locals(slot=Memslot, low=Py_ssize_t, high=Py_ssize_t, middle=Py_ssize_t)
+    cpdef Memslot search(self, gfn_t gfn)
+    @cython.locals(slot=Memslot)
+    cpdef hva_t gfn_to_hva(self, gfn_t gfn, bint write) noexcept
+    @cython.locals(slot=Memslot)
+    cpdef bint is_visible_gfn(self, gfn_t gfn) noexcept
+    cpdef int set_generation(self, u64 generation) except -1
+
+cpdef bint is_error_hva(hva_t hva) noexcept
+cpdef bint is_error_pfn(pfn_t pfn) noexcept
+cpdef bint is_error_noslot_pfn(pfn_t pfn) noexcept
+cpdef bint is_noslot_pfn(pfn_t pfn) noexcept

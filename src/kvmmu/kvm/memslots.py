@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Memslots: which part of the process's address space is which part of the guest's physical memory.
+
+A :class:`Memslot` is one mapping with its per-page arrays, a :class:`Memslots` the set of one address space (0 normal,
+1 SMM) as it was published. Sets and the places of slots never change after publication: an update publishes another
+set (``regions.py``). The arrays do change, under the locks of the rooms that own their contents.
+
+Per level an array has one element for each block that the slot touches: that of ``gfn`` at ``level`` is number
+``(gfn >> 9(l-1)) - (base_gfn >> 9(l-1))``, which :meth:`Memslot.index` computes. Source: reference section "Memslot".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+from ..addr import LEVEL_BITS, PAGE_SHIFT, Gfn, Hva
+from ..host.frames import zeroed_array
+
+#: Flags of a slot: log writes, refuse writes, and (internal) being deleted or moved.
+KVM_MEM_LOG_DIRTY_PAGES = 1
+KVM_MEM_READONLY = 2
+KVM_MEMSLOT_INVALID = 1 << 16
+#: Slots that user space may make; ids from here to KVM_MEM_SLOTS_NUM are KVM's own.
+KVM_USER_MEM_SLOTS = 32764
+KVM_MEM_SLOTS_NUM = 32767
+KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
+#: Bit of a generation: an update is in progress.
+KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63
+
+#: First address that belongs to the host's kernel (4-level paging): no hva is here or above.
+PAGE_OFFSET = 0xFFFF_8880_0000_0000
+KVM_HVA_ERR_BAD = PAGE_OFFSET
+KVM_HVA_ERR_RO_BAD = PAGE_OFFSET + 4096
+
+#: Words in place of a pfn.
+KVM_PFN_ERR_MASK = 0x7FF << 52
+KVM_PFN_ERR_NOSLOT_MASK = 0xFFF << 52
+KVM_PFN_NOSLOT = 1 << 63
+KVM_PFN_ERR_FAULT = KVM_PFN_ERR_MASK
+KVM_PFN_ERR_HWPOISON = KVM_PFN_ERR_MASK + 1
+KVM_PFN_ERR_RO_FAULT = KVM_PFN_ERR_MASK + 2
+KVM_PFN_ERR_SIGPENDING = KVM_PFN_ERR_MASK + 3
+
+_ONE = 1
+_PAGE_SHIFT = PAGE_SHIFT
+_LEVEL_BITS = LEVEL_BITS
+_KVM_MEM_READONLY = KVM_MEM_READONLY
+_KVM_MEM_LOG_DIRTY_PAGES = KVM_MEM_LOG_DIRTY_PAGES
+_KVM_MEMSLOT_INVALID = KVM_MEMSLOT_INVALID
+_KVM_HVA_ERR_BAD = KVM_HVA_ERR_BAD
+_KVM_HVA_ERR_RO_BAD = KVM_HVA_ERR_RO_BAD
+_KVM_PFN_ERR_MASK = KVM_PFN_ERR_MASK
+_KVM_PFN_ERR_NOSLOT_MASK = KVM_PFN_ERR_NOSLOT_MASK
+_KVM_PFN_NOSLOT = KVM_PFN_NOSLOT
+_KVM_USER_MEM_SLOTS = KVM_USER_MEM_SLOTS
+
+
+class Memslot:
+    """One mapping: ``npages`` guest frames from ``base_gfn`` on lie at ``userspace_addr`` of the process.
+
+    ``slot`` is the ioctl's number, id in bits 0-15 and address space in bits 16-31. The arrays are None until their
+    ``alloc_*()`` is called; each of those raises :class:`MemoryError` when there is not enough.
+    """
+
+    __slots__ = (
+        "as_id",
+        "base_gfn",
+        "dirty_array",
+        "dirty_bitmap",
+        "disallow_lpage",
+        "end_gfn",
+        "flags",
+        "gfn_write_track",
+        "id",
+        "lpage_array",
+        "npages",
+        "nr_entries",
+        "offset",
+        "rmap",
+        "rmap_array",
+        "userspace_addr",
+        "write_track_array",
+    )
+
+    def __init__(self, slot: int, flags: int, base_gfn: Gfn, npages: int, userspace_addr: Hva) -> None:
+        self.id = slot & 0xFFFF
+        self.as_id = slot >> 16
+        self.flags = flags
+        self.base_gfn = base_gfn
+        self.npages = npages
+        self.end_gfn = Gfn(base_gfn + npages)
+        self.userspace_addr = userspace_addr
+        self.nr_entries = [0] * 4
+        self.offset = [0] * 4
+        for level in (1, 2, 3):
+            shift = LEVEL_BITS * (level - 1)
+            self.nr_entries[level] = ((base_gfn + npages - 1) >> shift) - (base_gfn >> shift) + 1
+        self.offset[2] = 0
+        self.offset[3] = self.nr_entries[2]
+        self.offset[1] = self.nr_entries[2] + self.nr_entries[3]
+        self.rmap_array: memoryview | None = None
+        self.lpage_array: memoryview | None = None
+        self.write_track_array: memoryview | None = None
+        self.dirty_array: memoryview | None = None
+        self._bind()
+
+    # Look at the arrays as C words.
+    def _bind(self) -> int:
+        self.rmap: Any = self.rmap_array
+        self.disallow_lpage: Any = self.lpage_array
+        self.gfn_write_track: Any = self.write_track_array
+        self.dirty_bitmap: Any = self.dirty_array
+        return 0
+
+    def alloc_rmap(self) -> None:
+        """Give the slot empty reverse maps, unless it has them; slots_arch_lock once the slot is published."""
+        if self.rmap_array is None:
+            self.rmap_array = zeroed_array("Q", sum(self.nr_lpages(level) for level in (1, 2, 3)))
+            self._bind()
+
+    def alloc_lpage_info(self) -> None:
+        """Give the slot its ``disallow_lpage`` counts, set where a large page can never be."""
+        self.lpage_array = zeroed_array("i", self.nr_lpages(2) + self.nr_lpages(3))
+        self._bind()
+        self._forbid_lpages()
+
+    def alloc_write_track(self) -> None:
+        """Give the slot write-track counts, unless it has them; slots_arch_lock once the slot is published."""
+        if self.write_track_array is None:
+            self.write_track_array = zeroed_array("H", self.npages)
+            self._bind()
+
+    def alloc_dirty_bitmap(self) -> None:
+        """Give the slot a clean dirty bitmap and, behind it, scratch of the same size."""
+        self.dirty_array = zeroed_array("Q", 2 * self.nr_dirty_words())
+        self._bind()
+
+    def use_dirty_bitmap_of(self, other: Memslot | None) -> None:
+        """Share the dirty bitmap of ``other``; None: have none."""
+        self.dirty_array = None if other is None else other.dirty_array
+        self._bind()
+
+    def share_arch(self, other: Memslot) -> None:
+        """Use the rmap, lpage and write-track arrays of ``other``, a slot of the same place and size."""
+        self.rmap_array = other.rmap_array
+        self.lpage_array = other.lpage_array
+        self.write_track_array = other.write_track_array
+        self._bind()
+
+    def copy(self) -> Memslot:
+        """Another slot object for the same mapping, sharing every array."""
+        slot = Memslot(self.id | self.as_id << 16, self.flags, self.base_gfn, self.npages, self.userspace_addr)
+        slot.share_arch(self)
+        slot.use_dirty_bitmap_of(self)
+        return slot
+
+    # Large pages are impossible in a first or last block that sticks out of the slot, and everywhere when gfn and hva
+    # differ within the large page.
+    def _forbid_lpages(self) -> int:
+        for level in (2, 3):
+            block = (_ONE << (_LEVEL_BITS * (level - 1))) - 1
+            if self.base_gfn & block:
+                self.disallow_lpage[self.offset[level]] = 1
+            if self.end_gfn & block:
+                self.disallow_lpage[self.offset[level] + self.nr_entries[level] - 1] = 1
+            if (self.base_gfn ^ (self.userspace_addr >> _PAGE_SHIFT)) & block:
+                for i in range(self.nr_entries[level]):
+                    self.disallow_lpage[self.offset[level] + i] = 1
+        return 0
+
+    def index(self, gfn: Gfn, level: int) -> int:
+        """Number of the block of ``level`` that holds ``gfn``, counted from the slot's first such block.
+
+        Its element in ``rmap`` and ``disallow_lpage`` is that plus ``offset[level]``; in ``gfn_write_track`` it is
+        ``index(gfn, 1)`` itself.
+        """
+        return (gfn >> (_LEVEL_BITS * (level - 1))) - (self.base_gfn >> (_LEVEL_BITS * (level - 1)))
+
+    def nr_lpages(self, level: int) -> int:
+        """Number of blocks of ``level`` that the slot touches."""
+        return self.nr_entries[level]
+
+    def gfn_to_hva(self, gfn: Gfn) -> Hva:
+        """Address of ``gfn`` in the process, whatever the slot's flags; ``gfn`` lies in the slot."""
+        return self.userspace_addr + ((gfn - self.base_gfn) << _PAGE_SHIFT)  # type: ignore[return-value]
+
+    def gfn_to_hva_prot(self, gfn: Gfn, write: bool) -> Hva:
+        """:meth:`gfn_to_hva`, or ``KVM_HVA_ERR_BAD`` (INVALID slot), ``KVM_HVA_ERR_RO_BAD`` (write to read-only)."""
+        if self.flags & _KVM_MEMSLOT_INVALID:
+            return _KVM_HVA_ERR_BAD  # type: ignore[return-value]
+        if write and self.flags & _KVM_MEM_READONLY:
+            return _KVM_HVA_ERR_RO_BAD  # type: ignore[return-value]
+        return self.gfn_to_hva(gfn)
+
+    def contains(self, gfn: Gfn) -> bool:
+        """Whether ``gfn`` lies in the slot."""
+        return self.base_gfn <= gfn < self.end_gfn
+
+    def is_invalid(self) -> bool:
+        """Whether the slot is being deleted or moved (``KVM_MEMSLOT_INVALID``)."""
+        return self.flags & _KVM_MEMSLOT_INVALID != 0
+
+    def is_readonly(self) -> bool:
+        """Whether guest writes are refused (``KVM_MEM_READONLY``)."""
+        return self.flags & _KVM_MEM_READONLY != 0
+
+    def is_visible(self) -> bool:
+        """Whether user space made the slot and it is not going away (``kvm_is_visible_memslot``)."""
+        return self.id < _KVM_USER_MEM_SLOTS and self.flags & _KVM_MEMSLOT_INVALID == 0
+
+    def is_dirty_logged(self) -> bool:
+        """Whether writes are logged (``kvm_slot_dirty_track_enabled``)."""
+        return self.flags & _KVM_MEM_LOG_DIRTY_PAGES != 0
+
+    def nr_disallowed(self, gfn: Gfn, level: int) -> int:
+        """``disallow_lpage`` count of the block of ``level`` (2 or 3) that holds ``gfn``; needs the arrays."""
+        return self.disallow_lpage[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]
+
+    def rmap_word(self, gfn: Gfn, level: int) -> int:
+        """Rmap head word of ``gfn`` at ``level``; 0 also while no rmaps are in use."""
+        if self.rmap is None:
+            return 0
+        return self.rmap[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]
+
+    def nr_dirty_words(self) -> int:
+        """64-bit words in the dirty bitmap, its scratch half not counted."""
+        return (self.npages + 63) >> 6
+
+    def __repr__(self) -> str:
+        names = ("log-dirty", "readonly", "invalid")
+        masks = (KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID)
+        flags = "".join(f" {name}" for name, mask in zip(names, masks, strict=True) if self.flags & mask)
+        place = f"gfn {self.base_gfn:#x}-{self.end_gfn:#x} hva {self.userspace_addr:#x}"
+        return f"<Memslot {self.as_id}:{self.id} {place}{flags}>"
+
+
+class Memslots:
+    """The slots of one address space between two updates.
+
+    Only its generation changes after publication, once: :meth:`set_generation` ends the update. The first generation
+    of an address space is its number, so that those of two spaces never meet.
+    """
+
+    __slots__ = ("as_id", "by_id", "generation", "last_used", "slots", "slots_by_hva")
+
+    def __init__(self, as_id: int, generation: int | None = None, slots: Sequence[Memslot] = ()) -> None:
+        self.as_id = as_id
+        self.generation = as_id if generation is None else generation
+        self.slots = sorted(slots, key=attrgetter("base_gfn"))
+        self.slots_by_hva = sorted(slots, key=attrgetter("userspace_addr"))
+        self.by_id = {slot.id: slot for slot in slots}
+        self.last_used: Memslot | None = None
+
+    def find(self, gfn: Gfn) -> Memslot | None:
+        """The slot that holds ``gfn``, or None; tries the last one found first (``gfn_to_memslot``)."""
+        slot = self.last_used
+        if slot is not None and slot.base_gfn <= gfn < slot.end_gfn:
+            return slot
+        slot = self.search(gfn)
+        if slot is not None:
+            self.last_used = slot
+        return slot
+
+    def search(self, gfn: Gfn) -> Memslot | None:
+        """:meth:`find` without touching the hint (``search_memslots``), for vCPUs, which keep one of their own."""
+        low = 0
+        high = len(self.slots)
+        while low < high:
+            middle = (low + high) >> 1
+            slot = self.slots[middle]
+            if gfn < slot.base_gfn:
+                high = middle
+            elif gfn >= slot.end_gfn:
+                low = middle + 1
+            else:
+                return slot
+        return None
+
+    def find_id(self, slot_id: int) -> Memslot | None:
+        """The slot with that id, or None (``id_to_memslot``)."""
+        return self.by_id.get(slot_id)
+
+    def gfn_to_hva(self, gfn: Gfn, write: bool) -> Hva:
+        """Address of ``gfn`` in the process, or an error hva: no slot, an INVALID one, a write to a read-only one."""
+        slot = self.find(gfn)
+        if slot is None:
+            return _KVM_HVA_ERR_BAD  # type: ignore[return-value]
+        return slot.gfn_to_hva_prot(gfn, write)
+
+    def is_visible_gfn(self, gfn: Gfn) -> bool:
+        """Whether a user's slot that is not going away holds ``gfn`` (``kvm_is_visible_gfn``)."""
+        slot = self.find(gfn)
+        return slot is not None and slot.is_visible()
+
+    def in_hva_range(self, start: Hva, end: Hva) -> list[Memslot]:
+        """Slots that overlap ``[start, end)``, by ascending hva; several may show the same memory."""
+        return [
+            slot
+            for slot in self.slots_by_hva
+            if slot.userspace_addr < end and start < slot.userspace_addr + (slot.npages << PAGE_SHIFT)
+        ]
+
+    def overlaps(self, start_gfn: Gfn, end_gfn: Gfn, but_id: int) -> Memslot | None:
+        """The first slot other than ``but_id`` that overlaps ``[start_gfn, end_gfn)``, or None."""
+        for slot in self.slots:
+            if slot.id != but_id and slot.base_gfn < end_gfn and start_gfn < slot.end_gfn:
+                return slot
+        return None
+
+    def set_generation(self, generation: int) -> int:
+        """End the update that published this set; slots_lock held (:mod:`kvmmu.kvm.regions`)."""
+        self.generation = generation
+        return 0
+
+
+def is_error_hva(hva: Hva) -> bool:
+    """Whether ``hva`` is an error word instead of an address of the process."""
+    return hva >= _KVM_HVA_ERR_BAD
+
+
+def is_error_pfn(pfn: int) -> bool:
+    """Whether ``pfn`` is an error word; ``KVM_PFN_NOSLOT`` is none."""
+    return pfn & _KVM_PFN_ERR_MASK != 0
+
+
+def is_error_noslot_pfn(pfn: int) -> bool:
+    """Whether ``pfn`` is an error word or ``KVM_PFN_NOSLOT``."""
+    return pfn & _KVM_PFN_ERR_NOSLOT_MASK != 0
+
+
+def is_noslot_pfn(pfn: int) -> bool:
+    """Whether ``pfn`` says that no slot holds the gfn: MMIO."""
+    return pfn == _KVM_PFN_NOSLOT

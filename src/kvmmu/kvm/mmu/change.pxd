@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ...addr cimport u32, u64, hpa_t, pfn_t
+from ...host.frames cimport FrameAllocator
+from ...hw.memory cimport PhysicalMemory
+from ..stats cimport VmStat
+from ..vm cimport Vm
+from .role cimport role_level
+from .page cimport ShadowPage
+from .spte cimport (SpteFormat, is_accessed, is_dirty, is_mmu_writable, is_shadow_present, is_volatile, is_writable,
+                    spte_to_pfn)
+
+cdef u64 _SHADOW_NONPRESENT_VALUE
+
+cpdef int count_pages(Vm vm, int level, int nr) except -1
+@cython.locals(old=u64)
+cpdef int set_spte(Vm vm, hpa_t sptep, u64 new_spte) except -1
+@cython.locals(old=u64)
+cpdef u64 update_spte_no_track(Vm vm, hpa_t sptep, u64 new_spte) except? 0x5A5A5A5A5A
+@cython.locals(old=u64, flush=bint, fmt=SpteFormat)
+cpdef bint update_spte(Vm vm, hpa_t sptep, u64 new_spte) except -1
+@cython.locals(old=u64, fmt=SpteFormat, sp=ShadowPage)
+cpdef u64 clear_track_bits(Vm vm, hpa_t sptep) except? 0x5A5A5A5A5A
+cpdef int clear_no_track(Vm vm, hpa_t sptep) except -1

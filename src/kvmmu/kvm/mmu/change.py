@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The door through which every spte of the legacy MMU changes: set, update, clear.
+
+What the hardware may change behind kvm (A, D, a lockless fix) is exchanged, not overwritten, and what the old word
+knew of the page (accessed, dirty) is handed to the frame. ``mmu_lock`` exclusive throughout.
+Reference: "Installing SPTEs", low-level writes.
+"""
+
+from __future__ import annotations
+
+from ...addr import Hpa
+from ...errors import KvmBug
+from ..vm import Vm
+from .role import role_level
+from .spte import (
+    SHADOW_NONPRESENT_VALUE,
+    describe_spte,
+    is_accessed,
+    is_dirty,
+    is_mmu_writable,
+    is_shadow_present,
+    is_volatile,
+    is_writable,
+    spte_to_pfn,
+)
+
+_SHADOW_NONPRESENT_VALUE = SHADOW_NONPRESENT_VALUE
+
+
+def count_pages(vm: Vm, level: int, nr: int) -> int:
+    # pages_4k, pages_2m, pages_1g by nr, which may be negative.
+    if level == 1:
+        vm.stat.pages_4k += nr
+    elif level == 2:
+        vm.stat.pages_2m += nr
+    else:
+        vm.stat.pages_1g += nr
+    return 0
+
+
+def set_spte(vm: Vm, sptep: Hpa, new_spte: int) -> int:
+    # Nonpresent to present, or to an MMIO spte.
+    old = vm.memory.read_once(sptep)
+    if is_shadow_present(old):
+        raise KvmBug(f"set over a present spte at {sptep:#x}: {old:#x} -> {new_spte:#x} ({describe_spte(old, vm.fmt, 1)})")
+    vm.memory.write_once(sptep, new_spte)
+    return 0
+
+
+def update_spte_no_track(vm: Vm, sptep: Hpa, new_spte: int) -> int:
+    # Present to present of the same pfn; returns the old word.
+    old = vm.memory.read_once(sptep)
+    if not is_shadow_present(old):
+        vm.memory.write_once(sptep, new_spte)
+        return old
+    if is_volatile(vm.fmt, old):
+        old = vm.memory.xchg(sptep, new_spte)
+    else:
+        vm.memory.write_once(sptep, new_spte)
+    if spte_to_pfn(old) != spte_to_pfn(new_spte):
+        raise KvmBug(f"pfn changed in place at {sptep:#x}: {old:#x} -> {new_spte:#x}")
+    return old
+
+
+def update_spte(vm: Vm, sptep: Hpa, new_spte: int) -> bool:
+    # As above, with the page told what was lost; returns whether TLBs must be flushed before mmu_lock is dropped.
+    fmt = vm.fmt
+    old = update_spte_no_track(vm, sptep, new_spte)
+    if not is_shadow_present(old):
+        return False
+    flush = is_mmu_writable(fmt, old) and not is_writable(new_spte)
+    if is_accessed(fmt, old) and not is_accessed(fmt, new_spte):
+        flush = True
+        vm.frames.mark_accessed(spte_to_pfn(old))
+    if is_dirty(fmt, old) and not is_dirty(fmt, new_spte):
+        flush = True
+        vm.frames.mark_dirty(spte_to_pfn(old))
+    return flush
+
+
+def clear_track_bits(vm: Vm, sptep: Hpa) -> int:
+    # A leaf goes: store the nonpresent value, account, hand A and D to the page. Returns the old word.
+    fmt = vm.fmt
+    old = vm.memory.read_once(sptep)
+    if is_shadow_present(old) and is_volatile(fmt, old):
+        old = vm.memory.xchg(sptep, _SHADOW_NONPRESENT_VALUE)
+    else:
+        vm.memory.write_once(sptep, _SHADOW_NONPRESENT_VALUE)
+    if not is_shadow_present(old):
+        return old
+    sp = vm.frames.private[sptep >> 12]
+    count_pages(vm, role_level(sp.role), -1)
+    if is_accessed(fmt, old):
+        vm.frames.mark_accessed(spte_to_pfn(old))
+    if is_dirty(fmt, old):
+        vm.frames.mark_dirty(spte_to_pfn(old))
+    return old
+
+
+def clear_no_track(vm: Vm, sptep: Hpa) -> int:
+    # A nonleaf or an MMIO spte goes.
+    vm.memory.write_once(sptep, _SHADOW_NONPRESENT_VALUE)
+    return 0

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ...addr cimport u32, u64, gfn_t, hva_t, pfn_t
+from ..memslots cimport Memslot
+
+cdef u64 _PFERR_PRESENT
+cdef u64 _PFERR_WRITE
+cdef u64 _PFERR_USER
+cdef u64 _PFERR_RSVD
+cdef u64 _PFERR_FETCH
+cdef u64 _KVM_PFN_ERR_FAULT
+cdef u64 _KVM_HVA_ERR_BAD
+cdef int _RETRY
+cdef int _EMULATE
+cdef int _WRITE_PROTECTED
+cdef int _SPURIOUS
+cdef int _CAUSE_NONE
+cdef int _CAUSE_TABLE
+cdef int _CAUSE_MAP
+cdef int _CAUSE_WRITE_PROTECTED
+cdef int _CAUSE_MMIO_INSTALL
+cdef int _CAUSE_MMIO_UNCACHED
+cdef int _CAUSE_FAST
+cdef int _CAUSE_SPURIOUS
+cdef int _CAUSE_RETRY
+cdef int _CAUSE_ERROR
+
+@cython.final
+@cython.freelist(8)
+cdef class PageFault:
+    # Given by the exit; fixed afterwards.
+    cdef readonly u64 addr          # gva, or gpa for a direct MMU
+    cdef readonly u64 error_code
+    cdef readonly bint prefetch     # no guest waits for it
+    # Derived from the error code.
+    cdef readonly bint exec
+    cdef readonly bint write
+    cdef readonly bint present
+    cdef readonly bint rsvd
+    cdef readonly bint user
+    # Levels: what the guest and the MMU allow, what host and slot allow, what will be installed.
+    cdef public int max_level
+    cdef public int req_level
+    cdef public int goal_level
+    # Set at construction for a direct MMU, else by the guest walk.
+    cdef public gfn_t gfn
+    cdef public Memslot slot        # None: no memslot, so MMIO
+    # Set by faultin.
+    cdef public u64 mmu_seq         # sampled before the pfn lookup
+    cdef public hva_t hva
+    cdef public pfn_t pfn
+    cdef public bint map_writable
+    # Set by fetch: the write goes to a table that the walk of its own address used.
+    cdef public bint write_fault_to_shadow_pgtable
+    cdef public bint validate_direct    # direct children below hang off a guest's huge page, whose rights may change
+    cdef public int nr_linked       # shadow pages that had to be linked
+    cdef public int cause           # CAUSE_*, as far as a stage knows it
+
+cpdef int cause_of(PageFault fault, int verdict) noexcept

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From a gfn to the host's page, and the test whether the answer has gone stale meanwhile.
+
+Sample the invalidate sequence, then ask the host; under ``mmu_lock``, before anything is installed, look whether an
+invalidation passed in between. Reference: "Page-fault pipeline" 13.6-13.8, "MMU notifiers" retry rule.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from ...addr import INVALID_PAGE, Gfn, Pfn
+from ...host.frames import NO_PFN
+from ...host.mm import GUP_ERRORS, GUP_READ_ONLY
+from ..memslots import (
+    KVM_HVA_ERR_BAD,
+    KVM_PFN_ERR_FAULT,
+    KVM_PFN_ERR_RO_FAULT,
+    KVM_PFN_NOSLOT,
+    is_error_pfn,
+    is_noslot_pfn,
+)
+from ..requests import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, has_request
+from ..vcpu import Vcpu
+from ..vm import Vm
+from .context import FAULT_TDP
+from .fault import RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_RETRY, PageFault
+from .mmio import cache_record
+from .pages import is_obsolete, root_to_sp
+
+_NO_PFN = NO_PFN
+_GUP_ERRORS = GUP_ERRORS
+_GUP_READ_ONLY = GUP_READ_ONLY
+_KVM_PFN_ERR_FAULT = KVM_PFN_ERR_FAULT
+_KVM_PFN_ERR_RO_FAULT = KVM_PFN_ERR_RO_FAULT
+_KVM_PFN_NOSLOT = KVM_PFN_NOSLOT
+_KVM_HVA_ERR_BAD = KVM_HVA_ERR_BAD
+_INVALID_PAGE = INVALID_PAGE
+_CONTINUE = RET_PF_CONTINUE
+_RETRY = RET_PF_RETRY
+_EMULATE = RET_PF_EMULATE
+_EFAULT = errno.EFAULT
+_FAULT_TDP = FAULT_TDP
+_REQ_FREE_OBSOLETE_ROOTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+
+
+def is_invalidated(vm: Vm, mmu_seq: int, gfn: Gfn) -> bool:
+    # Whether an invalidation covers gfn now, or any has ended since mmu_seq was sampled.
+    if vm.mmu_invalidate_in_progress:
+        if vm.mmu_invalidate_range_start == _INVALID_PAGE:
+            return True
+        if vm.mmu_invalidate_range_start <= gfn and gfn < vm.mmu_invalidate_range_end:
+            return True
+    return vm.mmu_invalidate_seq != mmu_seq
+
+
+def find_pfn(vm: Vm, fault: PageFault) -> int:
+    # Set hva, pfn (or an error pfn) and map_writable of fault, whose slot is visible.
+    mm = vm.mm
+    slot = fault.slot
+    readonly = slot.is_readonly()  # type: ignore[union-attr]
+    if fault.write and readonly:
+        fault.pfn = _KVM_PFN_ERR_RO_FAULT
+        return 0
+    fault.hva = slot.gfn_to_hva(fault.gfn)  # type: ignore[union-attr]
+    if not readonly:
+        pfn = mm.gup_fast(fault.hva, True)
+        if pfn != _NO_PFN:
+            fault.pfn = pfn
+            fault.map_writable = True
+            return 0
+    pfn = mm.gup(fault.hva, fault.write)
+    if pfn >= _GUP_ERRORS:
+        fault.pfn = _KVM_PFN_ERR_FAULT
+        return 0
+    fault.pfn = pfn
+    fault.map_writable = fault.write
+    if not fault.write and not readonly and mm.gup_fast(fault.hva, True) != _NO_PFN:
+        # A read fault whose page may be written: map it so, and keep one of the two references.
+        fault.map_writable = True
+        vm.frames.put(pfn)
+    return 0
+
+
+def handle_noslot(vcpu: Vcpu, fault: PageFault, access: int) -> int:
+    # MMIO: remember it, and go on to an MMIO spte unless that is impossible.
+    vm = vcpu.vm
+    gva = 0 if vcpu.mmu.fault_op == _FAULT_TDP else fault.addr
+    cache_record(vcpu, gva, fault.gfn, access & vm.fmt.mmio_access_mask)  # type: ignore[arg-type]
+    fault.slot = None
+    fault.pfn = _KVM_PFN_NOSLOT
+    fault.map_writable = False
+    fault.hva = _KVM_HVA_ERR_BAD
+    if not vm.mmio_caching or fault.gfn > vm.max_gfn:
+        return _EMULATE
+    return _CONTINUE
+
+
+def faultin(vcpu: Vcpu, fault: PageFault, access: int) -> int:
+    # Find the page of fault.gfn. CONTINUE: fault.pfn is set (a reference is held, unless MMIO); else the verdict.
+    vm = vcpu.vm
+    fault.mmu_seq = vm.mmu_invalidate_seq
+    if fault.slot is None:
+        return handle_noslot(vcpu, fault, access)
+    if fault.slot.is_invalid():
+        return _RETRY
+    if is_invalidated(vm, fault.mmu_seq, fault.gfn):
+        return _RETRY
+    find_pfn(vm, fault)
+    if is_error_pfn(fault.pfn):
+        return _EMULATE if fault.pfn == _KVM_PFN_ERR_RO_FAULT else -_EFAULT
+    if is_invalidated(vm, fault.mmu_seq, fault.gfn):
+        release_pfn(vm, fault.pfn)
+        return _RETRY
+    return _CONTINUE
+
+
+def is_stale(vcpu: Vcpu, fault: PageFault) -> bool:
+    # mmu_lock held: has what fault found been taken back, or the root with it?
+    sp = root_to_sp(vcpu.vm, vcpu.mmu.root_hpa)
+    if sp is not None and is_obsolete(vcpu.vm, sp):
+        return True
+    if sp is None and has_request(vcpu, _REQ_FREE_OBSOLETE_ROOTS):
+        return True
+    return fault.slot is not None and is_invalidated(vcpu.vm, fault.mmu_seq, fault.gfn)
+
+
+def release_pfn(vm: Vm, pfn: Pfn) -> int:
+    # Drop the reference that faultin() took.
+    if not is_error_pfn(pfn) and not is_noslot_pfn(pfn):
+        vm.frames.put(pfn)
+    return 0

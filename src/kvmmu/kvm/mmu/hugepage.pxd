@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ...addr cimport u64, gfn_t, pages_per_level, u32
+from ...host.mm cimport Mm
+from ..memslots cimport Memslot
+from ..vm cimport Vm
+from ..vcpu cimport Vcpu
+from .fault cimport PageFault
+
+cdef u64 _KVM_PFN_ERR_NOSLOT_MASK
+cdef u64 _U64
+
+@cython.locals(level=int)
+cpdef int max_mapping_level(Vm vm, Memslot slot, gfn_t gfn, int max_level) except -1
+@cython.locals(slot=Memslot, mask=u64)
+cpdef int adjust(Vcpu vcpu, PageFault fault) except -1

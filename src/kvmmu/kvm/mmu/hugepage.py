@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How large a page may map a gfn: what the slot forbids, what the host has.
+
+Reference: "Huge pages and the NX mitigation", without the mitigation.
+"""
+
+from __future__ import annotations
+
+from ...addr import U64, Gfn, pages_per_level
+from ...errors import KvmBug
+from ..memslots import KVM_PFN_ERR_NOSLOT_MASK, Memslot
+from ..vcpu import Vcpu
+from ..vm import Vm
+from .fault import PageFault
+
+_KVM_PFN_ERR_NOSLOT_MASK = KVM_PFN_ERR_NOSLOT_MASK
+_U64 = U64
+
+
+def max_mapping_level(vm: Vm, slot: Memslot, gfn: Gfn, max_level: int) -> int:
+    """Largest level, at most ``max_level``, at which ``gfn`` may be mapped now.
+
+    Valid only under the notifier protocol: ``mmu_lock`` held and the fault not stale.
+    """
+    level = min(max_level, 3)
+    while level > 1 and slot.disallow_lpage[slot.offset[level] + slot.index(gfn, level)]:
+        level -= 1
+    if level == 1:
+        return 1
+    return min(level, vm.mm.mapping_level(slot.gfn_to_hva(gfn)))
+
+
+def adjust(vcpu: Vcpu, fault: PageFault) -> int:
+    # Choose the level of fault (req_level, goal_level) and round its pfn down accordingly.
+    slot = fault.slot
+    if fault.max_level == 1 or fault.pfn & _KVM_PFN_ERR_NOSLOT_MASK or slot is None or slot.is_dirty_logged():
+        return 0
+    fault.req_level = max_mapping_level(vcpu.vm, slot, fault.gfn, fault.max_level)
+    if fault.req_level == 1:
+        return 0
+    fault.goal_level = fault.req_level
+    mask = pages_per_level(fault.goal_level) - 1
+    if fault.gfn & mask != fault.pfn & mask:
+        raise KvmBug(f"gfn {fault.gfn:#x} and pfn {fault.pfn:#x} differ within a level {fault.goal_level} page")
+    fault.pfn &= ~mask
+    return 0

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Leaves: the word that maps a page, installing it, and installing its neighbours ahead of need.
+
+``make_spte()`` builds the word, ``set_leaf()`` puts it where something else may be, ``prefetch_*()`` do so for entries
+nobody asked for yet. ``mmu_lock`` exclusive throughout. Reference: "Installing SPTEs".
+"""
+
+from __future__ import annotations
+
+from ...addr import Gfn, Hpa, pfn_to_hpa
+from ...errors import KvmBug
+from ...host.frames import NO_PFN
+from ..guestmem import mark_page_dirty_in_slot
+from ..memslots import KVM_PFN_NOSLOT, Memslot
+from ..requests import flush_remote_tlbs_gfn
+from ..vcpu import Vcpu
+from .change import update_spte
+from .context import is_rsvd_spte
+from .fault import CAUSE_MAP, CAUSE_UNSYNC, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED
+from .mmio import mark_mmio_spte
+from .mmutrace import trace_set_spte
+from .page import ShadowPage
+from .pages import set_translation, sp_gfn, sptep_index, sptep_to_sp
+from .rmap import drop_spte, rmap_add
+from .role import role_access, role_ad_disabled, role_level
+from .spte import (
+    ACC_EXEC,
+    ACC_USER,
+    ACC_WRITE,
+    PT_PAGE_SIZE,
+    PT_WRITABLE,
+    SPTE_MMU_PRESENT,
+    SPTE_TDP_AD_DISABLED,
+    describe_spte,
+    is_large,
+    is_last,
+    is_shadow_present,
+    is_writable,
+    mark_for_access_track,
+    spte_to_child,
+    spte_to_pfn,
+)
+from .unsync import try_to_unsync
+from .zap import drop_parent_pte
+
+#: Entries in the aligned group that is prefetched together.
+PTE_PREFETCH_NUM = 8
+
+_SPTE_MMU_PRESENT = SPTE_MMU_PRESENT
+_AD_DISABLED = SPTE_TDP_AD_DISABLED
+_PT_WRITABLE = PT_WRITABLE
+_PT_PAGE_SIZE = PT_PAGE_SIZE
+_ACC_EXEC = ACC_EXEC
+_ACC_WRITE = ACC_WRITE
+_ACC_USER = ACC_USER
+_KVM_PFN_NOSLOT = KVM_PFN_NOSLOT
+_NO_PFN = NO_PFN
+_FIXED = RET_PF_FIXED
+_SPURIOUS = RET_PF_SPURIOUS
+_EMULATE = RET_PF_EMULATE
+_WRITE_PROTECTED = RET_PF_WRITE_PROTECTED
+_PREFETCH_NUM = PTE_PREFETCH_NUM
+_CAUSE_UNSYNC = CAUSE_UNSYNC
+# CAUSE_MAP, CAUSE_REMAP, CAUSE_PERMISSION by what was there before.
+_CAUSE_MAP = CAUSE_MAP
+
+
+class Leaf:
+    """One leaf to be installed: what it maps, and how. One object serves a fault and its prefetched neighbours."""
+
+    __slots__ = (
+        "access",
+        "can_unsync",
+        "cause",
+        "gfn",
+        "host_writable",
+        "pfn",
+        "prefetch",
+        "slot",
+        "write_fault",
+        "wrprot",
+    )
+
+    def __init__(self) -> None:
+        self.slot: Memslot | None = None
+        self.gfn: Gfn = 0  # type: ignore[assignment]
+        self.pfn = 0
+        self.access = 0
+        self.host_writable = True
+        self.prefetch = True
+        self.can_unsync = True
+        self.write_fault = False
+        self.wrprot = False
+        self.cause = 0
+
+
+def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
+    # The word for leaf in sp, where old_spte is now; says in leaf.wrprot whether W was refused for a guest table.
+    fmt = vcpu.vm.fmt
+    level = role_level(sp.role)
+    access = leaf.access
+    leaf.wrprot = False
+    spte = _SPTE_MMU_PRESENT | fmt.present_mask | fmt.me_value | pfn_to_hpa(leaf.pfn)  # type: ignore[arg-type]
+    if role_ad_disabled(sp.role):
+        spte |= _AD_DISABLED
+    elif not leaf.prefetch:
+        spte |= fmt.accessed_mask
+    spte |= fmt.x_mask if access & _ACC_EXEC else fmt.nx_mask
+    if access & _ACC_USER:
+        spte |= fmt.user_mask
+    if level > 1:
+        spte |= _PT_PAGE_SIZE
+    if leaf.host_writable:
+        spte |= fmt.host_writable_mask
+    else:
+        access &= ~_ACC_WRITE
+    if access & _ACC_WRITE:
+        spte |= _PT_WRITABLE | fmt.mmu_writable_mask
+        # An old leaf with bit 1 set was allowed to be writable already: its D is left to the hardware.
+        if not (is_last(old_spte, level) and is_writable(old_spte)):
+            if try_to_unsync(vcpu.vm, leaf.gfn, leaf.can_unsync, leaf.prefetch):
+                leaf.wrprot = True
+                spte &= ~(_PT_WRITABLE | fmt.mmu_writable_mask)
+            elif not role_ad_disabled(sp.role):
+                spte |= fmt.dirty_mask
+    if leaf.prefetch:
+        spte = mark_for_access_track(fmt, spte)
+    if is_rsvd_spte(vcpu.mmu, spte, level):
+        raise KvmBug(f"reserved bits in a new spte: {spte:#x} ({describe_spte(spte, fmt, level)})")
+    if is_writable(spte) and leaf.slot is not None and leaf.slot.is_dirty_logged():
+        mark_page_dirty_in_slot(leaf.slot, leaf.gfn)
+    return spte
+
+
+def replace_present(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
+    # What a present spte at sptep means for leaf: 0 nothing was there, 1 dropped, so flush, 2 the same pfn.
+    vm = vcpu.vm
+    level = role_level(sp.role)
+    old = vm.memory.read_once(sptep)
+    if not is_shadow_present(old):
+        return 0
+    if level > 1 and not is_large(old):
+        drop_parent_pte(vm, sptep_to_sp(vm, spte_to_child(old)), sptep)
+        return 1
+    if spte_to_pfn(old) != leaf.pfn:
+        drop_spte(vm, sptep)
+        return 1
+    return 2
+
+
+def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
+    # Install leaf at sptep of sp. Returns FIXED, SPURIOUS, WRITE_PROTECTED, or EMULATE for an MMIO spte.
+    vm = vcpu.vm
+    level = role_level(sp.role)
+    state = replace_present(vcpu, sp, sptep, leaf)
+    flush = state == 1
+    leaf.cause = _CAUSE_MAP + state
+    if leaf.pfn == _KVM_PFN_NOSLOT:
+        vcpu.stat.pf_mmio_spte_created += 1
+        mark_mmio_spte(vcpu, sptep, leaf.gfn, leaf.access)
+        if flush:
+            flush_remote_tlbs_gfn(vm, leaf.gfn, level)
+        return _EMULATE
+    old = vm.memory.read_once(sptep)
+    nr_unsync = vm.stat.mmu_unsync
+    spte = make_spte(vcpu, sp, leaf, old)
+    if vm.stat.mmu_unsync != nr_unsync:
+        leaf.cause = _CAUSE_UNSYNC
+    if spte == old:
+        verdict = _SPURIOUS
+    else:
+        verdict = _FIXED
+        if update_spte(vm, sptep, spte):
+            flush = True
+        if vm.trace.on:
+            trace_set_spte(vm.trace, vm.fmt, level, leaf.gfn, sptep, spte)
+    if leaf.wrprot and leaf.write_fault:
+        verdict = _WRITE_PROTECTED
+    if flush:
+        flush_remote_tlbs_gfn(vm, leaf.gfn, level)
+    if state == 2:
+        set_translation(vm, sp, sptep_index(sptep), leaf.gfn, leaf.access)
+    else:
+        rmap_add(vm, leaf.slot, sptep, leaf.gfn, leaf.access)  # type: ignore[arg-type]
+    return verdict
+
+
+def prefetch_slot(vcpu: Vcpu, gfn: Gfn, access: int) -> Memslot | None:
+    # The slot of gfn, unless it must not be mapped ahead of need: going away, or logged and writable.
+    slot = vcpu.gfn_to_memslot(gfn)
+    if slot is None or slot.is_invalid() or (access & _ACC_WRITE and slot.is_dirty_logged()):
+        return None
+    return slot
+
+
+def prefetch_one(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> bool:
+    # Map leaf.gfn if the host has its page writable at hand; False: stop prefetching.
+    leaf.slot = prefetch_slot(vcpu, leaf.gfn, leaf.access)
+    if leaf.slot is None or leaf.slot.is_readonly():
+        return False
+    pfn = vcpu.vm.mm.gup_fast(leaf.slot.gfn_to_hva(leaf.gfn), True)
+    if pfn == _NO_PFN:
+        return False
+    leaf.pfn = pfn
+    set_leaf(vcpu, sp, sptep, leaf)
+    vcpu.vm.frames.put(pfn)
+    return True
+
+
+def prefetch_run(vcpu: Vcpu, sp: ShadowPage, start: Hpa, end: Hpa) -> bool:
+    # Map the run of nonpresent entries [start, end) of a direct page; a short result maps what it got.
+    mm = vcpu.vm.mm
+    access = role_access(sp.role)
+    gfn = sp_gfn(vcpu.vm, sp, sptep_index(start))
+    nr = (end - start) >> 3
+    slot = prefetch_slot(vcpu, gfn, access)
+    if slot is None or slot.is_readonly() or gfn + nr > slot.end_gfn:
+        return False
+    leaf = Leaf()
+    leaf.slot = slot
+    leaf.access = access
+    i = 0
+    while i < nr:
+        pfn = mm.gup_fast(slot.gfn_to_hva(gfn + i), True)  # type: ignore[arg-type]
+        if pfn == _NO_PFN:
+            break
+        leaf.gfn = gfn + i  # type: ignore[assignment]
+        leaf.pfn = pfn
+        set_leaf(vcpu, sp, start + (i << 3), leaf)  # type: ignore[arg-type]
+        vcpu.vm.frames.put(pfn)
+        i += 1
+    return i != 0
+
+
+def prefetch_direct(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa) -> int:
+    # The neighbours of sptep in the direct page sp, as maximal runs of nonpresent entries.
+    mem = vcpu.vm.memory
+    place: Hpa = sptep & ~63  # type: ignore[assignment]
+    end = place + _PREFETCH_NUM * 8
+    start: Hpa = 0  # type: ignore[assignment]
+    while place < end:
+        if place == sptep or is_shadow_present(mem.read_once(place)):
+            if start and not prefetch_run(vcpu, sp, start, place):
+                return 0
+            start = 0  # type: ignore[assignment]
+        elif start == 0:
+            start = place
+        place += 8  # type: ignore[assignment]
+    if start:
+        prefetch_run(vcpu, sp, start, place)
+    return 0

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ...addr cimport u8, u32, u64, gfn_t, hpa_t
+
+cdef u64 _ONE
+
+@cython.final
+cdef class ShadowPage:
+    # Identity: the hash key.
+    cdef public gfn_t gfn           # indirect: the guest table's; direct: first gfn mapped
+    cdef public u32 role            # compared as one word
+    # The table.
+    cdef readonly hpa_t spt         # 512 sptes
+    cdef public hpa_t shadowed_translation  # indirect, level <= 3: per entry gfn << 12 | access; else 0
+    cdef public u8 mmu_valid_gen
+    # Users.
+    cdef public int root_count
+    cdef public u64 parent_ptes     # rmap head of the sptes that point here
+    cdef public u32 write_flooding_count
+    # Unsync state: level 1 pages are unsync themselves, tables above count the children that lead to one.
+    cdef public bint unsync
+    cdef public u32 unsync_children
+    cdef u64 unsync_child_bitmap[8]
+    # Lists: bucket of the hash (newest first), active list of the VM (newest first).
+    cdef public ShadowPage hash_next
+    cdef public ShadowPage hash_prev
+    cdef public ShadowPage link_next
+    cdef public ShadowPage link_prev
+
+    cpdef bint is_unsync_child(self, int index) noexcept
+    cdef void set_unsync_child(self, int index) noexcept
+    cdef void clear_unsync_child(self, int index) noexcept
+    @cython.locals(word=u64)
+    cdef int next_unsync_child(self, int index) noexcept

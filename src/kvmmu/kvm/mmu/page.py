@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""ShadowPage: one table of 512 sptes with what kvm knows about it (``struct kvm_mmu_page``).
+
+The table itself and, for indirect pages up to level 3, the translations that it mirrors lie in physical memory, one
+frame each; this object is the header. Which pages exist, and in which order, is the business of ``pages``.
+Reference: "Data structures", kvm_mmu_page.
+"""
+
+from __future__ import annotations
+
+from ...addr import Gfn, Hpa
+from .role import describe_role
+
+_ONE = 1
+
+
+class ShadowPage:
+    """A table page of kvm; also a TDP page. All fields are protected by ``mmu_lock``."""
+
+    __slots__ = (
+        "gfn",
+        "hash_next",
+        "hash_prev",
+        "link_next",
+        "link_prev",
+        "mmu_valid_gen",
+        "parent_ptes",
+        "role",
+        "root_count",
+        "shadowed_translation",
+        "spt",
+        "unsync",
+        "unsync_child_bitmap",
+        "unsync_children",
+        "write_flooding_count",
+    )
+
+    def __init__(self, gfn: Gfn, role: int, spt: Hpa) -> None:
+        self.gfn = gfn
+        self.role = role
+        self.spt = spt
+        self.shadowed_translation: Hpa = 0  # type: ignore[assignment]
+        self.mmu_valid_gen = 0
+        self.root_count = 0
+        self.parent_ptes = 0
+        self.write_flooding_count = 0
+        self.unsync = False
+        self.unsync_children = 0
+        self.unsync_child_bitmap = [0] * 8
+        self.hash_next: ShadowPage | None = None
+        self.hash_prev: ShadowPage | None = None
+        self.link_next: ShadowPage | None = None
+        self.link_prev: ShadowPage | None = None
+
+    def is_unsync_child(self, index: int) -> bool:
+        """Whether the spte at ``index`` leads to an unsync page."""
+        return (self.unsync_child_bitmap[index >> 6] >> (index & 63)) & _ONE != 0
+
+    def set_unsync_child(self, index: int) -> None:
+        """Set the bit of ``index``; the caller keeps the count."""
+        self.unsync_child_bitmap[index >> 6] |= _ONE << (index & 63)
+
+    def clear_unsync_child(self, index: int) -> None:
+        """Clear the bit of ``index``; the caller keeps the count."""
+        self.unsync_child_bitmap[index >> 6] &= ~(_ONE << (index & 63))
+
+    def next_unsync_child(self, index: int) -> int:
+        """First set bit at ``index`` or above; 512 when there is none."""
+        while index < 512:
+            word = self.unsync_child_bitmap[index >> 6] >> (index & 63)
+            if word == 0:
+                index = (index | 63) + 1
+                continue
+            while word & _ONE == 0:
+                word >>= 1
+                index += 1
+            return index
+        return 512
+
+    def __repr__(self) -> str:
+        state = "unsync" if self.unsync else "sync"
+        return (
+            f"<ShadowPage gfn {self.gfn:#x} {describe_role(self.role)} spt {self.spt:#x}"
+            f" root {self.root_count} {state} unsync_children {self.unsync_children}>"
+        )

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ...addr cimport u32, u64, gfn_t, hpa_t, pfn_t, gfn_to_gpa, hpa_to_pfn
+from ...host.frames cimport FrameAllocator
+from ...hw.memory cimport PhysicalMemory
+from ..memslots cimport Memslot, Memslots
+from ..vm cimport Vm
+from .page cimport ShadowPage
+from .role cimport (role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm)
+
+cdef u64 _GOLDEN_RATIO_64
+cdef u64 _U64
+cdef u64 _ONE
+cdef u64 _SHADOW_NONPRESENT_VALUE
+cdef u64 _ACC_ALL
+cdef u64 _PAGE_MASK
+cdef u64 _INVALID_PAGE
+
+cpdef int hash_bucket(gfn_t gfn) noexcept
+cpdef ShadowPage sptep_to_sp(Vm vm, hpa_t sptep)
+cpdef int sptep_index(hpa_t sptep) noexcept
+cpdef ShadowPage root_to_sp(Vm vm, hpa_t root)
+cpdef bint is_obsolete(Vm vm, ShadowPage sp) noexcept
+cpdef bint has_gptes(ShadowPage sp) noexcept
+cpdef gfn_t sp_gfn(Vm vm, ShadowPage sp, int index) except? 0x5A5A5A5A5A
+cpdef u32 sp_access(Vm vm, ShadowPage sp, int index) except? 0x5A5A
+cpdef int set_translation(Vm vm, ShadowPage sp, int index, gfn_t gfn, u32 access) except -1
+cpdef ShadowPage bucket_head(Vm vm, gfn_t gfn)
+cpdef ShadowPage next_gfn_sp(Vm vm, ShadowPage sp, gfn_t gfn)
+cpdef ShadowPage first_gfn_sp(Vm vm, gfn_t gfn)
+@cython.locals(sp=ShadowPage, head=ShadowPage, first=ShadowPage, spt=hpa_t, pfn=pfn_t, bucket=int)
+cpdef ShadowPage alloc_page(Vm vm, gfn_t gfn, u32 role)
+@cython.locals(bucket=int)
+cpdef int free_page(Vm vm, ShadowPage sp) except -1
+cpdef int list_del(ShadowPage sp) except -1
+cpdef Memslot slot_of_sp(Vm vm, ShadowPage sp, gfn_t gfn)

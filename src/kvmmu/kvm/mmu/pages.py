@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which shadow pages exist: the hash by gfn, the active list, their frames, and the way from an spte to its page.
+
+Reference: "Data structures" (kvm_mmu_page), "Shadow pages" lookup and alloc.
+"""
+
+from __future__ import annotations
+
+from ...addr import ENTRIES, INVALID_PAGE, PAGE_MASK, U64, Gfn, Hpa, gfn_to_gpa, hpa_to_pfn
+from ..memslots import Memslot
+from ..vm import Vm
+from .page import ShadowPage
+from .role import role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm
+from .spte import ACC_ALL, SHADOW_NONPRESENT_VALUE
+
+_GOLDEN_RATIO_64 = 0x61C8_8646_80B5_83EB
+_U64 = U64
+_ONE = 1
+_SHADOW_NONPRESENT_VALUE = SHADOW_NONPRESENT_VALUE
+_ACC_ALL = ACC_ALL
+_PAGE_MASK = PAGE_MASK
+_INVALID_PAGE = INVALID_PAGE
+
+
+def hash_bucket(gfn: Gfn) -> int:
+    """Bucket of ``gfn``: the top 12 bits of its product with the 64-bit golden ratio."""
+    return ((gfn * _GOLDEN_RATIO_64) & _U64) >> 52
+
+
+def sptep_to_sp(vm: Vm, sptep: Hpa) -> ShadowPage:
+    """The page whose table holds ``sptep`` (``page_private`` of its frame)."""
+    return vm.frames.private[sptep >> 12]  # type: ignore[return-value]
+
+
+def sptep_index(sptep: Hpa) -> int:
+    """Index of ``sptep`` in its table, 0 to 511."""
+    return (sptep >> 3) & 511
+
+
+def root_to_sp(vm: Vm, root: Hpa) -> ShadowPage | None:
+    """The shadow page of ``root``; None for a special table, the dummy root, or no root."""
+    if root == _INVALID_PAGE:
+        return None
+    return vm.frames.private[root >> 12]
+
+
+def is_obsolete(vm: Vm, sp: ShadowPage) -> bool:
+    """Zapped while in use, or made before the last fast zap-all."""
+    return role_invalid(sp.role) or sp.mmu_valid_gen != vm.mmu_valid_gen
+
+
+def has_gptes(sp: ShadowPage) -> bool:
+    """Whether ``sp`` mirrors a guest table."""
+    return not role_direct(sp.role) and not role_passthrough(sp.role)
+
+
+def sp_gfn(vm: Vm, sp: ShadowPage, index: int) -> Gfn:
+    """The gfn that entry ``index`` of ``sp`` maps."""
+    if role_passthrough(sp.role):
+        return sp.gfn
+    if sp.shadowed_translation:
+        return vm.memory.read_once(sp.shadowed_translation + (index << 3)) >> 12  # type: ignore[return-value, arg-type]
+    return sp.gfn + (index << ((role_level(sp.role) - 1) * 9))  # type: ignore[return-value]
+
+
+def sp_access(vm: Vm, sp: ShadowPage, index: int) -> int:
+    """The access triple that the guest allows for entry ``index`` of ``sp``."""
+    if sp.shadowed_translation:
+        return vm.memory.read_once(sp.shadowed_translation + (index << 3)) & _ACC_ALL  # type: ignore[arg-type]
+    return role_access(sp.role)
+
+
+def set_translation(vm: Vm, sp: ShadowPage, index: int, gfn: Gfn, access: int) -> int:
+    """Note what the guest's entry ``index`` translates to; nothing to note for a page without the array."""
+    if sp.shadowed_translation:
+        vm.memory.write_once(sp.shadowed_translation + (index << 3), gfn_to_gpa(gfn) | access)  # type: ignore[arg-type]
+    return 0
+
+
+def bucket_head(vm: Vm, gfn: Gfn) -> ShadowPage | None:
+    """Newest page in the bucket of ``gfn``, whatever its gfn; follow ``hash_next`` for the rest."""
+    return vm.mmu_page_hash[hash_bucket(gfn)]
+
+
+def next_gfn_sp(vm: Vm, sp: ShadowPage | None, gfn: Gfn) -> ShadowPage | None:
+    """First of ``sp`` and its successors in the bucket that is valid, mirrors a guest table and has this gfn."""
+    while sp is not None:
+        if sp.gfn == gfn and has_gptes(sp) and not is_obsolete(vm, sp):
+            return sp
+        sp = sp.hash_next
+    return None
+
+
+def first_gfn_sp(vm: Vm, gfn: Gfn) -> ShadowPage | None:
+    """Newest valid page that mirrors a guest table at ``gfn``; go on with ``next_gfn_sp(vm, sp.hash_next, gfn)``."""
+    return next_gfn_sp(vm, vm.mmu_page_hash[hash_bucket(gfn)], gfn)
+
+
+def alloc_page(vm: Vm, gfn: Gfn, role: int) -> ShadowPage:
+    # Header, table filled with the nonpresent value, and a translation array for indirect pages up to level 3.
+    pfn = vm.frames.alloc()
+    spt: Hpa = pfn << 12  # type: ignore[assignment]
+    vm.memory.fill_words(spt, _SHADOW_NONPRESENT_VALUE, ENTRIES)
+    sp = ShadowPage(gfn, role, spt)
+    if not role_direct(role) and role_level(role) <= 3:
+        sp.shadowed_translation = vm.frames.alloc() << 12  # type: ignore[assignment]
+    vm.frames.private[pfn] = sp
+    sp.mmu_valid_gen = vm.mmu_valid_gen
+    head = vm.active_mmu_pages
+    first = head.link_next
+    sp.link_next = first
+    sp.link_prev = head
+    first.link_prev = sp  # type: ignore[union-attr]
+    head.link_next = sp
+    vm.n_used_mmu_pages += 1
+    bucket = hash_bucket(gfn)
+    first = vm.mmu_page_hash[bucket]
+    sp.hash_next = first
+    if first is not None:
+        first.hash_prev = sp
+    vm.mmu_page_hash[bucket] = sp
+    return sp
+
+
+def list_del(sp: ShadowPage) -> int:
+    # Take sp off the active list.
+    sp.link_prev.link_next = sp.link_next  # type: ignore[union-attr]
+    sp.link_next.link_prev = sp.link_prev  # type: ignore[union-attr]
+    sp.link_next = None
+    sp.link_prev = None
+    return 0
+
+
+def free_page(vm: Vm, sp: ShadowPage) -> int:
+    # Out of the hash, frames back. The caller has unlinked, flushed, and taken sp off the active list.
+    if sp.hash_prev is not None:
+        sp.hash_prev.hash_next = sp.hash_next
+    else:
+        bucket = hash_bucket(sp.gfn)
+        vm.mmu_page_hash[bucket] = sp.hash_next
+    if sp.hash_next is not None:
+        sp.hash_next.hash_prev = sp.hash_prev
+    sp.hash_next = None
+    sp.hash_prev = None
+    vm.frames.private[hpa_to_pfn(sp.spt)] = None
+    vm.frames.put(hpa_to_pfn(sp.spt))
+    if sp.shadowed_translation:
+        vm.frames.put(hpa_to_pfn(sp.shadowed_translation))
+        sp.shadowed_translation = 0  # type: ignore[assignment]
+    return 0
+
+
+def slot_of_sp(vm: Vm, sp: ShadowPage, gfn: Gfn) -> Memslot | None:
+    # The slot that accounts for what sp does to gfn: always by the page's own address space.
+    return vm.gfn_to_memslot(gfn, role_smm(sp.role))

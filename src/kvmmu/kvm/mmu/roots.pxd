@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ...addr cimport u32, u64, gfn_t, hpa_t, gpa_t
+from ...hw.memory cimport PhysicalMemory
+from ..memslots cimport Memslots
+from ..requests cimport make_request
+from ..svm cimport flush_tlb_current, load_mmu_pgd
+from ..vcpu cimport Vcpu
+from ..vm cimport Vm
+from .context cimport Mmu
+from .mmio cimport clear_any_gva
+from .page cimport ShadowPage
+from .pages cimport is_obsolete, root_to_sp, sptep_to_sp
+from .resync cimport is_unsync_root, sync_roots
+from .role cimport cpu_role_level, role_direct, role_invalid, role_level, role_with_level, role_with_quadrant
+from .shadow cimport get_page
+from .shadowwalk cimport is_dummy_root
+from .spte cimport SpteFormat, spte_to_child
+from .zap cimport commit_zap, make_pages_available, prepare_zap
+from .pagefault cimport topup_caches
+from .walker cimport read_pdptr
+
+cdef u64 _INVALID_PAGE
+cdef u64 _PT_PRESENT
+cdef u64 _FRAME_MASK
+cdef int _LOAD_MMU_PGD
+cdef int _MMU_SYNC
+cdef u64 _ONE
+cdef int _TLB_FLUSH_CURRENT
+
+@cython.locals(role=u32, sp=ShadowPage)
+cpdef hpa_t alloc_root(Vcpu vcpu, gfn_t gfn, int quadrant, int level) except? 0x5A5A5A5A5A
+@cython.locals(mmu=Mmu, vm=Vm, level=int, i=int, root=hpa_t)
+cpdef int alloc_direct_roots(Vcpu vcpu) except -1
+@cython.locals(mmu=Mmu, vm=Vm, slots=Memslots, pgd=u64, entries=list, ret=int)
+cpdef int alloc_shadow_roots(Vcpu vcpu) except? -99
+@cython.locals(mmu=Mmu, vm=Vm, i=int, entry=u64, gfn=gfn_t, root=hpa_t)
+cpdef int alloc_pae_roots(Vcpu vcpu, gfn_t root_gfn, list pdptrs) except -1
+@cython.locals(ret=int)
+cpdef int load(Vcpu vcpu) except? -99
+@cython.locals(sp=ShadowPage)
+cpdef int put_root(Vm vm, hpa_t root, list invalid_list) except -1
+@cython.locals(i=int, mem=PhysicalMemory, entry=u64, invalid_list=list)
+cpdef int free_current(Vm vm, Mmu mmu, list invalid_list) except -1
+@cython.locals(i=int, invalid_list=list, wanted=bint)
+cpdef int free_roots(Vm vm, Mmu mmu, u32 roots) except -1
+@cython.locals(sp=ShadowPage)
+cpdef bint is_usable(Vm vm, Mmu mmu, u64 pgd) except -1
+@cython.locals(i=int, hpa=u64, pgd=u64)
+cpdef int swap_prev(Mmu mmu, int i) noexcept
+@cython.locals(i=int, j=int)
+cpdef bint find_cached_root(Vm vm, Mmu mmu, u64 pgd) except -1
+@cython.locals(vm=Vm, mmu=Mmu, sp=ShadowPage)
+cpdef int new_pgd(Vcpu vcpu, u64 pgd) except -1
+@cython.locals(sp=ShadowPage)
+cpdef bint is_obsolete_root(Vm vm, hpa_t root) except -1
+@cython.locals(vm=Vm, mmu=Mmu, roots=u32, i=int)
+cpdef int free_obsolete_roots(Vcpu vcpu) except -1
+@cython.locals(roots=u32, i=int)
+cpdef int sync_prev_roots(Vcpu vcpu) except -1

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Choosing a vCPU's MMU: roles from its registers, then ops and tables from the roles (``kvm_init_mmu``).
+
+Whoever changes a register that paging depends on frees roots first where the reference says "reset", and calls
+:func:`init_mmu` then. Reference: "Selecting and rebuilding".
+"""
+
+from __future__ import annotations
+
+from ...errors import KvmBug
+from ...hw.bits import CR0_PG, CR4_PAE, EFER_LMA
+from ..vcpu import Vcpu
+from .context import (
+    FAULT_NONPAGING,
+    FAULT_PAGING,
+    FAULT_TDP,
+    EntryRules,
+    Mmu,
+    reset_guest_rsvd,
+    reset_shadow_rsvd,
+    update_permission_bitmask,
+    update_pkru_mask,
+)
+from .role import (
+    EXT_VALID,
+    ROLE_INVALID,
+    calc_cpu_role,
+    calc_shadow_root_role,
+    calc_tdp_root_role,
+    cpu_role_efer_nx,
+    cpu_role_level,
+    cpu_role_paging,
+    cpu_role_pse,
+    role_level,
+)
+
+_X86_CR0_PG = CR0_PG
+_X86_CR4_PAE = CR4_PAE
+_X86_EFER_LMA = EFER_LMA
+_EXT_VALID = EXT_VALID
+_ROLE_INVALID = ROLE_INVALID
+_ONE = 1
+_U64_BITS = 64
+
+
+def init_mmu(vcpu: Vcpu) -> bool:
+    """Bring ``vcpu.mmu`` in line with the vCPU's registers and CPUID; return whether a role changed.
+
+    Nothing is done while both roles stay what they are. Roots are the caller's business, and no lock is needed: an
+    MMU belongs to its vCPU. Raises ``KvmBug`` for EFER.LMA without CR4.PAE, which no register write can reach.
+    """
+    mmu: Mmu = vcpu.mmu
+    if vcpu.cr0 & _X86_CR0_PG and vcpu.efer & _X86_EFER_LMA and not vcpu.cr4 & _X86_CR4_PAE:
+        raise KvmBug(f"vcpu {vcpu.vcpu_id}: EFER.LMA without CR4.PAE (cr4 {vcpu.cr4:#x}, efer {vcpu.efer:#x})")
+    cpu_role = calc_cpu_role(vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.smm)
+    root_role = _calc_root_role(vcpu, cpu_role)
+    if mmu.cpu_role == cpu_role and mmu.root_role == root_role:
+        return False
+    mmu.cpu_role = cpu_role
+    mmu.root_role = root_role
+    _choose_ops(vcpu, mmu)
+    if cpu_role_paging(cpu_role):
+        reset_guest_rsvd(mmu, guest_rules(vcpu, cpu_role))
+        update_permission_bitmask(mmu)
+        update_pkru_mask(mmu)
+    reset_shadow_rsvd(mmu, shadow_rules(vcpu, root_role))
+    return True
+
+
+def forget_roles(vcpu: Vcpu) -> int:
+    """Make the next :func:`init_mmu` rebuild the MMU whatever the registers are, because CPUID changed; return 0.
+
+    The rest of the root's role stays, since freeing the roots still asks it whether they are direct.
+    """
+    mmu: Mmu = vcpu.mmu
+    mmu.root_role |= _ROLE_INVALID
+    mmu.cpu_role = mmu.cpu_role & ~_EXT_VALID
+    return 0
+
+
+# Role of kvm's own tables. A and D bits are always used: both formats have them.
+def _calc_root_role(vcpu: Vcpu, cpu_role: int) -> int:
+    if vcpu.vm.tdp_enabled:
+        return calc_tdp_root_role(cpu_role, vcpu.vm.tdp_root_level, False)
+    return calc_shadow_root_role(cpu_role)
+
+
+# Ops follow from the roles; only the shadow pages of a guest with paging can get out of sync with its tables.
+def _choose_ops(vcpu: Vcpu, mmu: Mmu) -> int:
+    if vcpu.vm.tdp_enabled:
+        mmu.fault_op = FAULT_TDP
+    elif cpu_role_paging(mmu.cpu_role):
+        mmu.fault_op = FAULT_PAGING
+    else:
+        mmu.fault_op = FAULT_NONPAGING
+    mmu.can_sync = mmu.fault_op == FAULT_PAGING
+    return 0
+
+
+def guest_rules(vcpu: Vcpu, cpu_role: int) -> EntryRules:
+    """What decides the reserved bits of the guest's own tables: its mode and its CPUID."""
+    rules = EntryRules(cpu_role_level(cpu_role), vcpu.reserved_gpa_bits)
+    rules.nx = cpu_role_efer_nx(cpu_role)
+    rules.gbpages = vcpu.has_gbpages
+    rules.pse = cpu_role_pse(cpu_role)
+    rules.amd_compatible = vcpu.amd_compatible
+    return rules
+
+
+def shadow_rules(vcpu: Vcpu, root_role: int) -> EntryRules:
+    """What decides the reserved bits of kvm's tables: the host's addresses; 1G as the guest has it, unless TDP."""
+    rules = EntryRules(role_level(root_role), _reserved_hpa_bits(vcpu.vm.host_maxphyaddr))
+    rules.nx = True
+    rules.gbpages = vcpu.vm.tdp_enabled or vcpu.has_gbpages
+    rules.amd_compatible = True
+    return rules
+
+
+# Address bits from maxphyaddr to 63.
+def _reserved_hpa_bits(maxphyaddr: int) -> int:
+    bits = 0
+    for bit in range(maxphyaddr, _U64_BITS):
+        bits |= _ONE << bit
+    return bits

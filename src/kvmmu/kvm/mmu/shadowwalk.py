@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Walking kvm's own tables from a root down, whatever the root is.
+
+A step is one word: the table's location with the level of its entries in the low bits; 0 ends the walk. Start with
+``walk_start()``; the entry of ``addr`` is at ``walk_sptep(step, addr)``; go down with ``walk_next(step, spte)``.
+Reference: "Roots, CR3, PCID, invalidation instructions", walk start.
+"""
+
+from __future__ import annotations
+
+from ...addr import INVALID_PAGE, Hpa
+from ..vcpu import Vcpu
+from ..vm import Vm
+from .pages import sptep_to_sp
+from .role import cpu_role_level, role_direct, role_level
+from .spte import SPTE_BASE_ADDR_MASK, is_last, is_shadow_present
+
+_INVALID_PAGE = INVALID_PAGE
+_FRAME_MASK = SPTE_BASE_ADDR_MASK
+_LEVEL_MASK = 7
+_INDEX_MASK = 0xFF8
+
+
+def is_dummy_root(vm: Vm, root: Hpa) -> bool:
+    """Whether ``root`` is the zero page, which stands for a guest CR3 that lies in no slot."""
+    return root == vm.frames.zero_pfn << 12
+
+
+def walk_start(vcpu: Vcpu, root: Hpa, addr: int) -> int:
+    """First step of the walk of ``addr`` from ``root``; 0 for no root, the dummy root, and an absent PAE entry."""
+    mmu = vcpu.mmu
+    if root == _INVALID_PAGE or is_dummy_root(vcpu.vm, root):
+        return 0
+    level = role_level(mmu.root_role)
+    if level >= 4 and cpu_role_level(mmu.cpu_role) < 4 and not role_direct(mmu.root_role):
+        level = 3
+    if level == 3:
+        entry = vcpu.vm.memory.read_once(mmu.pae_root + (((addr >> 30) & 3) << 3))  # type: ignore[arg-type]
+        if entry & _FRAME_MASK == 0:
+            return 0
+        return (entry & _FRAME_MASK) | 2
+    return root | level
+
+
+def walk_level(step: int) -> int:
+    """Level of the entries of the table in hand; 0: the walk has ended."""
+    return step & _LEVEL_MASK
+
+
+def walk_sptep(step: int, addr: int) -> Hpa:
+    """Location of the entry of ``addr`` in the table in hand."""
+    index = addr >> (9 + 9 * ((step & _LEVEL_MASK) - 1))
+    return (step & _FRAME_MASK) + (index & _INDEX_MASK)  # type: ignore[return-value]
+
+
+def walk_next(step: int, spte: int) -> int:
+    """The step below ``spte``, the entry of the table in hand; 0 if there is none."""
+    if not is_shadow_present(spte) or is_last(spte, step & _LEVEL_MASK):
+        return 0
+    return (spte & _FRAME_MASK) | ((step & _LEVEL_MASK) - 1)
+
+
+def find_last_sptep(vcpu: Vcpu, addr: int) -> Hpa:
+    """Location of the last entry on the way to ``addr``, present or not; 0 if there is no walk. Takes no lock."""
+    sptep: Hpa = 0  # type: ignore[assignment]
+    step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
+    while step:
+        sptep = walk_sptep(step, addr)
+        step = walk_next(step, vcpu.vm.memory.read_once(sptep))
+    return sptep
+
+
+def clear_flood_counts(vcpu: Vcpu, addr: int) -> int:
+    # The guest uses these tables: what was written to them so far is no flood. Takes no lock.
+    step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
+    while step:
+        sptep = walk_sptep(step, addr)
+        sp = sptep_to_sp(vcpu.vm, sptep)
+        sp.write_flooding_count = 0
+        step = walk_next(step, vcpu.vm.memory.read_once(sptep))
+    return 0

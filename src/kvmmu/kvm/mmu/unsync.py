@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Going out of sync: a level-1 guest table may be written without an exit until the guest flushes.
+
+``try_to_unsync()`` grants it; every table above an unsync page then carries a bit for the way down and a count, so that
+``unsync_walk()`` finds the unsync pages below a root without looking elsewhere. Making them agree again is ``resync``.
+Reference: "Unsync / sync".
+"""
+
+from __future__ import annotations
+
+import errno
+
+from ...addr import Gfn, Hpa
+from ...errors import KvmBug
+from ..vm import Vm
+from .mmutrace import trace_sync_page, trace_unsync_page
+from .page import ShadowPage
+from .pages import first_gfn_sp, next_gfn_sp, sptep_index, sptep_to_sp
+from .rmap import pte_list_first, pte_list_next, pte_list_sptep
+from .role import role_level
+from .spte import is_large, is_shadow_present, spte_to_child
+from .track import is_write_tracked
+
+#: Pages that one walk collects before its caller works them off.
+KVM_PAGE_ARRAY_NR = 16
+
+_EPERM = errno.EPERM
+_EEXIST = errno.EEXIST
+#: What a walk returns when its array is full: not 0, so that the caller loops.
+_WALK_FULL = -errno.ENOSPC
+_NR_PAGES = KVM_PAGE_ARRAY_NR
+
+
+class UnsyncWalk:
+    """What one walk below a table found: ``for_each_sp`` is ``i = first(); i < len(pages); i = next(i)``."""
+
+    __slots__ = ("indices", "pages", "parent_indices", "parents")
+
+    def __init__(self) -> None:
+        self.pages: list[ShadowPage] = []
+        self.indices: list[int] = []
+        self.parents: list[ShadowPage | None] = [None] * 6
+        self.parent_indices = [0] * 6
+
+    def add(self, sp: ShadowPage, index: int) -> bool:
+        # Enter sp once, if it is itself unsync; returns whether the array is full.
+        if sp.unsync:
+            for known in self.pages:
+                if known is sp:
+                    return False
+        self.pages.append(sp)
+        self.indices.append(index)
+        return len(self.pages) == _NR_PAGES
+
+    def next(self, i: int) -> int:
+        # The next level-1 page after position i, with parents set up to it; len(pages) at the end.
+        i += 1
+        while i < len(self.pages):
+            sp = self.pages[i]
+            level = role_level(sp.role)
+            self.parent_indices[level - 1] = self.indices[i]
+            if level == 1:
+                break
+            self.parents[level - 2] = sp
+            i += 1
+        return i
+
+    def first(self) -> int:
+        if not self.pages:
+            return 0
+        sp = self.pages[0]
+        level = role_level(sp.role)
+        self.parents[level - 2] = sp
+        self.parents[level - 1] = None
+        return self.next(0)
+
+    def clear_parents(self) -> int:
+        # The page in hand is in sync: its bit goes in the parent, and further up while a count drops to 0.
+        level = 0
+        while True:
+            sp = self.parents[level]
+            if sp is None:
+                return 0
+            clear_unsync_child_bit(sp, self.parent_indices[level])
+            if sp.unsync_children:
+                return 0
+            level += 1
+
+
+def clear_unsync_child_bit(sp: ShadowPage, index: int) -> int:
+    if sp.unsync_children == 0:
+        raise KvmBug(f"unsync children of {sp!r} would become negative")
+    sp.unsync_children -= 1
+    sp.clear_unsync_child(index)
+    return 0
+
+
+def mark_unsync(vm: Vm, sptep: Hpa) -> int:
+    # The spte at sptep leads to an unsync page: tell its table, and the tables above if that is news.
+    sp = sptep_to_sp(vm, sptep)
+    if sp.is_unsync_child(sptep_index(sptep)):
+        return 0
+    sp.set_unsync_child(sptep_index(sptep))
+    sp.unsync_children += 1
+    if sp.unsync_children > 1:
+        return 0
+    return mark_parents_unsync(vm, sp)
+
+
+def mark_parents_unsync(vm: Vm, sp: ShadowPage) -> int:
+    place = pte_list_first(sp.parent_ptes)
+    while place:
+        mark_unsync(vm, pte_list_sptep(vm, place))
+        place = pte_list_next(vm, place)
+    return 0
+
+
+def try_to_unsync(vm: Vm, gfn: Gfn, can_unsync: bool, prefetch: bool) -> int:
+    # May a writable leaf map gfn? 0: yes, the level-1 pages that mirror it are unsync now; else a negative errno.
+    if is_write_tracked(vm, gfn):
+        return -_EPERM
+    locked = False
+    sp = first_gfn_sp(vm, gfn)
+    while sp is not None:
+        if not can_unsync:
+            return -_EPERM
+        if not sp.unsync:
+            if prefetch:
+                return -_EEXIST
+            if not locked:
+                locked = True
+                vm.mmu_unsync_pages_lock.lock()
+            if not sp.unsync:
+                unsync_page(vm, sp)
+        sp = next_gfn_sp(vm, sp.hash_next, gfn)
+    if locked:
+        vm.mmu_unsync_pages_lock.unlock()
+    return 0
+
+
+def unsync_page(vm: Vm, sp: ShadowPage) -> int:
+    if role_level(sp.role) != 1:
+        raise KvmBug(f"only level 1 may be unsync: {sp!r}")
+    if vm.trace.on:
+        trace_unsync_page(vm.trace, sp)
+    vm.stat.mmu_unsync += 1
+    sp.unsync = True
+    return mark_parents_unsync(vm, sp)
+
+
+def unlink_unsync_page(vm: Vm, sp: ShadowPage) -> int:
+    # sp is about to agree with its guest table again.
+    if not sp.unsync:
+        raise KvmBug(f"not unsync: {sp!r}")
+    if vm.trace.on:
+        trace_sync_page(vm.trace, sp)
+    sp.unsync = False
+    vm.stat.mmu_unsync -= 1
+    return 0
+
+
+def unsync_walk(vm: Vm, sp: ShadowPage, walk: UnsyncWalk) -> int:
+    # Collect pages on the way from sp to unsync ones. 0: none; else the number found or "full".
+    walk.pages.clear()
+    walk.indices.clear()
+    if sp.unsync_children == 0:
+        return 0
+    walk.add(sp, -1)
+    return unsync_walk_below(vm, sp, walk)
+
+
+def unsync_walk_below(vm: Vm, sp: ShadowPage, walk: UnsyncWalk) -> int:
+    nr = 0
+    index = sp.next_unsync_child(0)
+    while index < 512:
+        spte = vm.memory.read_once(sp.spt + (index << 3))  # type: ignore[arg-type]
+        if not is_shadow_present(spte) or is_large(spte):
+            clear_unsync_child_bit(sp, index)
+            index = sp.next_unsync_child(index + 1)
+            continue
+        child = sptep_to_sp(vm, spte_to_child(spte))
+        if child.unsync_children:
+            if walk.add(child, index):
+                return _WALK_FULL
+            ret = unsync_walk_below(vm, child, walk)
+            if ret < 0:
+                return ret
+            if ret == 0:
+                clear_unsync_child_bit(sp, index)
+            nr += ret
+        elif child.unsync:
+            nr += 1
+            if walk.add(child, index):
+                return _WALK_FULL
+        else:
+            clear_unsync_child_bit(sp, index)
+        index = sp.next_unsync_child(index + 1)
+    return nr

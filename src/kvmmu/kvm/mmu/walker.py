@@ -1,0 +1,476 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The software walk of the guest's page tables: what the fault path and the emulator see of them.
+
+One walk for 2-level, PAE, 4- and 5-level tables, driven by the vCPU's CPU role: entry size and index bits are two
+numbers, everything else is the same code. Guest memory is reached as user memory of the process that owns the VM, so
+a read may fault a page in and a store may break copy on write. A/D bits are set by cmpxchg after the permission
+check, and a lost race restarts the walk.
+
+The guest's mistakes are values: :func:`walk` says False and the ``#PF`` is in the :class:`GuestWalk`. Reference:
+"Guest page-table walker".
+"""
+
+from __future__ import annotations
+
+from ...addr import INVALID_PAGE, PAGE_SHIFT, Gfn, Gpa, Gva, Hpa, gpa_to_gfn, page_offset
+from ...errors import KvmBug
+from ...host.mm import HPTE_PFN_MASK, HPTE_PRESENT, Mm
+from ...hw.bits import (
+    CR4_PAE,
+    EFER_LMA,
+    PFERR_FETCH,
+    PFERR_PRESENT,
+    PFERR_RSVD,
+    PFERR_USER,
+    PFERR_WRITE,
+    PT_ACCESSED,
+    PT_DIRTY,
+    PT_NX,
+    PT_PAGE_SIZE,
+    PT_PKEY_SHIFT,
+    PT_PRESENT,
+)
+from ...hw.memory import PhysicalMemory
+from ..guestmem import gpa_to_hpa, mark_page_dirty_in_slot
+from ..memslots import Memslots, is_error_hva
+from ..vcpu import Vcpu
+from ..vm import Vm
+from .context import Mmu, is_rsvd_bits_set, permission_fault
+from .mmutrace import (
+    trace_pagetable_walk,
+    trace_paging_element,
+    trace_set_accessed_bit,
+    trace_set_dirty_bit,
+    trace_walker_error,
+)
+from .role import (
+    PT32E_ROOT_LEVEL,
+    cpu_role_efer_nx,
+    cpu_role_has_4_byte_gpte,
+    cpu_role_level,
+    cpu_role_paging,
+    cpu_role_pse,
+    cpu_role_smep,
+)
+from .spte import ACC_WRITE, SPTE_BASE_ADDR_MASK
+
+#: Guest entries that one re-read of a level-1 entry brings along.
+PTE_PREFETCH_NUM = 8
+
+#: Results of :func:`load_pdptrs`.
+PDPTRS_BAD = 0
+PDPTRS_SAME = 1
+PDPTRS_CHANGED = 2
+
+_PDPTRS_BAD = PDPTRS_BAD
+_PDPTRS_SAME = PDPTRS_SAME
+_PDPTRS_CHANGED = PDPTRS_CHANGED
+
+# How one attempt at a walk ends.
+_FAILED = 0
+_DONE = 1
+_RESTART = 2
+
+_ONE = 1
+_U64 = 0xFFFF_FFFF_FFFF_FFFF
+_U32 = 0xFFFF_FFFF
+_INVALID_PAGE = INVALID_PAGE
+_PAGE_SHIFT = PAGE_SHIFT
+_FRAME_MASK = SPTE_BASE_ADDR_MASK
+_PT_PRESENT = PT_PRESENT
+_PT_ACCESSED = PT_ACCESSED
+_PT_DIRTY = PT_DIRTY
+_PT_PAGE_SIZE = PT_PAGE_SIZE
+_PT_NX = PT_NX
+_NO_NX = 0
+_PT_PKEY_SHIFT = PT_PKEY_SHIFT
+_NX_SHIFT = 63
+_PFERR_PRESENT = PFERR_PRESENT
+_PFERR_WRITE = PFERR_WRITE
+_PFERR_USER = PFERR_USER
+_PFERR_RSVD = PFERR_RSVD
+_PFERR_FETCH = PFERR_FETCH
+_ACC_WRITE = ACC_WRITE
+_CR4_PAE = CR4_PAE
+_EFER_LMA = EFER_LMA
+_HPTE_PRESENT = HPTE_PRESENT
+_HPTE_PFN_MASK = HPTE_PFN_MASK
+_PT32E_ROOT_LEVEL = PT32E_ROOT_LEVEL
+_PREFETCH_NUM = PTE_PREFETCH_NUM
+# Bits 16:13 of a 4M entry are address bits 35:32 (PSE-36); KVM knows no wider form.
+_PSE36_MASK = 0xF << 13
+_PSE36_SHIFT = 19
+# Bits 2:1 and 8:5 of a PDPTE.
+_PDPTE_RSVD = 0x1E6
+# CR3 of a PAE guest is aligned to 32 bytes.
+_PDPT_MASK = 0xFFFF_FFFF_FFFF_FFE0
+
+
+class GuestWalk:
+    """One software walk of the guest's tables and its result; reused by its owner.
+
+    Arrays are indexed by level, 1 to 5. After a walk that succeeded, levels ``level`` to ``max_level`` are filled, and
+    ``pte_access``, ``gfn`` and ``gpa`` are the translation; after one that failed, ``error_code`` and
+    ``fault_address`` are those of the ``#PF`` and ``level`` is where it ended.
+    """
+
+    __slots__ = (
+        "all_accessed",
+        "error_code",
+        "fault_address",
+        "gfn",
+        "gpa",
+        "level",
+        "max_level",
+        "prefetch_ptes",
+        "pt_access",
+        "pte_access",
+        "pte_gpa",
+        "pte_hva",
+        "pte_writable",
+        "ptes",
+        "table_gfn",
+    )
+
+    def __init__(self) -> None:
+        self.level = 0
+        self.max_level = 0
+        self.table_gfn = [0] * 6
+        self.ptes = [0] * 6
+        self.pte_gpa = [0] * 6
+        self.pte_hva = [0] * 6
+        self.pte_writable = [0] * 6
+        self.pt_access = [0] * 6
+        self.all_accessed = False
+        self.pte_access = 0
+        self.gfn: Gfn = 0  # type: ignore[assignment]
+        self.gpa: Gpa = 0  # type: ignore[assignment]
+        self.prefetch_ptes = [0] * 8
+        self.error_code = 0
+        self.fault_address = 0
+
+    def gpte(self, level: int) -> int:
+        """The guest entry that was read at ``level`` (1 to 5), with the A/D bits that the walk set."""
+        return self.ptes[level]
+
+    def gpte_gpa(self, level: int) -> Gpa:
+        """Where the entry at ``level`` lies."""
+        return self.pte_gpa[level]  # type: ignore[return-value]
+
+    def table_frame(self, level: int) -> Gfn:
+        """Guest frame of the table at ``level``."""
+        return self.table_gfn[level]  # type: ignore[return-value]
+
+    def access_above(self, level: int) -> int:
+        """Access triple that the levels above ``level`` allow."""
+        return self.pt_access[level]
+
+    def prefetch_pte(self, i: int) -> int:
+        """Entry ``i`` (0 to 7) of the group that :func:`is_gpte_changed` read around the level-1 entry."""
+        return self.prefetch_ptes[i]
+
+    def __repr__(self) -> str:
+        entries = " ".join(f"{self.ptes[level]:#x}" for level in range(self.max_level, max(self.level, 1) - 1, -1))
+        if self.error_code:
+            return f"<GuestWalk {entries} #PF {self.error_code:#x} at {self.fault_address:#x}>"
+        return f"<GuestWalk {entries} level {self.level} access {self.pte_access:#x} gpa {self.gpa:#x}>"
+
+
+def walk(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> bool:
+    """Translate ``addr`` by the guest's tables for ``access``; fill ``gw`` and say whether it is allowed.
+
+    ``access`` has the bits of a page-fault error code (W, U, F), plus bit 48 for an implicit supervisor access. The
+    guest uses paging. Sets A and D as hardware would, and marks the pages of tables that it changed dirty. Takes no
+    lock. Raises ``OutOfFrames`` when the host's memory ends, ``KvmBug`` for EFER.LMA without CR4.PAE.
+    """
+    if vcpu.vm.trace.on:
+        trace_pagetable_walk(vcpu.vm.trace, addr, access & _U32)
+    if vcpu.efer & _EFER_LMA and not vcpu.cr4 & _CR4_PAE:
+        raise KvmBug(f"vcpu {vcpu.vcpu_id}: EFER.LMA without CR4.PAE (cr4 {vcpu.cr4:#x}, efer {vcpu.efer:#x})")
+    outcome = _try_walk(vcpu, gw, addr, access)
+    while outcome == _RESTART:
+        outcome = _try_walk(vcpu, gw, addr, access)
+    if outcome == _DONE:
+        return True
+    _make_fault(vcpu, gw, addr, access)
+    return False
+
+
+# One attempt: down to the leaf, permissions, translation, A/D bits.
+def _try_walk(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> int:
+    gw.error_code = 0
+    if not _descend(vcpu, gw, addr):
+        return _FAILED
+    gpte = gw.ptes[gw.level]
+    # A 4-byte entry has no bits up there, and so key 0.
+    pkey = (gpte >> _PT_PKEY_SHIFT) & 15
+    gw.error_code = permission_fault(vcpu.mmu, gw.pte_access, pkey, access, vcpu.rflags, vcpu.pkru)
+    if gw.error_code:
+        return _FAILED
+    _translate(vcpu.mmu, gw, addr)
+    is_write = (access & _PFERR_WRITE) != 0
+    if not is_write:
+        gw.pte_access = protect_clean(gw.pte_access, gpte)
+        if gw.all_accessed:
+            return _DONE
+    elif gw.all_accessed and (gpte & _PT_DIRTY) != 0:
+        return _DONE
+    return _update_accessed_dirty(vcpu, gw, is_write)
+
+
+# Read the entries from the root to the leaf. False: not present, reserved (error_code says so), or not readable.
+def _descend(vcpu: Vcpu, gw: GuestWalk, addr: Gva) -> bool:
+    vm: Vm = vcpu.vm
+    mmu: Mmu = vcpu.mmu
+    mm: Mm = vm.mm
+    memory: PhysicalMemory = vm.memory
+    slots: Memslots = vcpu.memslots()
+    level = cpu_role_level(mmu.cpu_role)
+    is_narrow = cpu_role_has_4_byte_gpte(mmu.cpu_role)
+    may_be_large = not is_narrow or cpu_role_pse(mmu.cpu_role)
+    index_bits = 10 if is_narrow else 9
+    size_shift = 2 if is_narrow else 3
+    index_mask = (_ONE << index_bits) - 1
+    # NX is inverted, so that rights of all levels can be ANDed; a 4-byte entry has no bit there to invert.
+    nx_mask = _NO_NX if is_narrow else _PT_NX
+    pte = vcpu.cr3
+    rights = _U64
+    if is_narrow:
+        pte &= _U32
+        rights = _U32
+    elif level == _PT32E_ROOT_LEVEL:
+        pte = read_pdptr(vcpu, (addr >> 30) & 3)
+        if vm.trace.on:
+            trace_paging_element(vm.trace, pte, level)
+        if not pte & _PT_PRESENT:
+            gw.level = gw.max_level = level
+            return False
+        level -= 1
+    gw.max_level = level
+    while True:
+        gw.level = level
+        table = pte & _FRAME_MASK
+        index = (addr >> (_PAGE_SHIFT + (level - 1) * index_bits)) & index_mask
+        gpa = table + (index << size_shift)
+        gfn = gpa_to_gfn(table)  # type: ignore[arg-type]
+        gw.table_gfn[level] = gfn
+        gw.pte_gpa[level] = gpa
+        slot = slots.find(gfn)
+        if slot is None or not slot.is_visible():
+            return False
+        hva = slot.gfn_to_hva(gfn) + page_offset(gpa)
+        hpa = mm.user_access(hva, False)  # type: ignore[arg-type]
+        if hpa == _INVALID_PAGE:
+            return False
+        pte = memory.read_once32(hpa) if is_narrow else memory.read_once(hpa)
+        gw.pte_hva[level] = hva
+        gw.pte_writable[level] = not slot.is_readonly()
+        if vm.trace.on:
+            trace_paging_element(vm.trace, pte, level)
+        gw.pt_access[level] = gpte_access(rights ^ nx_mask)
+        rights &= pte ^ nx_mask
+        if not pte & _PT_PRESENT:
+            return False
+        if is_rsvd_bits_set(mmu, pte, level):
+            gw.error_code = _PFERR_RSVD | _PFERR_PRESENT
+            return False
+        gw.ptes[level] = pte
+        if level == 1 or (may_be_large and pte & _PT_PAGE_SIZE):
+            break
+        level -= 1
+    gw.all_accessed = (rights & _PT_ACCESSED) != 0
+    gw.pte_access = gpte_access(rights ^ nx_mask)
+    return True
+
+
+# PDPTE of a PAE guest. With nested paging the processor has no PDPTE registers: memory is what counts, and one that
+# cannot be loaded leaves the last good ones (svm_cache_reg()).
+def read_pdptr(vcpu: Vcpu, index: int) -> int:
+    if vcpu.vm.tdp_enabled:
+        load_pdptrs(vcpu, vcpu.cr3)
+    return vcpu.mmu.pdptrs[index]
+
+
+# Frame and address that the leaf gives to addr.
+def _translate(mmu: Mmu, gw: GuestWalk, addr: Gva) -> int:
+    gpte = gw.ptes[gw.level]
+    is_narrow = cpu_role_has_4_byte_gpte(mmu.cpu_role)
+    index_bits = 10 if is_narrow else 9
+    below = (_ONE << (_PAGE_SHIFT + (gw.level - 1) * index_bits)) - 1
+    gpa = (gpte & _FRAME_MASK & ~below) | (addr & below)
+    if is_narrow and gw.level > 1:
+        gpa += (gpte & _PSE36_MASK) << _PSE36_SHIFT
+    gw.gpa = gpa  # type: ignore[assignment]
+    gw.gfn = gpa_to_gfn(gpa)  # type: ignore[arg-type]
+    return 0
+
+
+# Set A in every entry of the walk, and for a write D in the leaf. The traces fire before the store is known to
+# happen; a table in a read-only slot is left alone.
+def _update_accessed_dirty(vcpu: Vcpu, gw: GuestWalk, is_write: bool) -> int:
+    vm: Vm = vcpu.vm
+    level = gw.max_level
+    while level >= gw.level:
+        old = gw.ptes[level]
+        new = old
+        if not old & _PT_ACCESSED:
+            if vm.trace.on:
+                trace_set_accessed_bit(vm.trace, gw.pte_gpa[level])  # type: ignore[arg-type]
+            new |= _PT_ACCESSED
+        if is_write and level == gw.level and not old & _PT_DIRTY:
+            if vm.trace.on:
+                trace_set_dirty_bit(vm.trace, gw.pte_gpa[level])  # type: ignore[arg-type]
+            new |= _PT_DIRTY
+        if new != old and gw.pte_writable[level]:
+            outcome = _store_gpte(vcpu, gw, level, new)
+            if outcome != _DONE:
+                return outcome
+        level -= 1
+    return _DONE
+
+
+# Replace the entry that the walk read at level by new, if it is still there.
+def _store_gpte(vcpu: Vcpu, gw: GuestWalk, level: int, new: int) -> int:
+    vm: Vm = vcpu.vm
+    gfn: Gfn = gw.table_gfn[level]  # type: ignore[assignment]
+    hpa = vm.mm.user_access(gw.pte_hva[level], True)  # type: ignore[arg-type]
+    if hpa == _INVALID_PAGE:
+        return _FAILED
+    if cpu_role_has_4_byte_gpte(vcpu.mmu.cpu_role):
+        is_stored = vm.memory.cmpxchg32(hpa, gw.ptes[level], new)
+    else:
+        is_stored = vm.memory.cmpxchg(hpa, gw.ptes[level], new)
+    if not is_stored:
+        return _RESTART
+    mark_page_dirty_in_slot(vcpu.gfn_to_memslot(gfn), gfn)
+    gw.ptes[level] = new
+    return _DONE
+
+
+# Complete the error code. A fetch is told apart with NX or SMEP only (KVM asks EFER.NX even of 2-level guests).
+def _make_fault(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> int:
+    mmu: Mmu = vcpu.mmu
+    gw.error_code |= access & (_PFERR_WRITE | _PFERR_USER)
+    if access & _PFERR_FETCH and (cpu_role_efer_nx(mmu.cpu_role) or cpu_role_smep(mmu.cpu_role)):
+        gw.error_code |= _PFERR_FETCH
+    gw.fault_address = addr
+    if vcpu.vm.trace.on:
+        trace_walker_error(vcpu.vm.trace, gw.error_code)
+    return 0
+
+
+def gpte_access(gpte: int) -> int:
+    """Access triple that the present guest entry ``gpte`` alone allows; 4-byte entries are always executable."""
+    return (gpte & 7) ^ (gpte >> _NX_SHIFT)
+
+
+def protect_clean(access: int, gpte: int) -> int:
+    """``access`` without WRITE while D of the leaf ``gpte`` is clear, so that the first write is noticed."""
+    if gpte & _PT_DIRTY:
+        return access
+    return access & ~_ACC_WRITE
+
+
+def gpte_to_gfn(gpte: int) -> Gfn:
+    """Guest frame that the 4K leaf or directory entry ``gpte`` names."""
+    return gpa_to_gfn(gpte & _FRAME_MASK)  # type: ignore[arg-type]
+
+
+def gpte_size(vcpu: Vcpu) -> int:
+    """Bytes of an entry of the guest's tables: 4 or 8."""
+    return 4 if cpu_role_has_4_byte_gpte(vcpu.mmu.cpu_role) else 8
+
+
+def gpte_place(vcpu: Vcpu, gpa: Gpa) -> Hpa:
+    """Where the guest's word at ``gpa`` lies in host memory, for an access that cannot sleep.
+
+    ``INVALID_PAGE`` when it cannot be read: no slot, an INVALID one, or a page that the process has not mapped now.
+    Any lock may be held; nothing is faulted in.
+    """
+    gfn = gpa_to_gfn(gpa)
+    slot = vcpu.gfn_to_memslot(gfn)
+    if slot is None:
+        return _INVALID_PAGE  # type: ignore[return-value]
+    hva = slot.gfn_to_hva_prot(gfn, False)
+    if is_error_hva(hva):
+        return _INVALID_PAGE  # type: ignore[return-value]
+    hpte = vcpu.vm.mm.hpte(hva)
+    if not hpte & _HPTE_PRESENT:
+        return _INVALID_PAGE  # type: ignore[return-value]
+    return (hpte & _HPTE_PFN_MASK) | page_offset(gpa)  # type: ignore[return-value]
+
+
+def read_gpte(vcpu: Vcpu, place: Hpa, size: int) -> int:
+    """The guest entry of ``size`` bytes (4 or 8) at ``place``, in one piece."""
+    if size == 4:
+        return vcpu.vm.memory.read_once32(place)
+    return vcpu.vm.memory.read_once(place)
+
+
+def is_gpte_changed(vcpu: Vcpu, gw: GuestWalk, level: int) -> bool:
+    """Whether the guest entry at ``level`` is no longer what ``gw`` read, or cannot be read now.
+
+    At level 1 the aligned group of 8 entries around it is read, and kept for prefetch (``prefetch_ptes``). Any lock
+    may be held. Source: reference "fetch".
+    """
+    size = gpte_size(vcpu)
+    gpa = gw.pte_gpa[level]
+    if level > 1:
+        place = gpte_place(vcpu, gpa)  # type: ignore[arg-type]
+        return place == _INVALID_PAGE or read_gpte(vcpu, place, size) != gw.ptes[level]
+    base = gpa & ~(size * _PREFETCH_NUM - 1) & _U64
+    place = gpte_place(vcpu, base)  # type: ignore[arg-type]
+    if place == _INVALID_PAGE:
+        return True
+    for i in range(_PREFETCH_NUM):
+        gw.prefetch_ptes[i] = read_gpte(vcpu, place + i * size, size)  # type: ignore[arg-type]
+    return gw.prefetch_ptes[(gpa - base) // size] != gw.ptes[1]
+
+
+def gva_to_gpa_walk(vcpu: Vcpu, gw: GuestWalk, gva: Gva, access: int) -> Gpa:
+    """Guest physical address of ``gva`` for ``access`` (as of :func:`walk`), or ``INVALID_PAGE``: the fault is in gw.
+
+    Without paging a gva is its gpa and nothing is read or traced.
+    """
+    if not cpu_role_paging(vcpu.mmu.cpu_role):
+        gw.error_code = 0
+        gw.gpa = gva  # type: ignore[assignment]
+        gw.gfn = gpa_to_gfn(gva)  # type: ignore[arg-type]
+        return gw.gpa
+    if walk(vcpu, gw, gva, access):
+        return gw.gpa
+    return _INVALID_PAGE  # type: ignore[return-value]
+
+
+def gva_to_gpa(vcpu: Vcpu, gva: Gva, access: int) -> Gpa:
+    """:func:`gva_to_gpa_walk` for a caller that does not ask for the fault."""
+    return gva_to_gpa_walk(vcpu, GuestWalk(), gva, access)
+
+
+def load_pdptrs(vcpu: Vcpu, cr3: int) -> int:
+    """Read the four PDPTEs of a PAE guest whose CR3 is to be ``cr3`` into ``vcpu.mmu.pdptrs``.
+
+    ``PDPTRS_BAD`` (0): one is present with a reserved bit set, or the table cannot be read; the caller raises #GP and
+    nothing has changed. Else ``PDPTRS_SAME`` or ``PDPTRS_CHANGED``: after a change the caller, without TDP, frees the
+    current root, which was built from the old ones. The load of the new root is the caller's to request.
+    Source: reference "Guest page-table walker", PDPTR load.
+    """
+    memory: PhysicalMemory = vcpu.vm.memory
+    mmu: Mmu = vcpu.mmu
+    place = gpa_to_hpa(vcpu.memslots(), vcpu.vm.mm, cr3 & _PDPT_MASK, False)  # type: ignore[arg-type]
+    if place == _INVALID_PAGE:
+        return _PDPTRS_BAD
+    reserved = vcpu.reserved_gpa_bits | _PDPTE_RSVD
+    entries = [0] * 4
+    for i in range(4):
+        entries[i] = memory.read_once(place + i * 8)  # type: ignore[arg-type]
+    for entry in entries:
+        if entry & _PT_PRESENT and entry & reserved:
+            return _PDPTRS_BAD
+    result = _PDPTRS_SAME
+    for i in range(4):
+        entry = entries[i]
+        if mmu.pdptrs[i] != entry:
+            mmu.pdptrs[i] = entry
+            result = _PDPTRS_CHANGED
+    return result

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Requests: what one actor asks of vCPUs, served before their next entry; and the remote TLB flush built on them.
+
+Reference: "TLB flush rules, vCPU modes, requests".
+"""
+
+from __future__ import annotations
+
+from ..addr import Gfn
+from .vcpu import OUTSIDE_GUEST_MODE, Vcpu
+from .vm import Vm
+
+KVM_REQ_TLB_FLUSH = 0
+KVM_REQ_MMU_SYNC = 11
+KVM_REQ_LOAD_MMU_PGD = 13
+KVM_REQ_EVENT = 14
+KVM_REQ_TLB_FLUSH_CURRENT = 34
+KVM_REQ_TLB_FLUSH_GUEST = 35
+KVM_REQ_MMU_FREE_OBSOLETE_ROOTS = 39
+
+#: Number -> name, for people.
+NAMES = {
+    KVM_REQ_TLB_FLUSH: "TLB_FLUSH",
+    KVM_REQ_MMU_SYNC: "MMU_SYNC",
+    KVM_REQ_LOAD_MMU_PGD: "LOAD_MMU_PGD",
+    KVM_REQ_EVENT: "EVENT",
+    KVM_REQ_TLB_FLUSH_CURRENT: "TLB_FLUSH_CURRENT",
+    KVM_REQ_TLB_FLUSH_GUEST: "TLB_FLUSH_GUEST",
+    KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: "MMU_FREE_OBSOLETE_ROOTS",
+}
+
+_ONE = 1
+_TLB_FLUSH = KVM_REQ_TLB_FLUSH
+_OUTSIDE_GUEST_MODE = OUTSIDE_GUEST_MODE
+
+
+def make_request(vcpu: Vcpu, req: int) -> None:
+    """Ask ``vcpu`` for ``req`` (a ``KVM_REQ_*`` number)."""
+    vcpu.requests |= _ONE << req
+
+
+def has_request(vcpu: Vcpu, req: int) -> bool:
+    """Whether ``req`` is pending; it stays so."""
+    return (vcpu.requests >> req) & _ONE != 0
+
+
+def check_request(vcpu: Vcpu, req: int) -> bool:
+    """Whether ``req`` was pending; it no longer is."""
+    if (vcpu.requests >> req) & _ONE == 0:
+        return False
+    vcpu.requests &= ~(_ONE << req)
+    return True
+
+
+def make_all_cpus_request(vm: Vm, req: int) -> bool:
+    """Ask every vCPU for ``req``. Return whether one was not in userspace, so that an IPI had to be sent."""
+    ipi = False
+    for vcpu in vm.vcpus:
+        vcpu.requests |= _ONE << req
+        if vcpu.mode != _OUTSIDE_GUEST_MODE:
+            ipi = True
+    return ipi
+
+
+def kick_all(vm: Vm) -> None:
+    """Make every vCPU leave the guest before it goes on: here each serves its requests at its next entry anyway."""
+
+
+def flush_remote_tlbs(vm: Vm) -> int:
+    """Flush the TLBs of all vCPUs before they run again (``kvm_flush_remote_tlbs``); also ends lockless walks."""
+    vm.stat.remote_tlb_flush_requests += 1
+    if make_all_cpus_request(vm, _TLB_FLUSH):
+        vm.stat.remote_tlb_flush += 1
+    return 0
+
+
+def flush_remote_tlbs_gfn(vm: Vm, gfn: Gfn, level: int) -> int:
+    """Flush the naturally aligned ``level`` block around ``gfn``; without a range hook the flush is full."""
+    return flush_remote_tlbs(vm)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Running a vCPU: serve its requests, enter, let the CPU make an access, handle the exit, until the access is done.
+
+Reference: "TLB flush rules, vCPU modes, requests" 23.2 and 23.3.
+"""
+
+from __future__ import annotations
+
+from ..addr import INVALID_PAGE, Gva
+from ..errors import KvmBug
+from ..hw.cpu import HIT as HW_HIT
+from ..hw.cpu import PAGE_FAULT as HW_PAGE_FAULT
+from ..hw.cpu import Cpu
+from .kvmtrace import trace_inj_exception, trace_kvm_page_fault
+from .mmu.pagefault import RESUME, page_fault
+from .mmu.resync import sync_roots
+from .mmu.roots import create_mmu, destroy_mmu, free_obsolete_roots, load, sync_prev_roots
+from .mmu.setup import init_mmu
+from .mmu.walker import GuestWalk
+from .requests import (
+    KVM_REQ_LOAD_MMU_PGD,
+    KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
+    KVM_REQ_MMU_SYNC,
+    KVM_REQ_TLB_FLUSH,
+    KVM_REQ_TLB_FLUSH_CURRENT,
+    KVM_REQ_TLB_FLUSH_GUEST,
+    check_request,
+)
+from .svm import flush_tlb_current, load_mmu_pgd
+from .vcpu import IN_GUEST_MODE, OUTSIDE_GUEST_MODE, Vcpu
+from .vm import Vm
+
+#: How an access ends: it was made (``vcpu.cpu.hpa``); the guest got an exception (``vcpu.exception_*``, ``vcpu.cr2``);
+#: kvm must emulate it (``emulate``); KVM_RUN fails with the errno -``vcpu.exit_action``.
+HIT = 0
+FAULT = 1
+EMULATE = 2
+ERROR = 3
+#: Exits for one access after which something is wrong with the model, not with the guest.
+MAX_TRIES = 64
+
+_INVALID_PAGE = INVALID_PAGE
+_HW_HIT = HW_HIT
+_HW_PAGE_FAULT = HW_PAGE_FAULT
+_IN_GUEST_MODE = IN_GUEST_MODE
+_OUTSIDE_GUEST_MODE = OUTSIDE_GUEST_MODE
+_RESUME = RESUME
+_HIT = HIT
+_FAULT = FAULT
+_EMULATE = EMULATE
+_ERROR = ERROR
+_REQ_TLB_FLUSH = KVM_REQ_TLB_FLUSH
+_REQ_MMU_SYNC = KVM_REQ_MMU_SYNC
+_REQ_LOAD_MMU_PGD = KVM_REQ_LOAD_MMU_PGD
+_REQ_TLB_FLUSH_CURRENT = KVM_REQ_TLB_FLUSH_CURRENT
+_REQ_TLB_FLUSH_GUEST = KVM_REQ_TLB_FLUSH_GUEST
+_REQ_FREE_OBSOLETE_ROOTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+_MAX_TRIES = MAX_TRIES
+
+
+def create_vcpu(vm: Vm, cpu: Cpu) -> Vcpu:
+    """A new vCPU of ``vm``, run by ``cpu``, in the state after reset: paging off, no root yet."""
+    vcpu = Vcpu(vm, len(vm.vcpus), cpu, GuestWalk())
+    create_mmu(vcpu)
+    init_mmu(vcpu)
+    vm.vcpus.append(vcpu)
+    return vcpu
+
+
+def destroy_vcpu(vcpu: Vcpu) -> None:
+    """Free what the MMU of ``vcpu`` holds; the vCPU leaves its VM."""
+    destroy_mmu(vcpu)
+    vcpu.vm.vcpus.remove(vcpu)
+
+
+def flush_tlb_guest(vcpu: Vcpu) -> int:
+    # What the guest flushed is gone from the TLB, and from shadow tables that stand in for it.
+    vcpu.stat.tlb_flush += 1
+    if not vcpu.vm.tdp_enabled:
+        sync_roots(vcpu)
+        sync_prev_roots(vcpu)
+    return flush_tlb_current(vcpu)
+
+
+def serve_requests(vcpu: Vcpu) -> int:
+    # In the kernel's order: sync before the flush, which throws away what stale sptes allowed.
+    if check_request(vcpu, _REQ_FREE_OBSOLETE_ROOTS):
+        free_obsolete_roots(vcpu)
+    if check_request(vcpu, _REQ_MMU_SYNC):
+        sync_roots(vcpu)
+    if check_request(vcpu, _REQ_LOAD_MMU_PGD) and vcpu.mmu.root_hpa != _INVALID_PAGE:
+        load_mmu_pgd(vcpu)
+    if check_request(vcpu, _REQ_TLB_FLUSH):
+        vcpu.stat.tlb_flush += 1
+        flush_tlb_current(vcpu)
+        check_request(vcpu, _REQ_TLB_FLUSH_CURRENT)
+    if check_request(vcpu, _REQ_TLB_FLUSH_CURRENT):
+        vcpu.stat.tlb_flush += 1
+        flush_tlb_current(vcpu)
+    if check_request(vcpu, _REQ_TLB_FLUSH_GUEST):
+        flush_tlb_guest(vcpu)
+    return 0
+
+
+def enter(vcpu: Vcpu) -> int:
+    """Everything between an exit and the next entry: requests, the pending exception, a root. 0 or a negative errno."""
+    if vcpu.exception_pending and vcpu.vm.trace.on:
+        serve_requests(vcpu)
+        trace_inj_exception(
+            vcpu.vm.trace,
+            vcpu.exception_vector,
+            vcpu.exception_has_error,
+            vcpu.exception_error_code,
+            vcpu.exception_reinjected,
+        )
+    while vcpu.requests or vcpu.mmu.root_hpa == _INVALID_PAGE:
+        serve_requests(vcpu)
+        if vcpu.mmu.root_hpa == _INVALID_PAGE:
+            ret = load(vcpu)
+            if ret < 0:
+                return ret
+    vcpu.mode = _IN_GUEST_MODE
+    return 0
+
+
+def exit_page_fault(vcpu: Vcpu, gva: Gva, status: int) -> int:
+    """Handle the exit that ``cpu.access()`` ended with (``status``): RESUME, EMULTYPE_* bits, or a negative errno."""
+    cpu = vcpu.cpu
+    vcpu.mode = _OUTSIDE_GUEST_MODE
+    vcpu.stat.exits += 1
+    if status == _HW_PAGE_FAULT:
+        address = gva
+        code = cpu.error_code
+    else:
+        address = cpu.fault_gpa  # type: ignore[assignment]
+        code = cpu.fault_code
+    if vcpu.vm.trace.on:
+        trace_kvm_page_fault(vcpu.vm.trace, vcpu.vcpu_id, vcpu.rip, address, code)
+    vcpu.exit_address = address
+    vcpu.exit_action = page_fault(vcpu, address, code)
+    vcpu.fault_counts[vcpu.fault_cause] += 1
+    return vcpu.exit_action
+
+
+def access(vcpu: Vcpu, gva: Gva, kind: int) -> int:
+    """Let the guest make an access of ``kind`` (ACCESS_* bits of ``hw.bits``) to the byte at ``gva``.
+
+    Return HIT, FAULT, EMULATE or ERROR. :class:`KvmBug` if the same access exits again and again.
+    """
+    cpu = vcpu.cpu
+    if vcpu.requests or vcpu.mmu.root_hpa == _INVALID_PAGE:
+        if enter(vcpu) < 0:
+            return _ERROR
+    status = cpu.access(gva, kind)
+    if status == _HW_HIT:
+        return _HIT
+    return access_missed(vcpu, gva, kind, status)
+
+
+def access_missed(vcpu: Vcpu, gva: Gva, kind: int, status: int) -> int:
+    tries = 0
+    while True:
+        # Under nested paging a #PF is the guest's own affair: the CPU delivers it without an exit.
+        if status == _HW_PAGE_FAULT and vcpu.vm.tdp_enabled:
+            vcpu.exception_error_code = vcpu.cpu.error_code
+            vcpu.cr2 = gva
+            return _FAULT
+        ret = exit_page_fault(vcpu, gva, status)
+        if ret < 0:
+            return _ERROR
+        if ret != _RESUME:
+            return _EMULATE
+        if enter(vcpu) < 0:
+            return _ERROR
+        if vcpu.exception_pending:
+            vcpu.exception_pending = False
+            return _FAULT
+        status = vcpu.cpu.access(gva, kind)
+        if status == _HW_HIT:
+            return _HIT
+        tries += 1
+        if tries > _MAX_TRIES:
+            raise KvmBug(f"access {kind:#x} at {gva:#x} exits forever: {vcpu!r}")

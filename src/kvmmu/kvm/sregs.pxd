@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ..addr cimport u32, u64, gva_t
+from .requests cimport make_request
+from .vcpu cimport Vcpu
+from .vm cimport Vm
+from .mmu.context cimport Mmu
+from .mmu.resync cimport invalidate_addr, is_noncanonical
+from .mmu.roots cimport free_roots, new_pgd
+from .mmu.setup cimport init_mmu
+from .mmu.walker cimport load_pdptrs
+
+cdef u64 _ONE
+cdef u64 _U64
+cdef u64 _CR0_PG
+cdef u64 _CR0_WP
+cdef u64 _CR0_CD_NW
+cdef u64 _CR4_PAE
+cdef u64 _CR4_PGE
+cdef u64 _CR4_PCIDE
+cdef u64 _CR4_SMEP
+cdef u64 _CR4_ROLE_BITS
+cdef u64 _CR4_PDPTR_BITS
+cdef u64 _EFER_LMA
+cdef u64 _EFER_LME
+cdef u64 _EFER_ROLE_BITS
+cdef u64 _CR3_NOFLUSH
+cdef u64 _CR3_PCID_MASK
+cdef int _DONE
+cdef int _GP
+cdef int _PDPTRS_CHANGED
+cdef int _MMU_SYNC
+cdef int _LOAD_MMU_PGD
+cdef int _TLB_FLUSH_CURRENT
+cdef int _TLB_FLUSH_GUEST
+
+cpdef bint is_pae_paging(Vcpu vcpu) noexcept
+@cython.locals(result=int)
+cpdef bint reload_pdptrs(Vcpu vcpu, u64 cr3) except -1
+cpdef int reset_context(Vcpu vcpu) except -1
+@cython.locals(old=u64, changed=u64)
+cpdef int set_cr0(Vcpu vcpu, u64 cr0) except -1
+@cython.locals(changed=u64)
+cpdef int post_set_cr0(Vcpu vcpu, u64 old, u64 cr0) except -1
+@cython.locals(old=u64, changed=u64)
+cpdef int set_cr4(Vcpu vcpu, u64 cr4) except -1
+@cython.locals(changed=u64)
+cpdef int set_efer(Vcpu vcpu, u64 efer) except -1
+@cython.locals(keep=bint, pcid=u64)
+cpdef int set_cr3(Vcpu vcpu, u64 cr3) except -1
+cpdef u64 active_pcid(Vcpu vcpu, u64 pgd) noexcept
+@cython.locals(roots=u32, i=int)
+cpdef int invalidate_pcid(Vcpu vcpu, u64 pcid) except -1
+cpdef int invlpg(Vcpu vcpu, gva_t gva) except -1
+@cython.locals(roots=u32, i=int)
+cpdef int invpcid(Vcpu vcpu, int kind, u64 pcid, gva_t gva) except -1

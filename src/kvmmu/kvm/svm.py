@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The hardware side of a vCPU on AMD: what the logical CPU runs with, and its TLB flushes.
+
+Under shadow paging the CPU never sees the guest's control registers as they are: paging and CR0.WP are always on,
+PAE and NX too, and CR3 is kvm's root. Under nested paging it runs with the guest's own and nCR3 is kvm's root. Every
+flush has the scope of the vCPU's ASID. Reference: "TLB flush rules", hardware scope.
+"""
+
+from __future__ import annotations
+
+from ..addr import Gva
+from ..hw.bits import (
+    CR0_PE,
+    CR0_PG,
+    CR0_WP,
+    CR4_LA57,
+    CR4_PAE,
+    CR4_PCIDE,
+    CR4_PGE,
+    CR4_PKE,
+    CR4_SMAP,
+    CR4_SMEP,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NX,
+)
+from ..errors import KvmBug
+from .mmu.role import role_level
+from .vcpu import Vcpu
+
+_CR0_PG = CR0_PG
+_CR0_WP = CR0_WP
+_CR0_PE = CR0_PE
+_CR4_PAE = CR4_PAE
+_CR4_LA57 = CR4_LA57
+_CR4_PCIDE = CR4_PCIDE
+_CR4_PKE = CR4_PKE
+_CR4_PGE = CR4_PGE
+_CR4_SMEP_SMAP = CR4_SMEP | CR4_SMAP
+_EFER_NX = EFER_NX
+_EFER_LMA = EFER_LMA
+_EFER_LME = EFER_LME
+
+
+def load_shadow(vcpu: Vcpu) -> int:
+    # Run the guest on kvm's root: the mode is that of the shadow tables, SMEP and SMAP are the guest's if it pages.
+    mmu = vcpu.mmu
+    cr0 = vcpu.cr0 | _CR0_PG | _CR0_WP | _CR0_PE
+    cr4 = (vcpu.cr4 | _CR4_PAE) & ~(_CR4_PCIDE | _CR4_PKE | _CR4_PGE | _CR4_LA57)
+    if vcpu.cr0 & _CR0_PG == 0:
+        cr4 &= ~_CR4_SMEP_SMAP
+    efer = vcpu.efer | _EFER_NX
+    if role_level(mmu.root_role) >= 4:
+        efer |= _EFER_LMA | _EFER_LME
+        if role_level(mmu.root_role) == 5:
+            cr4 |= _CR4_LA57
+    else:
+        efer &= ~(_EFER_LMA | _EFER_LME)
+    if vcpu.cpu.load_guest(cr0, mmu.root_hpa, cr4, efer):
+        raise KvmBug(f"the CPU refuses the shadow root {mmu.root_hpa:#x}")
+    return 0
+
+
+def load_mmu_pgd(vcpu: Vcpu) -> int:
+    """Make the CPU use the current root: as CR3 under shadow paging, as nCR3 under nested paging."""
+    if not vcpu.vm.tdp_enabled:
+        return load_shadow(vcpu)
+    vcpu.cpu.set_nested(vcpu.mmu.root_hpa, role_level(vcpu.mmu.root_role))
+    return vcpu.cpu.load_guest(vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer)
+
+
+def flush_tlb_current(vcpu: Vcpu) -> int:
+    """Flush all translations of this vCPU's ASID."""
+    return vcpu.cpu.flush_asid()
+
+
+def flush_tlb_gva(vcpu: Vcpu, gva: Gva) -> int:
+    """Flush the translation of ``gva`` (INVLPGA with this vCPU's ASID)."""
+    return vcpu.cpu.flush_gva(gva)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ..addr cimport u8, u32, u64, gva_t, gpa_t, gfn_t, hpa_t
+from ..hw.cpu cimport Cpu
+from .memslots cimport Memslot, Memslots
+from .stats cimport VcpuStat
+from .vm cimport Vm
+from .mmu.context cimport Mmu
+
+cdef u64 _ONE
+cdef u64 _U64
+
+cdef class Vcpu:
+    cdef readonly int vcpu_id
+    cdef readonly Vm vm
+    cdef readonly Cpu cpu               # the logical CPU that runs it
+    cdef readonly Mmu mmu               # root_mmu
+    cdef readonly VcpuStat stat
+    # Guest state.
+    cdef public u64 cr0
+    cdef public u64 cr2
+    cdef public u64 cr3
+    cdef public u64 cr4
+    cdef public u64 efer
+    cdef public u32 pkru
+    cdef public u64 rflags              # EFLAGS.AC matters
+    cdef public u64 rip
+    cdef public bint smm
+    # The guest's CPUID, as far as paging asks.
+    cdef public int maxphyaddr
+    cdef public bint has_gbpages
+    cdef public bint has_nx
+    cdef public bint has_pcid
+    cdef public bint amd_compatible
+    cdef public u64 reserved_gpa_bits
+    cdef readonly object guest_walk     # the walker.GuestWalk of the fault in hand
+    cdef public int fault_cause         # CAUSE_* of the last fault
+    cdef u64 fault_counts[16]           # page-fault exits by CAUSE_*
+    cdef public u64 exit_address        # of the last page-fault exit: gva, or gpa under nested paging
+    cdef public int exit_action         # what page_fault() said: RESUME, EMULTYPE_* bits, or a negative errno
+    cdef public gpa_t mmio_gpa          # device address of the last emulated access that ended in MMIO
+    cdef public bint fetches_insns      # rip is real: emulation fetches the instruction from there
+    # Pending work.
+    cdef public u64 requests            # bit per KVM_REQ number (requests.py)
+    cdef public int mode                # OUTSIDE_GUEST_MODE ...
+    cdef public bint exception_pending  # an exception to inject at the next entry
+    cdef public bint exception_reinjected
+    cdef public u8 exception_vector
+    cdef public bint exception_has_error
+    cdef public u32 exception_error_code
+    cdef public u64 exception_address   # CR2 of a page fault
+    # MMIO record (section 17.1).
+    cdef public gva_t mmio_gva
+    cdef public u32 mmio_access
+    cdef public gfn_t mmio_gfn
+    cdef public u64 mmio_gen
+    # Retry memo (section 18.3).
+    cdef public u64 last_retry_eip
+    cdef public u64 last_retry_addr
+
+    cpdef Memslots memslots(self)
+    cpdef u64 nr_faults(self, int cause) noexcept
+    @cython.locals(slots=Memslots)
+    cpdef Memslot gfn_to_memslot(self, gfn_t gfn)

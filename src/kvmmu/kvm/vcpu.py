@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Vcpu: the state of one virtual CPU (``struct kvm_vcpu``), as far as paging knows it.
+
+State only, as in ``vm``: registers are changed by ``sregs``, requests are served and the guest is run by ``run``.
+Reference: "Data structures", per-vCPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..addr import U64, Gfn
+from ..hw.cpu import Cpu
+from .memslots import Memslot, Memslots
+from .mmu.context import Mmu
+from .stats import VcpuStat
+from .vm import Vm
+
+_ONE = 1
+_U64 = U64
+
+OUTSIDE_GUEST_MODE = 0
+IN_GUEST_MODE = 1
+EXITING_GUEST_MODE = 2
+READING_SHADOW_PAGE_TABLES = 3
+
+#: Register values after reset: paging off, caches as the architecture leaves them.
+RESET_CR0 = 0x6000_0010
+
+
+class Vcpu:
+    """One virtual CPU of ``vm``, run by the logical CPU ``cpu``; made by ``run.create_vcpu()``."""
+
+    __slots__ = (
+        "amd_compatible",
+        "cpu",
+        "cr0",
+        "cr2",
+        "cr3",
+        "cr4",
+        "efer",
+        "exception_address",
+        "exception_error_code",
+        "exception_has_error",
+        "exception_pending",
+        "exception_reinjected",
+        "exception_vector",
+        "exit_action",
+        "exit_address",
+        "fault_cause",
+        "fault_counts",
+        "fetches_insns",
+        "guest_walk",
+        "has_gbpages",
+        "has_nx",
+        "has_pcid",
+        "last_retry_addr",
+        "last_retry_eip",
+        "maxphyaddr",
+        "mmio_access",
+        "mmio_gen",
+        "mmio_gfn",
+        "mmio_gpa",
+        "mmio_gva",
+        "mmu",
+        "mode",
+        "pkru",
+        "requests",
+        "reserved_gpa_bits",
+        "rflags",
+        "rip",
+        "smm",
+        "stat",
+        "vcpu_id",
+        "vm",
+    )
+
+    def __init__(self, vm: Vm, vcpu_id: int, cpu: Cpu, guest_walk: Any) -> None:
+        self.vcpu_id = vcpu_id
+        self.vm = vm
+        self.cpu = cpu
+        self.mmu = Mmu()
+        self.stat = VcpuStat()
+        self.cr0 = RESET_CR0
+        self.cr2 = 0
+        self.cr3 = 0
+        self.cr4 = 0
+        self.efer = 0
+        self.pkru = 0
+        self.rflags = 2
+        self.rip = 0
+        self.smm = False
+        self.set_cpuid(vm.host_maxphyaddr)
+        self.guest_walk = guest_walk
+        self.fault_cause = 0
+        self.fault_counts = [0] * 16
+        self.exit_address = 0
+        self.exit_action = 0
+        self.mmio_gpa = 0
+        self.fetches_insns = False
+        self.requests = 0
+        self.mode = OUTSIDE_GUEST_MODE
+        self.exception_pending = False
+        self.exception_reinjected = False
+        self.exception_vector = 0
+        self.exception_has_error = False
+        self.exception_error_code = 0
+        self.exception_address = 0
+        self.mmio_gva = 0
+        self.mmio_access = 0
+        self.mmio_gfn = 0
+        self.mmio_gen = 0
+        self.last_retry_eip = 0
+        self.last_retry_addr = 0
+
+    def set_cpuid(
+        self,
+        maxphyaddr: int,
+        *,
+        gbpages: bool = True,
+        nx: bool = True,
+        pcid: bool = True,
+        amd_compatible: bool = True,
+    ) -> None:
+        """The guest's CPUID as far as paging asks; the caller resets the MMU (``sregs.after_set_cpuid()``).
+
+        ``maxphyaddr`` in bits, 32 to 52; ``amd_compatible`` makes bit 8 of upper entries reserved.
+        """
+        self.maxphyaddr = maxphyaddr
+        self.has_gbpages = gbpages
+        self.has_nx = nx
+        self.has_pcid = pcid
+        self.amd_compatible = amd_compatible
+        self.reserved_gpa_bits = _U64 & ~((_ONE << maxphyaddr) - 1)
+
+    def nr_faults(self, cause: int) -> int:
+        """Page-fault exits with this cause (CAUSE_*) so far."""
+        return self.fault_counts[cause]
+
+    def memslots(self) -> Memslots:
+        """The published memslots of the address space that the vCPU is in."""
+        return self.vm.memslots[1 if self.smm else 0]
+
+    def gfn_to_memslot(self, gfn: Gfn) -> Memslot | None:
+        """The slot of ``gfn`` in the vCPU's address space, or None."""
+        slots: Memslots = self.vm.memslots[1 if self.smm else 0]
+        return slots.find(gfn)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Vcpu {self.vcpu_id} cr0 {self.cr0:#x} cr3 {self.cr3:#x} cr4 {self.cr4:#x} efer {self.efer:#x}"
+            f" root {self.mmu.root_hpa:#x}>"
+        )

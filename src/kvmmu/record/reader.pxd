@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+
+from ..addr cimport u8, u32, u64, gva_t, gpa_t
+
+cdef u64 _U64
+cdef u64 _NOWHERE
+cdef u64 _MIX
+cdef int _SHIFT
+cdef int _SLOTS
+cdef int _ACCESS
+cdef int _STORE
+cdef int _PAGE
+cdef int _REGS
+cdef int _INVLPG
+cdef int _INVPCID
+cdef int _MMIO
+cdef int _IO
+cdef int _RAM
+cdef int _W_INIT
+cdef u64 _MAP_FRAMES
+cdef int _NUMBERS
+
+@cython.final
+cdef class Reader:
+    # Known when the file is open.
+    cdef readonly str path
+    cdef readonly object header     # format.Header
+    cdef readonly object trailer    # format.Trailer, or None
+    cdef readonly u64 total         # records in the file
+    cdef readonly bint cut          # the file says, or shows by having no trailer, that recording was cut
+    cdef object blocks              # BlockFile
+    cdef int cpus
+    cdef int memories               # number of the header's backing memories
+
+    # The current record.
+    cdef readonly u64 position      # records delivered so far
+    cdef readonly int kind          # 0: none
+    cdef readonly int cpu
+    cdef readonly u32 access        # ACCESS, STORE, MMIO
+    cdef readonly gva_t gva         # ACCESS, STORE, MMIO, INVLPG, INVPCID
+    cdef readonly gpa_t gpa         # ACCESS, STORE, MMIO, PAGE, MAP
+    cdef readonly int size          # STORE, MMIO: bytes; PAGE: 4096
+    cdef readonly u64 value         # STORE, MMIO: the first 8 bytes, little endian; REGS: cr3
+    cdef readonly int what          # REGS: the cause
+    cdef readonly u64 cr0
+    cdef readonly u64 cr3
+    cdef readonly u64 cr4
+    cdef readonly u64 efer
+    cdef readonly u32 pkru
+    cdef readonly int invpcid_type
+    cdef readonly u64 pcid
+    cdef readonly u64 map_size      # MAP: bytes
+    cdef readonly int map_kind      # MAP: MAP_IO, MAP_RAM, MAP_ROM
+    cdef readonly int map_memory    # MAP: index into header.memories, MEMORY_UNKNOWN
+    cdef readonly u64 map_offset    # MAP: offset in that memory
+    cdef Py_ssize_t content         # where in raw the record's bytes are
+    cdef Py_ssize_t content_size
+
+    # The block that is being decoded: its bytes, a cursor and an end for each column.
+    cdef const u8[::1] raw
+    cdef u64 left                   # records of the block not yet delivered
+    cdef Py_ssize_t at_token
+    cdef Py_ssize_t at_page
+    cdef Py_ssize_t at_offset
+    cdef Py_ssize_t at_frame
+    cdef Py_ssize_t at_number
+    cdef Py_ssize_t at_data
+    cdef Py_ssize_t at_content
+    cdef Py_ssize_t end_token
+    cdef Py_ssize_t end_page
+    cdef Py_ssize_t end_offset
+    cdef Py_ssize_t end_frame
+    cdef Py_ssize_t end_number
+    cdef Py_ssize_t end_data
+    cdef Py_ssize_t end_content
+    # What a block's records are relative to; empty at its start.
+    cdef u64 last_page
+    cdef u64 last_frame
+    cdef int state_cpu
+    cdef u32 state_access
+    cdef u64[::1] regs              # five words a CPU: cr0 cr3 cr4 efer pkru
+    cdef u64[::1] predicted_page
+    cdef u64[::1] predicted_frame
+
+    # What the whole recording has said so far.
+    cdef u8[::1] meaning            # by frame: MAP_IO, MAP_RAM, MAP_ROM
+    cdef u64 map_frames             # length of meaning
+    cdef dict far                   # the same for frames above
+    cdef u64 table_frames           # length of tables
+    cdef u8[::1] tables             # by frame: 1 once a snapshot was recorded
+
+    cpdef int next(self) except -1
+    cpdef u64 skip(self, u64 count) except? 0x5A5A5A5A
+    cpdef bytes payload(self)
+    cdef bint load_block(self) except -1
+    @cython.locals(value=u64, shift=int, byte=u64)
+    cdef u64 number(self) noexcept
+    @cython.locals(state=u32, shift=int, byte=u32)
+    cdef int read_state(self) except -1
+    @cython.locals(value=u64, half=u64, page=u64, low=u64, shift=int, byte=u64)
+    cdef int read_gva(self) except -1
+    @cython.locals(value=u64, half=u64, frame=u64, shift=int, byte=u64)
+    cdef u64 read_frame(self) except? 0x5A5A5A5A
+    @cython.locals(page=u64, slot=u64, frame=u64)
+    cdef int read_place(self, u32 token) except -1
+    @cython.locals(size=int, value=u64, frame=u64, index=int)
+    cdef int read_value(self, int kind) except -1
+    @cython.locals(word=int)
+    cdef int check_memory(self, u64 frame) except -1
+    @cython.locals(base=int, what=int, changed=int, index=int)
+    cdef int read_regs(self) except -1
+    @cython.locals(frame=u64)
+    cdef int read_page(self) except -1
+    @cython.locals(frame=u64, count=u64, index=u64)
+    cdef int read_map(self) except -1
+    cdef int check(self, bint fits) except -1
+    cdef int contradict(self, object what) except -1

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Event files: ftrace text, JSON lines and Parquet, chosen by the file's suffix.
+
+A writer is a sink: attach it to a :class:`~kvmmu.tracepoint.Trace`, set :attr:`EventWriter.position` as the replay
+goes on, and close it at the end, also after an interrupt: what came before is then in the file, in whole lines or
+whole groups. Text and JSON appear group by group; a Parquet file appears when it is closed (see ``parquet``).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Protocol, Self
+
+from ..errors import UserError
+from ..tracepoint import EVENTS, Event
+from .text import FTRACE_HEADER, format_line, parse_line
+
+#: (position, cpu, event): what a file keeps of each event.
+Row = tuple[int, int, Event]
+
+
+class _Stream(Protocol):
+    # A file that takes groups of rows; `write` with the first_seq of the last group replaces that group.
+    def write(self, rows: Sequence[Row], first_seq: int) -> None: ...
+    def finish(self) -> None: ...
+    def abandon(self) -> None: ...
+
+
+class _LineStream:
+    # Lines at a known offset: a group whose write was interrupted is written again over its own beginning.
+    __slots__ = ("_encode", "_fd", "_first_seq", "_is_seekable", "_size", "_start")
+
+    def __init__(self, path: Path, header: str, encode: Callable[[int, Row], str]) -> None:
+        self._encode = encode
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        self._is_seekable = True
+        try:
+            os.lseek(self._fd, 0, os.SEEK_CUR)
+        except OSError:
+            self._is_seekable = False
+        self._first_seq = -1
+        self._start = 0
+        try:
+            self._size = self._put(header.encode(), 0)
+        except OSError:
+            self.finish()
+            raise
+
+    def write(self, rows: Sequence[Row], first_seq: int) -> None:
+        if first_seq != self._first_seq:
+            self._start, self._first_seq = self._size, first_seq
+        lines = [self._encode(first_seq + i, row) for i, row in enumerate(rows)]
+        self._size = self._put("".join(lines).encode(), self._start)
+
+    def _put(self, data: bytes, offset: int) -> int:
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._fd, view, offset) if self._is_seekable else os.write(self._fd, view)
+            view = view[done:]
+            offset += done
+        return offset
+
+    def finish(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    # What is in the file stays: whole groups, and perhaps the beginning of one more, cut off here.
+    def abandon(self) -> None:
+        if self._fd >= 0 and self._is_seekable:
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._start)
+        self.finish()
+
+
+def _ftrace_line(_: int, row: Row) -> str:
+    position, cpu, event = row
+    return format_line(event, position, cpu) + "\n"
+
+
+def _json_line(seq: int, row: Row) -> str:
+    position, cpu, event = row
+    name = event[0]
+    system, fields = EVENTS[name]
+    record: dict[str, object] = {"seq": seq, "position": position, "cpu": cpu, "event": name, "system": system}
+    record |= dict(zip(fields, event[1:], strict=True))
+    return json.dumps(record, default=bytes.hex) + "\n"
+
+
+def _open_ftrace(path: Path) -> _Stream:
+    return _LineStream(path, FTRACE_HEADER, _ftrace_line)
+
+
+def _open_jsonl(path: Path) -> _Stream:
+    return _LineStream(path, "", _json_line)
+
+
+def _open_parquet(path: Path) -> _Stream:
+    from .parquet import ParquetStream
+
+    return ParquetStream(path)
+
+
+#: Suffix -> (how to open it, events in a group).
+_KINDS: dict[str, tuple[Callable[[Path], _Stream], int]] = {
+    ".ftrace": (_open_ftrace, 4096),
+    ".txt": (_open_ftrace, 4096),
+    ".jsonl": (_open_jsonl, 4096),
+    ".parquet": (_open_parquet, 1 << 16),
+}
+
+#: Suffixes of event files.
+SUFFIXES = tuple(_KINDS)
+
+
+def _kind_of(path: Path) -> tuple[Callable[[Path], _Stream], int]:
+    kind = _KINDS.get(path.suffix)
+    if kind is None:
+        known = ", ".join(SUFFIXES)
+        raise UserError(f"{path}: an event file's suffix says its form, and {path.suffix!r} is none of {known}")
+    return kind
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error).partition("\n")[0]
+    hint = ": free some space, or write the events elsewhere" if error.errno == errno.ENOSPC else ""
+    return UserError(f"{path}: cannot write events: {reason}{hint}")
+
+
+class EventWriter:
+    """A sink that writes events to a file; its form is the suffix: .ftrace or .txt (text), .jsonl, .parquet.
+
+    ``position`` is the number of the record that is played and ``cpu`` the vCPU that plays it: the caller keeps them
+    up to date, and each event is written with them. ``count`` is the number of events so far. Raises UserError
+    when the suffix is unknown or the file cannot be written; after that the writer takes no more events.
+    """
+
+    __slots__ = ("_group", "_is_open", "_rows", "_seq", "_stream", "cpu", "path", "position")
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.position = 0
+        self.cpu = 0
+        self._rows: list[Row] = []
+        self._seq = 0
+        open_stream, self._group = _kind_of(self.path)
+        self._is_open = False
+        try:
+            self._stream = open_stream(self.path)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        self._is_open = True
+
+    def __call__(self, event: Event) -> None:
+        """Take ``event``; every now and then this writes a group."""
+        self._rows.append((self.position, self.cpu, event))
+        if len(self._rows) >= self._group:
+            self.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def count(self) -> int:
+        """Events written or waiting to be."""
+        return self._seq + len(self._rows)
+
+    def flush(self) -> None:
+        """Hand the waiting events to the file."""
+        if not self._is_open:
+            raise UserError(f"{self.path}: this event file is closed and takes no more events")
+        rows = self._rows
+        try:
+            if rows:
+                self._stream.write(rows, self._seq)
+        except OSError as error:
+            self._fail(error)
+        self._rows, self._seq = [], self._seq + len(rows)
+
+    def close(self) -> None:
+        """Write what is left and end the file; a second call does nothing."""
+        if not self._is_open:
+            return
+        self.flush()
+        try:
+            self._stream.finish()
+        except OSError as error:
+            self._fail(error)
+        self._is_open = False
+
+    # What the disk refuses leaves the file closed.
+    def _fail(self, error: OSError) -> NoReturn:
+        self._is_open = False
+        self._stream.abandon()
+        raise _cannot_write(self.path, error) from error
+
+
+def open_event_file(path: str | os.PathLike[str]) -> EventWriter:
+    """A sink that writes to ``path``; see :class:`EventWriter`."""
+    return EventWriter(path)
+
+
+def read_event_file(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """(position, cpu, event) of each event in a file that :class:`EventWriter` made; text carries less (``text``).
+
+    Raises UserError for an unknown suffix or a file that cannot be read.
+    """
+    place = Path(path)
+    _, group = _kind_of(place)
+    if not place.is_file():
+        raise UserError(f"{place}: no such event file")
+    if place.suffix == ".parquet":
+        from .parquet import read_parquet_rows
+
+        yield from read_parquet_rows(place, group)
+        return
+    decode = _read_json if place.suffix == ".jsonl" else parse_line
+    with place.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = decode(line)
+            if row is not None:
+                yield row
+
+
+def _read_json(line: str) -> Row | None:
+    record = json.loads(line)
+    name = record["event"]
+    values = [record[field] for field in EVENTS[name][1]]
+    if name == "kvm_emulate_insn":
+        values[3] = bytes.fromhex(values[3])
+    return record["position"], record["cpu"], (name, *values)

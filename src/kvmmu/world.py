@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""World: one machine put together: physical memory, the host's process, a VM in it, and CPUs to run its vCPUs.
+
+The small API for people: build memory and slots, write guest tables with ``poke()`` (or ``kvmmu.guest.tables``), then
+``read()``, ``write()`` and ``fetch()`` as the guest does, and look at ``vm``, vCPUs, counters and events.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .addr import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva, Hva
+from .errors import GuestMisuse, KvmIoctlError
+from .host.frames import FrameAllocator
+from .host.mm import Mm
+from .hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE
+from .hw.cpu import Cpu
+from .hw.memory import PhysicalMemory
+from .hw.params import CpuParams
+from .kvm import emulate as emulator
+from .kvm import guestmem, regions, run, sregs
+from .kvm.mmu import audit as mmu_audit
+from .kvm.mmu import dirty, zap
+from .kvm.mmu.notify import MmuNotifier
+from .kvm.regions import UserMemoryRegion
+from .kvm.vcpu import Vcpu
+from .kvm.vm import Vm
+from .params import Params
+from .sync import Gate
+from .tracepoint import Event
+
+#: Frames that a world has unless told otherwise: 1 GiB of physical memory, of which only what is touched is real.
+DEFAULT_FRAMES = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How one guest access ended.
+
+    ``kind``: ``"done"`` (``data`` is what a read found), ``"fault"`` (the guest got ``#PF`` with ``error_code`` at
+    ``address``), or ``"mmio"`` (a device at gpa ``address`` must answer).
+    """
+
+    kind: str
+    data: bytes = b""
+    error_code: int = 0
+    address: int = 0
+
+    def __repr__(self) -> str:
+        if self.kind == "fault":
+            return f"<Access fault #PF({self.error_code:#x}) at {self.address:#x}>"
+        if self.kind == "mmio":
+            return f"<Access mmio gpa {self.address:#x}>"
+        return f"<Access done {self.data.hex()}>"
+
+
+class World:
+    """One machine.
+
+    :param params: module parameters and facts of the host (:class:`~kvmmu.params.Params`).
+    :param nr_frames: physical memory in 4K frames: guest memory plus what kvm's tables need.
+    """
+
+    def __init__(self, params: Params | None = None, nr_frames: int = DEFAULT_FRAMES) -> None:
+        self.params = params or Params()
+        self.memory = PhysicalMemory(nr_frames, Gate())
+        self.frames = FrameAllocator(self.memory)
+        self.mm = Mm(self.frames)
+        self.vm = Vm(self.mm, self.params)
+        self.mm.register(MmuNotifier(self.vm))
+
+    # Building.
+
+    def add_slot(
+        self,
+        slot: int,
+        gpa: Gpa | int,
+        size: int,
+        *,
+        flags: int = 0,
+        backing: str = "anonymous",
+        populate: bool = False,
+    ) -> Hva:
+        """Give the guest ``size`` bytes of fresh memory at ``gpa`` as memslot ``slot``; return where it lies (hva).
+
+        ``flags``: KVM_MEM_*; ``backing``: "anonymous" or "shared"; ``populate`` faults every page in at once. Huge
+        backing follows ``params.host_page``.
+
+        :raises KvmIoctlError: what KVM_SET_USER_MEMORY_REGION refuses, with its errno.
+        """
+        if size <= 0 or size % PAGE_SIZE:
+            raise KvmIoctlError(22, f"memory_size {size:#x}: a slot has whole pages, at least one; round up to 4096")
+        hva = self.mm.mmap(size, backing, self.params.host_page_level, populate)
+        try:
+            self.set_region(UserMemoryRegion(slot, flags, gpa, size, hva))
+        except KvmIoctlError:
+            self.mm.munmap(hva, size)
+            raise
+        return hva
+
+    def set_region(self, region: UserMemoryRegion) -> None:
+        """KVM_SET_USER_MEMORY_REGION.
+
+        :raises KvmIoctlError: with the kernel's errno.
+        """
+        regions.set_user_memory_region(self.vm, region)
+
+    def delete_slot(self, slot: int) -> None:
+        """Delete memslot ``slot``; its memory stays mapped in the process.
+
+        :raises KvmIoctlError: EINVAL, there is no such slot.
+        """
+        self.set_region(UserMemoryRegion(slot, 0, 0, 0, 0))
+
+    def dirty_log(self, slot: int) -> bytes:
+        """KVM_GET_DIRTY_LOG: one bit per page of ``slot``, cleared with this call."""
+        return dirty.get_dirty_log(self.vm, slot)
+
+    def create_vcpu(self, maxphyaddr: int | None = None) -> Vcpu:
+        """A new vCPU with paging off, on a CPU of its own; ``maxphyaddr`` (bits) defaults to the host's."""
+        params = self.params
+        cpu_params = CpuParams(
+            maxphyaddr=params.host_maxphyaddr,
+            tlb_entries_4k=params.tlb_entries_4k,
+            tlb_entries_2m=params.tlb_entries_2m,
+            tlb_entries_1g=params.tlb_entries_1g,
+            keep_all=params.tlb_keep_all,
+        )
+        vcpu = run.create_vcpu(self.vm, Cpu(len(self.vm.vcpus), self.memory, cpu_params))
+        # What two vCPUs share a TLB for is nothing: each has an address-space tag of its own.
+        vcpu.cpu.set_space(vcpu.vcpu_id + 1)
+        if maxphyaddr is not None:
+            vcpu.set_cpuid(maxphyaddr)
+            sregs.after_set_cpuid(vcpu)
+        return vcpu
+
+    # The guest's memory, from outside.
+
+    def poke(self, gpa: Gpa | int, data: bytes | int, size: int = 8) -> None:
+        """Store ``data`` (an int is ``size`` bytes, little endian) at ``gpa`` as the VMM does: no exit, no tracking."""
+        raw = data.to_bytes(size, "little") if isinstance(data, int) else data
+        if guestmem.write_guest(self.vm, 0, Gpa(gpa), raw):
+            raise GuestMisuse(f"gpa {gpa:#x}: no writable memslot there; add_slot() first")
+
+    def peek(self, gpa: Gpa | int, size: int = 8) -> bytes:
+        """``size`` bytes of guest memory at ``gpa``."""
+        data = guestmem.read_guest(self.vm, 0, Gpa(gpa), size)
+        if data is None:
+            raise GuestMisuse(f"gpa {gpa:#x}: no memslot there; add_slot() first")
+        return data
+
+    # The guest's accesses.
+
+    def read(self, vcpu: Vcpu, gva: Gva | int, size: int = 8, *, user: bool = False) -> Access:
+        """A load of ``size`` bytes at ``gva``."""
+        return self._access(vcpu, gva, ACCESS_USER if user else 0, None, size)
+
+    def fetch(self, vcpu: Vcpu, gva: Gva | int, size: int = 1, *, user: bool = False) -> Access:
+        """An instruction fetch of ``size`` bytes at ``gva``."""
+        return self._access(vcpu, gva, ACCESS_FETCH | (ACCESS_USER if user else 0), None, size)
+
+    def write(self, vcpu: Vcpu, gva: Gva | int, data: bytes | int, size: int = 8, *, user: bool = False) -> Access:
+        """A store of ``data`` (an int is ``size`` bytes, little endian) at ``gva``."""
+        raw = data.to_bytes(size, "little") if isinstance(data, int) else data
+        return self._access(vcpu, gva, ACCESS_WRITE | (ACCESS_USER if user else 0), raw, len(raw))
+
+    def _access(self, vcpu: Vcpu, gva: Gva | int, kind: int, data: bytes | None, size: int) -> Access:
+        if not 1 <= size <= PAGE_SIZE:
+            raise GuestMisuse(f"an access of {size} bytes: one instruction touches 1 to 4096")
+        first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
+        # Every page must be reachable before anything is stored.
+        places: list[tuple[int, int, int]] = []
+        for start, end in ((0, first), (first, size)):
+            if start == end:
+                continue
+            status = run.access(vcpu, Gva(gva + start), kind)
+            if status == run.FAULT:
+                return Access("fault", error_code=vcpu.exception_error_code, address=vcpu.cr2)
+            if status == run.ERROR:
+                raise KvmIoctlError(-vcpu.exit_action, f"KVM_RUN: access at {gva:#x} cannot be resolved by the host")
+            if status == run.EMULATE:
+                return self._emulate(vcpu, gva, kind, data, size)
+            places.append((vcpu.cpu.hpa, start, end))
+        if data is None:
+            return Access("done", b"".join(self.memory.read(hpa, end - start) for hpa, start, end in places))
+        for hpa, start, end in places:
+            self.memory.write(hpa, data[start:end])
+        return Access("done")
+
+    def _emulate(self, vcpu: Vcpu, gva: Gva | int, kind: int, data: bytes | None, size: int) -> Access:
+        outcome = emulator.emulate(vcpu, Gva(gva), kind, data, size)
+        if outcome == emulator.EMULATED_FAULT:
+            vcpu.exception_pending = False
+            return Access("fault", error_code=vcpu.exception_error_code, address=vcpu.cr2)
+        if outcome == emulator.MMIO:
+            return Access("mmio", address=vcpu.mmio_gpa)
+        if outcome == emulator.RETRY_INSN or data is None:
+            return self._access(vcpu, gva, kind, data, size)
+        return Access("done")
+
+    # Looking.
+
+    def on_event(self, sink: Callable[[Event], object]) -> None:
+        """Deliver every tracepoint event to ``sink`` from now on."""
+        self.vm.trace.attach(sink)
+
+    def counters(self) -> dict[str, int]:
+        """Every ``kvm_stat`` counter by its name: the VM's, and the sum over its vCPUs."""
+        out = dict(self.vm.stat.as_dict())
+        for vcpu in self.vm.vcpus:
+            for name, value in vcpu.stat.as_dict().items():
+                out[name] = out.get(name, 0) + value
+        return out
+
+    def audit(self) -> mmu_audit.Audit:
+        """Check the structural invariants of the MMU.
+
+        :raises KvmBug: naming what is broken.
+        """
+        return mmu_audit.audit(self.vm)
+
+    def digest(self) -> str:
+        """A stable hash of all MMU state: pages, sptes, translations, slots, registers, counters."""
+        vm = self.vm
+        out = hashlib.sha256()
+        sp = vm.active_mmu_pages.link_next
+        while sp is not None and sp is not vm.active_mmu_pages:
+            fields = (sp.gfn, sp.role, sp.spt, sp.unsync, sp.unsync_children, sp.root_count, sp.parent_ptes)
+            out.update(repr(fields).encode())
+            out.update(self.memory.read(sp.spt, PAGE_SIZE))
+            if sp.shadowed_translation:
+                out.update(self.memory.read(sp.shadowed_translation, PAGE_SIZE))
+            sp = sp.link_next
+        for vcpu in vm.vcpus:
+            state = (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer, vcpu.mmu.root_hpa, vcpu.mmu.root_role, vcpu.requests)
+            out.update(repr(state).encode())
+        for slots in vm.memslots:
+            out.update(repr((slots.generation, [repr(slot) for slot in slots.slots])).encode())
+        out.update(repr(sorted(self.counters().items())).encode())
+        return out.hexdigest()
+
+    def close(self) -> None:
+        """End the VM: zap everything, free every vCPU's roots."""
+        zap.zap_all(self.vm)
+        for vcpu in list(self.vm.vcpus):
+            run.destroy_vcpu(vcpu)
+
+
+def nr_frames_for(nr_bytes: int) -> int:
+    """Frames of a world whose guest has ``nr_bytes`` of memory: half as much again for kvm's tables, at least 64 MiB."""
+    return (nr_bytes + max(nr_bytes // 2, 64 << 20)) >> PAGE_SHIFT

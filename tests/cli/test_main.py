@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The program: what it says, and the one table of exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import house
+import kvmmu
+from kvmmu import cli
+from kvmmu.cli.status import MEANINGS, Status, status_of
+from kvmmu.errors import (
+    ConfigError,
+    GuestMisuse,
+    KvmBug,
+    KvmIoctlError,
+    RecorderError,
+    RecordingError,
+    ReplayMismatch,
+)
+from kvmmu.params import PARAMETERS
+
+
+class Module:
+    """A command's module whose command ends as it is told."""
+
+    def __init__(self, error: BaseException | None, result: int | None = None) -> None:
+        self.error = error
+        self.result = result
+
+    def command(self) -> int | None:
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+def run_with(monkeypatch: pytest.MonkeyPatch, module: Module) -> int:
+    monkeypatch.setattr(cli, "import_module", lambda *_: module)
+    return cli.main(["params"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (ReplayMismatch("gva 0x1000\nhere 0x2"), 1, "kvmmu: gva 0x1000 here 0x2\n"),
+        (ConfigError("npt=2: must be on or off"), 3, "kvmmu: npt=2: must be on or off\n"),
+        (GuestMisuse("unaligned table"), 3, "kvmmu: unaligned table\n"),
+        (RecordingError("boot.kmr: truncated"), 3, "kvmmu: boot.kmr: truncated\n"),
+        (KvmIoctlError(17, "slot 1 overlaps slot 0"), 3, "kvmmu: slot 1 overlaps slot 0\n"),
+        (FileNotFoundError(2, "No such file or directory", "x.kmr"), 3, "kvmmu: x.kmr: No such file or directory\n"),
+        (RecorderError("QEMU 7.2 is too old"), 4, "kvmmu: QEMU 7.2 is too old\n"),
+        (KeyboardInterrupt(), 130, None),
+        (BrokenPipeError(), 141, ""),
+    ],
+)
+def test_an_error_is_one_line_and_its_status(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    text: str | None,
+) -> None:
+    output = os.dup(1)
+    try:
+        assert run_with(monkeypatch, Module(error)) == status
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert text is None or said == text
+
+
+@pytest.mark.parametrize("error", [KvmBug("old 0x1 new 0x2"), ZeroDivisionError("division by zero")])
+def test_a_bug_shows_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    assert run_with(monkeypatch, Module(error)) == Status.BUG
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert str(error) in said
+    assert said.endswith("kvmmu: this is a bug in kvmmu, please report it with the text above\n")
+
+
+@pytest.mark.parametrize(("result", "status"), [(None, 0), (Status.OK, 0), (Status.MISMATCH, 1)])
+def test_what_a_command_returns_is_its_status(monkeypatch: pytest.MonkeyPatch, result: int | None, status: int) -> None:
+    assert run_with(monkeypatch, Module(None, result)) == status
+
+
+@pytest.mark.parametrize("arguments", [["bogus"], ["params", "--bogus"], ["params", "one-too-many"], ["--bogus"]])
+def test_a_wrong_command_line_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert cli.main(arguments) == Status.USAGE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("kvmmu: ")
+    assert arguments[-1] in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_help_lists_every_command_and_every_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == Status.OK
+    said = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert f" {name} " in said
+    for status, meaning in MEANINGS.items():
+        assert f"{status.value:>3}  {meaning}" in said
+
+
+def test_no_command_is_help_and_a_wrong_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == Status.USAGE
+    said = capsys.readouterr()
+    assert "Usage" in said.out
+    assert said.err == ""
+
+
+def test_every_status_has_a_meaning() -> None:
+    assert set(MEANINGS) == set(Status)
+
+
+def test_every_kind_of_error_has_a_status_of_the_table() -> None:
+    assert status_of(KvmBug("")) is Status.BUG
+    assert {status_of(kind("")) for kind in (ConfigError, RecordingError, RecorderError, ReplayMismatch)} <= set(Status)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert cli.main([name, "--help"]) == Status.OK
+    assert f"kvmmu {name}" in capsys.readouterr().out
+
+
+def test_every_file_with_a_command_is_in_the_table() -> None:
+    files = (house.PACKAGE / "cli").glob("*.py")
+    commands = {path.stem for path in files if "\ndef command(" in path.read_text(encoding="utf-8")}
+    assert commands == set(cli.COMMANDS)
+
+
+def test_version_names_version_and_build(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == Status.OK
+    assert capsys.readouterr().out == f"kvmmu {kvmmu.__version__}, {kvmmu.build_info()}\n"
+
+
+def run_program(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    paths = {"PYTHONPATH": str(pathlib.Path(kvmmu.__file__).parent.parent)}
+    return subprocess.run(
+        [sys.executable, "-m", "kvmmu", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | paths | environment,
+        check=False,
+    )
+
+
+def test_no_color_is_respected() -> None:
+    coloured = run_program("--help", FORCE_COLOR="1", TERM="xterm-256color", NO_COLOR="")
+    plain = run_program("--help", FORCE_COLOR="1", TERM="xterm-256color", NO_COLOR="1")
+    assert "\x1b[3" in coloured.stdout or "\x1b[1;3" in coloured.stdout
+    assert "\x1b[3" not in plain.stdout
+    assert "\x1b[1;3" not in plain.stdout
+
+
+def test_a_reader_that_goes_away_ends_the_program_quietly() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "kvmmu", "params"],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(pathlib.Path(kvmmu.__file__).parent.parent)},
+            check=False,
+        )
+    assert done.stderr == ""
+    assert done.returncode == Status.NO_READER
+
+
+def test_params_prints_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["params"]) == Status.OK
+    said = capsys.readouterr().out
+    assert all(parameter.name in said and parameter.kernel in said for parameter in PARAMETERS)
+
+
+def test_params_as_json_has_a_version_and_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["params", "--json"]) == Status.OK
+    said = json.loads(capsys.readouterr().out)
+    assert said["version"] == 1
+    rows = {row["name"]: row for row in said["parameters"]}
+    assert set(rows) == {parameter.name for parameter in PARAMETERS}
+    assert rows["mmio_caching"]["kernel"] == "kvm.mmio_caching"
+    assert rows["mmio_caching"]["default"] is True
+    assert rows["host_levels"]["kernel"] is None

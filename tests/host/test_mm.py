@@ -1,0 +1,498 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The host's address space: faults, copy on write, borders, and who hears of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from kvmmu.errors import OutOfFrames, UserError
+from kvmmu.host.frames import NO_PFN, FrameAllocator
+from kvmmu.host.mm import (
+    FAULT_NO_VMA,
+    FAULT_OK,
+    FAULT_READ_ONLY,
+    GUP_ERRORS,
+    GUP_NO_VMA,
+    GUP_READ_ONLY,
+    MMAP_BASE,
+    NO_HPA,
+    Mm,
+)
+from kvmmu.hw.memory import PhysicalMemory
+
+M2 = 0x20_0000
+G1 = 0x4000_0000
+
+
+class Chain:
+    """Remembers what the notifier chain says."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int, int]] = []
+
+    def invalidate_range_start(self, start: int, end: int) -> None:
+        self.events.append(("start", start, end))
+
+    def invalidate_range_end(self, start: int, end: int) -> None:
+        self.events.append(("end", start, end))
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """The ranges, each start answered by its end before the next."""
+        assert self.events[0::2] == [("start", start, end) for _, start, end in self.events[1::2]]
+        assert all(kind == "end" for kind, _, _ in self.events[1::2])
+        return [(start, end) for _, start, end in self.events[0::2]]
+
+
+def make(nr_frames: int = 4096) -> tuple[Mm, Chain]:
+    mm = Mm(FrameAllocator(PhysicalMemory(nr_frames)))
+    chain = Chain()
+    mm.register(chain)
+    return mm, chain
+
+
+def pfn_of(mm: Mm, hva: int) -> int:
+    return (mm.hpte(hva) & 0x000F_FFFF_FFFF_F000) >> 12
+
+
+def test_an_untouched_page_is_not_mapped_and_has_level_1() -> None:
+    mm, _ = make()
+    hva = mm.mmap(0x3000)
+    assert hva == MMAP_BASE
+    assert (mm.hpte(hva), mm.mapping_level(hva)) == (0, 1)
+    assert mm.gup_fast(hva, False) == NO_PFN
+
+
+def test_a_read_of_an_anonymous_hole_maps_the_zero_page_read_only_and_tells_nobody() -> None:
+    mm, chain = make()
+    hva = mm.mmap(0x2000)
+    free = mm.frames.nr_free
+    pfn = mm.gup(hva, False)
+    assert pfn == mm.frames.zero_pfn
+    assert mm.hpte(hva) == pfn << 12 | 1 << 3 | 1
+    assert mm.frames.nr_refs(pfn) == 2
+    assert mm.frames.nr_free == free
+    assert mm.gup_fast(hva, True) == NO_PFN
+    assert not chain.events
+
+
+def test_a_write_to_the_zero_page_breaks_cow_between_start_and_end() -> None:
+    mm, chain = make()
+    hva = mm.mmap(0x2000)
+    mm.fault_in(hva, False)
+    pfn = mm.gup(hva + 0x123, True)
+    assert pfn not in (mm.frames.zero_pfn, NO_PFN)
+    assert mm.hpte(hva) == pfn << 12 | 1 << 3 | 3
+    assert chain.ranges() == [(hva, hva + 0x1000)]
+    assert mm.frames.nr_refs(pfn) == 2
+    assert mm.memory.read(pfn << 12, 4096) == bytes(4096)
+
+
+def test_the_old_page_is_still_mapped_at_start_and_the_new_one_at_end() -> None:
+    mm, _ = make()
+    hva = mm.mmap(0x1000)
+    mm.fault_in(hva, False)
+    seen = []
+
+    class Looker:
+        def invalidate_range_start(self, start: int, end: int) -> None:
+            seen.append(pfn_of(mm, start))
+
+        def invalidate_range_end(self, start: int, end: int) -> None:
+            seen.append(pfn_of(mm, start))
+
+    mm.register(Looker())
+    new = mm.gup(hva, True)
+    assert seen == [mm.frames.zero_pfn, new]
+
+
+def test_a_write_to_a_hole_maps_a_frame_at_once_and_tells_nobody() -> None:
+    mm, chain = make()
+    hva = mm.mmap(0x2000)
+    pfn = mm.gup(hva + 0x1000, True)
+    assert mm.hpte(hva + 0x1FFF) == pfn << 12 | 1 << 3 | 3
+    assert mm.hpte(hva) == 0
+    assert not chain.events
+
+
+def test_shared_memory_knows_neither_zero_page_nor_cow() -> None:
+    mm, chain = make()
+    hva = mm.mmap(0x1000, "shared")
+    pfn = mm.gup(hva, False)
+    assert pfn != mm.frames.zero_pfn
+    assert mm.gup(hva, True) == pfn
+    assert not chain.events
+
+
+def test_gup_fast_takes_a_reference_only_when_it_finds_the_page() -> None:
+    mm, _ = make()
+    hva = mm.mmap(0x1000)
+    mm.fault_in(hva, True)
+    pfn = pfn_of(mm, hva)
+    assert mm.frames.nr_refs(pfn) == 1
+    assert mm.gup_fast(hva, True) == pfn
+    assert mm.frames.nr_refs(pfn) == 2
+
+
+def test_what_the_process_may_not_do_comes_back_as_a_value() -> None:
+    mm, _ = make()
+    hva = mm.mmap(0x1000)
+    mm.mprotect(hva, 0x1000, False)
+    assert mm.gup(hva, True) == GUP_READ_ONLY >= GUP_ERRORS
+    assert mm.fault_in(hva, True) == FAULT_READ_ONLY
+    assert mm.user_access(hva, True) == NO_HPA
+    for outside in (hva - 1, hva + 0x1000, 0, 0xFFFF_FFFF_FFFF_FFFF):
+        assert mm.gup(outside, False) == GUP_NO_VMA >= GUP_ERRORS
+        assert mm.fault_in(outside, False) == FAULT_NO_VMA
+        assert mm.user_access(outside, False) == NO_HPA
+        assert mm.gup_fast(outside, False) == NO_PFN
+        assert mm.hpte(outside) == 0
+        assert mm.find_vma(outside) is None
+    assert mm.fault_in(hva, False) == FAULT_OK
+
+
+def test_user_access_gives_the_byte_and_faults_it_in() -> None:
+    mm, chain = make()
+    hva = mm.mmap(0x2000)
+    read = mm.user_access(hva + 0x1FFF, False)
+    assert read == (mm.frames.zero_pfn << 12) + 0xFFF
+    hpa = mm.user_access(hva + 0x1FF8, True)
+    assert hpa >> 12 == pfn_of(mm, hva + 0x1000) != mm.frames.zero_pfn
+    assert hpa & 0xFFF == 0xFF8
+    assert mm.user_access(hva + 0x1FF8, False) == hpa
+    assert mm.frames.nr_refs(hpa >> 12) == 1
+    assert chain.ranges() == [(hva + 0x1000, hva + 0x2000)]
+
+
+def test_a_2m_page_is_installed_where_the_block_lies_in_the_range_and_only_there() -> None:
+    mm, _ = make()
+    hva = mm.mmap(2 * M2, page_level=2, align=0x1000)
+    assert hva % M2 == 0
+    odd = mm.mmap(2 * M2, page_level=2, align=0x1000)
+    assert odd % M2
+    mm.fault_in(hva + 0x12345, True)
+    assert mm.mapping_level(hva) == mm.mapping_level(hva + M2 - 1) == 2
+    assert mm.mapping_level(hva + M2) == 1
+    first = pfn_of(mm, hva)
+    assert first % 512 == 0
+    assert mm.hpte(hva + 5 * 0x1000) == (first + 5) << 12 | 2 << 3 | 3
+    mm.fault_in(odd, True)
+    assert mm.mapping_level(odd) == 1
+    mm.fault_in(odd - odd % M2 + M2, True)
+    assert mm.mapping_level(odd - odd % M2 + M2) == 2
+
+
+def test_no_huge_page_where_something_smaller_is_mapped() -> None:
+    mm, _ = make()
+    hva = mm.mmap(M2, page_level=2)
+    mm.fault_in(hva + 0x5000, False)
+    mm.fault_in(hva, True)
+    assert mm.mapping_level(hva) == 1
+    assert mm.mapping_level(hva + 0x5000) == 1
+
+
+def test_a_4k_range_never_gets_huge_pages_and_a_huge_range_falls_back_when_no_block_is_left() -> None:
+    mm, _ = make(1030)
+    small = mm.mmap(M2, page_level=1, align=M2)
+    mm.fault_in(small, True)
+    assert mm.mapping_level(small) == 1
+    big = mm.mmap(2 * M2, page_level=2)
+    mm.fault_in(big, True)
+    assert mm.mapping_level(big) == 2
+    mm.fault_in(big + M2, True)
+    assert mm.mapping_level(big + M2) == 1
+
+
+def test_a_1g_page_is_installed_and_falls_back_to_2m() -> None:
+    mm, _ = make(3 * 512 * 512)
+    hva = mm.mmap(3 * G1, "shared", page_level=3)
+    mm.fault_in(hva + 0x1234_5678, True)
+    assert mm.mapping_level(hva + G1 - 1) == 3
+    assert pfn_of(mm, hva) % (512 * 512) == 0
+    assert pfn_of(mm, hva + 0x1234_5000) == pfn_of(mm, hva) + 0x12345
+    mm.fault_in(hva + G1, True)
+    mm.fault_in(hva + 2 * G1, True)
+    assert [mm.mapping_level(hva + n * G1) for n in range(3)] == [3, 3, 2]
+
+
+def test_populate_backs_everything_with_the_largest_pages() -> None:
+    mm, chain = make()
+    hva = mm.mmap(2 * M2 + 0x3000, page_level=2, populate=True)
+    assert [mm.mapping_level(hva + n) for n in (0, M2, 2 * M2, 2 * M2 + 0x2000)] == [2, 2, 1, 1]
+    assert mm.hpte(hva + 2 * M2 + 0x2000)
+    assert not chain.events
+    with pytest.raises(OutOfFrames):
+        mm.mmap(64 * M2, populate=True)
+
+
+def test_munmap_tells_first_and_returns_every_frame() -> None:
+    mm, chain = make()
+    free = mm.frames.nr_free
+    hva = mm.mmap(M2 + 0x4000, page_level=2, populate=True)
+    mm.munmap(hva, M2 + 0x4000)
+    assert chain.ranges() == [(hva, hva + M2 + 0x4000)]
+    assert mm.frames.nr_free == free
+    assert mm.find_vma(hva) is None
+    assert not mm.pte_tables
+    assert not mm.pmd_tables
+
+
+def test_a_frame_that_somebody_holds_survives_munmap() -> None:
+    mm, _ = make()
+    hva = mm.mmap(0x1000)
+    pfn = mm.gup(hva, True)
+    mm.munmap(hva, 0x1000)
+    assert mm.frames.nr_refs(pfn) == 1
+    mm.frames.put(pfn)
+    assert mm.frames.nr_refs(pfn) == 0
+
+
+def test_munmap_of_a_part_cuts_the_huge_page_and_keeps_the_rest() -> None:
+    mm, chain = make()
+    hva = mm.mmap(2 * M2, page_level=2, populate=True)
+    first, free = pfn_of(mm, hva), mm.frames.nr_free
+    mm.munmap(hva + 0x10_0000, 0x1000)
+    # Both borders lie in the block: it is announced for the first; for the second the range no longer covers it.
+    assert chain.ranges() == [(hva, hva + M2), (hva + 0x10_0000, hva + 0x10_1000)]
+    assert mm.find_vma(hva + 0x10_0000) is None
+    assert pfn_of(mm, hva + 0x10_1000) == first + 0x101
+    assert [mm.mapping_level(hva + n) for n in (0, 0x10_1000, M2)] == [1, 1, 2]
+    assert mm.frames.nr_refs(first) == 511
+    assert mm.frames.nr_free == free
+    assert mm.pte_tables == {hva >> 21}
+    mm.munmap(hva, 2 * M2)
+    assert mm.frames.nr_refs(first) == 0
+    assert mm.frames.nr_free == free + 1024
+
+
+def test_a_border_inside_a_1g_page_leaves_2m_pages_around_it() -> None:
+    mm, _ = make(2 * 512 * 512)
+    hva = mm.mmap(G1, page_level=3, populate=True)
+    first = pfn_of(mm, hva)
+    mm.mprotect(hva, M2 + 0x1000, False)
+    assert [mm.mapping_level(hva + n) for n in (0, M2, 2 * M2 - 1, 2 * M2)] == [2, 1, 1, 2]
+    assert pfn_of(mm, hva + M2 + 0x3000) == first + 512 + 3
+    assert mm.frames.nr_refs(first) == 511 + 512
+    mm.munmap(hva, G1)
+    assert mm.frames.nr_refs(first) == 0
+
+
+def test_mprotect_takes_write_permission_between_start_and_end() -> None:
+    mm, chain = make()
+    hva = mm.mmap(0x4000, populate=True)
+    pfn = pfn_of(mm, hva + 0x1000)
+    mm.mprotect(hva + 0x1000, 0x2000, False)
+    assert chain.ranges() == [(hva + 0x1000, hva + 0x3000)]
+    assert [mm.hpte(hva + n * 0x1000) & 3 for n in range(4)] == [3, 1, 1, 3]
+    assert len(mm.vmas) == 3
+    mm.mprotect(hva + 0x1000, 0x2000, True)
+    assert [mm.hpte(hva + n * 0x1000) & 3 for n in range(4)] == [3, 3, 3, 3]
+    assert pfn_of(mm, hva + 0x1000) == pfn
+    assert len(mm.vmas) == 1
+
+
+def test_mprotect_of_what_is_not_touched_yet_tells_nobody() -> None:
+    mm, chain = make()
+    hva = mm.mmap(M2 * 2, page_level=2)
+    mm.mprotect(hva + 0x1000, 0x2000, False)
+    assert not chain.events
+
+
+def test_mprotect_that_changes_nothing_cuts_nothing() -> None:
+    mm, chain = make()
+    hva = mm.mmap(M2, page_level=2, populate=True)
+    mm.mprotect(hva + 0x1000, 0x1000, True)
+    assert not chain.events
+    assert mm.mapping_level(hva) == 2
+
+
+def test_a_border_announces_the_whole_block_even_without_a_huge_page() -> None:
+    mm, chain = make()
+    hva = mm.mmap(3 * M2, page_level=1, align=M2)
+    mm.fault_in(hva, True)
+    mm.mprotect(hva + M2 + 0x1000, M2, False)
+    assert chain.ranges() == [
+        (hva + M2, hva + 2 * M2),
+        (hva + 2 * M2, hva + 3 * M2),
+        (hva + M2 + 0x1000, hva + 2 * M2 + 0x1000),
+    ]
+
+
+def test_a_page_made_writable_again_needs_no_fault_but_the_zero_page_does() -> None:
+    mm, chain = make()
+    hva = mm.mmap(0x2000)
+    mm.fault_in(hva, True)
+    mm.mprotect(hva, 0x2000, False)
+    mm.fault_in(hva + 0x1000, False)
+    mm.mprotect(hva, 0x2000, True)
+    assert [mm.hpte(hva) & 3, mm.hpte(hva + 0x1000) & 3] == [3, 1]
+    chain.events.clear()
+    mm.gup(hva + 0x1000, True)
+    assert chain.ranges() == [(hva + 0x1000, hva + 0x2000)]
+
+
+def test_the_chain_can_be_left() -> None:
+    mm, chain = make()
+    mm.unregister(chain)
+    hva = mm.mmap(0x1000, populate=True)
+    mm.munmap(hva, 0x1000)
+    assert not chain.events
+    with pytest.raises(UserError, match="not registered"):
+        mm.unregister(chain)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda mm: mm.mmap(0), "multiple of 0x1000"),
+        (lambda mm: mm.mmap(0x1001), "0x1001"),
+        (lambda mm: mm.mmap(0x1000, "hugetlb"), "hugetlb"),
+        (lambda mm: mm.mmap(0x1000, page_level=4), "page_level 4"),
+        (lambda mm: mm.mmap(0x1000, align=0x1800), "0x1800"),
+        (lambda mm: mm.mmap(1 << 47), "user addresses end"),
+        (lambda mm: mm.munmap(0x1000, 0x1000), "nothing is mapped"),
+        (lambda mm: mm.munmap(0x1001, 0x1000), "multiples"),
+        (lambda mm: mm.mprotect(0x1000, 0x1000, False), "not mapped"),
+    ],
+)
+def test_misuse_is_one_line_that_names_the_value(call, text: str) -> None:
+    mm, _ = make()
+    with pytest.raises(UserError, match=text):
+        call(mm)
+
+
+def test_a_failed_fault_leaves_nothing_behind() -> None:
+    mm, _ = make(4)
+    hva = mm.mmap(0x4000)
+    mm.fault_in(hva, True)
+    mm.fault_in(hva + 0x1000, True)
+    mm.fault_in(hva + 0x2000, False)
+    with pytest.raises(OutOfFrames):
+        mm.fault_in(hva + 0x2000, True)
+    assert pfn_of(mm, hva + 0x2000) == mm.frames.zero_pfn
+    with pytest.raises(OutOfFrames):
+        mm.user_access(hva + 0x3000, True)
+    assert mm.hpte(hva + 0x3000) == 0
+
+
+class AddressSpace(RuleBasedStateMachine):
+    """Random life of an address space; the model knows for each page its protection and its content."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mm, self.chain = make(1 << 13)
+        self.total = self.mm.frames.nr_free
+        self.pages: dict[int, bool] = {}  # page -> writable
+        self.bytes: dict[int, int] = {}  # page -> its first word, where it was written
+
+    def snapshot(self) -> dict[int, int]:
+        return {page: self.mm.hpte(page) for page in self.pages}
+
+    def check_told(self, before: dict[int, int]) -> None:
+        """Whoever used a page by its old word was told, unless it only gained permission or lost size."""
+        told = self.chain.ranges()
+        for page, old in before.items():
+            new = self.mm.hpte(page) if page in self.pages else 0
+            same_frame = new & 0x000F_FFFF_FFFF_F000 == old & 0x000F_FFFF_FFFF_F000
+            if old & 1 and not (same_frame and new & 1 and new & 2 >= old & 2):
+                assert any(start <= page < end for start, end in told), hex(page)
+        self.chain.events.clear()
+
+    @rule(nr=st.integers(1, 1100), backing=st.sampled_from(["anonymous", "shared"]), level=st.sampled_from([1, 2]))
+    def mmap(self, nr: int, backing: str, level: int) -> None:
+        if len(self.pages) > 3000:
+            return
+        hva = self.mm.mmap(nr * 4096, backing, level)
+        for n in range(nr):
+            assert hva + n * 4096 not in self.pages
+            self.pages[hva + n * 4096] = True
+
+    def run_of(self, data: st.DataObject) -> list[int]:
+        """Some mapped pages in a row."""
+        pages = sorted(self.pages)
+        at = data.draw(st.integers(0, len(pages) - 1))
+        length = data.draw(st.sampled_from([1, 2, 3, 500, 512, 1024]))
+        run = [pages[at]]
+        while len(run) < length and run[-1] + 4096 in self.pages:
+            run.append(run[-1] + 4096)
+        return run
+
+    @precondition(lambda self: self.pages)
+    @rule(data=st.data())
+    def munmap(self, data: st.DataObject) -> None:
+        run, before = self.run_of(data), self.snapshot()
+        self.mm.munmap(run[0], len(run) * 4096)
+        for page in run:
+            del self.pages[page]
+            self.bytes.pop(page, None)
+            assert self.mm.find_vma(page) is None
+        self.check_told(before)
+
+    @precondition(lambda self: self.pages)
+    @rule(data=st.data(), writable=st.booleans())
+    def mprotect(self, data: st.DataObject, writable: bool) -> None:
+        run, before = self.run_of(data), self.snapshot()
+        self.mm.mprotect(run[0], len(run) * 4096, writable)
+        for page in run:
+            self.pages[page] = writable
+        self.check_told(before)
+
+    @precondition(lambda self: self.pages)
+    @rule(data=st.data(), value=st.integers(1, 2**64 - 1))
+    def write(self, data: st.DataObject, value: int) -> None:
+        for page in self.run_of(data)[:3]:
+            before = self.snapshot()
+            hpa = self.mm.user_access(page, True)
+            if not self.pages[page]:
+                assert hpa == NO_HPA
+            else:
+                assert hpa >> 12 != self.mm.frames.zero_pfn
+                self.mm.memory.write_once(hpa, value)
+                self.bytes[page] = value
+            self.check_told(before)
+
+    @precondition(lambda self: self.pages)
+    @rule(data=st.data(), write=st.booleans())
+    def gup(self, data: st.DataObject, write: bool) -> None:
+        page = self.run_of(data)[0]
+        before = self.snapshot()
+        pfn = self.mm.gup(page, write)
+        if write and not self.pages[page]:
+            assert pfn == GUP_READ_ONLY
+        else:
+            assert pfn == pfn_of(self.mm, page)
+            assert self.mm.gup_fast(page, write) == pfn
+            self.mm.frames.put(pfn)
+            self.mm.frames.put(pfn)
+        self.check_told(before)
+
+    @precondition(lambda self: self.pages)
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        for page in self.run_of(data)[:50]:
+            hpa = self.mm.user_access(page, False)
+            assert self.mm.memory.read_once(hpa) == self.bytes.get(page, 0)
+        self.chain.events.clear()
+
+    @rule()
+    def every_frame_is_accounted_for(self) -> None:
+        """A block stays whole until the last of its pages is unmapped; so count blocks, not pages."""
+        heads: dict[int, int] = {}
+        for page in self.pages:
+            hpte, pfn = self.mm.hpte(page), pfn_of(self.mm, page)
+            writable = bool(hpte & 2)
+            assert not writable or self.pages[page]
+            if hpte and pfn != self.mm.frames.zero_pfn:
+                head = self.mm.frames.head(pfn)
+                covers = 1 if hpte >> 3 & 3 == 1 else 1 / 512
+                heads[head] = heads.get(head, 0) + covers
+        for head, nr in heads.items():
+            assert self.mm.frames.nr_refs(head) == nr
+        is_block = [self.mm.frames.flags_of(head) & 8 for head in heads]
+        assert self.total - self.mm.frames.nr_free == sum(512 if block else 1 for block in is_block)
+
+
+TestAddressSpace = AddressSpace.TestCase
+TestAddressSpace.settings = settings(max_examples=25, stateful_step_count=25)
