@@ -11,8 +11,9 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .addr import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva, Hva
+from .addr import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva, Hpa, Hva
 from .errors import GuestMisuse, KvmIoctlError
+from .guest.tables import ControlRegisters, GuestTables, TablePages
 from .host.frames import FrameAllocator
 from .host.mm import Mm
 from .hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE
@@ -20,10 +21,12 @@ from .hw.cpu import Cpu
 from .hw.memory import PhysicalMemory
 from .hw.params import CpuParams
 from .kvm import emulate as emulator
-from .kvm import guestmem, regions, run, sregs
+from .kvm import guestmem, insn, regions, run, sregs
 from .kvm.mmu import audit as mmu_audit
-from .kvm.mmu import dirty, zap
+from .kvm.mmu import dirty, shadowwalk, zap
 from .kvm.mmu.notify import MmuNotifier
+from .kvm.mmu.page import ShadowPage
+from .kvm.mmu.spte import describe_spte
 from .kvm.regions import UserMemoryRegion
 from .kvm.vcpu import Vcpu
 from .kvm.vm import Vm
@@ -33,6 +36,8 @@ from .tracepoint import Event
 
 #: Frames that a world has unless told otherwise: 1 GiB of physical memory, of which only what is touched is real.
 DEFAULT_FRAMES = 1 << 18
+#: Room for tables, after the root, that ``World.tables()`` takes unless told otherwise.
+DEFAULT_TABLE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,19 @@ class Access:
         if self.kind == "mmio":
             return f"<Access mmio gpa {self.address:#x}>"
         return f"<Access done {self.data.hex()}>"
+
+
+@dataclass(frozen=True, slots=True)
+class SpteElement:
+    """One entry of kvm's tables on the way to an address: the ``spte`` of ``level``, which lies at ``hpa``."""
+
+    level: int
+    hpa: Hpa
+    spte: int
+    text: str
+
+    def __repr__(self) -> str:
+        return f"<SpteElement level {self.level} at {self.hpa:#x}: {self.spte:#x} {self.text}>"
 
 
 class World:
@@ -151,6 +169,79 @@ class World:
             raise GuestMisuse(f"gpa {gpa:#x}: no memslot there; add_slot() first")
         return data
 
+    def tables(
+        self,
+        mode: str = "4-level",
+        root: Gpa | int = 0x10000,
+        *,
+        nr_bytes: int = DEFAULT_TABLE_BYTES,
+        vcpu: Vcpu | None = None,
+        window: Gva | int = 0,
+    ) -> GuestTables:
+        """Guest page tables with their root at ``root``, as :class:`~kvmmu.guest.tables.GuestTables`.
+
+        Further tables are taken from the ``nr_bytes`` that follow the root's page. They are edited from outside, as
+        :meth:`poke` does; with ``vcpu``, by that vCPU's own loads and stores, to the gva ``window`` + gpa.
+
+        :raises GuestMisuse: an unknown mode or a misplaced root; while editing, an access that faults.
+        """
+        first = (root & ~(PAGE_SIZE - 1)) + PAGE_SIZE
+        pages = TablePages(first, first + nr_bytes)
+        if vcpu is None:
+            return GuestTables(mode, self._peek_word, self.poke, root, pages.take)
+        actor = vcpu
+
+        def load(gpa: Gpa, size: int) -> int:
+            return int.from_bytes(self._must_be_done(self.read(actor, window + gpa, size)).data, "little")
+
+        def store(gpa: Gpa, value: int, size: int) -> None:
+            self._must_be_done(self.write(actor, window + gpa, value, size))
+
+        return GuestTables(mode, load, store, root, pages.take)
+
+    def _peek_word(self, gpa: Gpa, size: int) -> int:
+        return int.from_bytes(self.peek(gpa, size), "little")
+
+    @staticmethod
+    def _must_be_done(access: Access) -> Access:
+        if access.kind != "done":
+            raise GuestMisuse(f"the guest cannot reach its own table: {access!r}; map its tables at the window first")
+        return access
+
+    # The guest's instructions. Each returns whether it was executed; False: the guest gets #GP and nothing changed.
+
+    def load_registers(self, vcpu: Vcpu, registers: ControlRegisters) -> None:
+        """KVM_SET_SREGS as far as paging goes: all four registers at once (``GuestTables.registers()``)."""
+        sregs.set_sregs(vcpu, registers.cr0, registers.cr3, registers.cr4, registers.efer)
+
+    def mov_cr0(self, vcpu: Vcpu, value: int) -> bool:
+        """MOV to CR0."""
+        return insn.mov_cr0(vcpu, value) == sregs.DONE
+
+    def mov_cr3(self, vcpu: Vcpu, value: int) -> bool:
+        """MOV to CR3; with CR4.PCIDE, bit 63 keeps the translations of the new PCID."""
+        return insn.mov_cr3(vcpu, value) == sregs.DONE
+
+    def mov_cr4(self, vcpu: Vcpu, value: int) -> bool:
+        """MOV to CR4."""
+        return insn.mov_cr4(vcpu, value) == sregs.DONE
+
+    def wrmsr_efer(self, vcpu: Vcpu, value: int) -> bool:
+        """WRMSR to EFER."""
+        return insn.wrmsr_efer(vcpu, value) == sregs.DONE
+
+    def wrpkru(self, vcpu: Vcpu, value: int) -> bool:
+        """WRPKRU."""
+        return insn.wrpkru(vcpu, value) == sregs.DONE
+
+    def invlpg(self, vcpu: Vcpu, gva: Gva | int) -> bool:
+        """INVLPG."""
+        return insn.insn_invlpg(vcpu, Gva(gva)) == sregs.DONE
+
+    def invpcid(self, vcpu: Vcpu, kind: int, pcid: int = 0, gva: Gva | int = 0) -> bool:
+        """INVPCID of type ``kind``: 0 one address of one PCID, 1 one PCID, 2 everything, 3 everything but global pages."""
+        return insn.insn_invpcid(vcpu, kind, pcid, Gva(gva)) == sregs.DONE
+
     # The guest's accesses.
 
     def read(self, vcpu: Vcpu, gva: Gva | int, size: int = 8, *, user: bool = False) -> Access:
@@ -206,6 +297,30 @@ class World:
         """Deliver every tracepoint event to ``sink`` from now on."""
         self.vm.trace.attach(sink)
 
+    def walk(self, vcpu: Vcpu, address: Gva | Gpa | int) -> list[SpteElement]:
+        """kvm's own entries on the way to ``address``, top first, down to a leaf or one that is not present.
+
+        ``address`` is a gva under shadow paging, a gpa under nested paging. Empty while the vCPU has no root.
+        """
+        elements = []
+        step = shadowwalk.walk_start(vcpu, vcpu.mmu.root_hpa, address)
+        while step:
+            sptep = shadowwalk.walk_sptep(step, address)
+            level = shadowwalk.walk_level(step)
+            spte = self.memory.read_once(sptep)
+            elements.append(SpteElement(level, sptep, spte, describe_spte(spte, self.vm.fmt, level)))
+            step = shadowwalk.walk_next(step, spte)
+        return elements
+
+    def shadow_pages(self) -> list[ShadowPage]:
+        """Every active shadow page, newest first."""
+        pages = []
+        sp = self.vm.active_mmu_pages.link_next
+        while sp is not None and sp is not self.vm.active_mmu_pages:
+            pages.append(sp)
+            sp = sp.link_next
+        return pages
+
     def counters(self) -> dict[str, int]:
         """Every ``kvm_stat`` counter by its name: the VM's, and the sum over its vCPUs."""
         out = dict(self.vm.stat.as_dict())
@@ -225,14 +340,12 @@ class World:
         """A stable hash of all MMU state: pages, sptes, translations, slots, registers, counters."""
         vm = self.vm
         out = hashlib.sha256()
-        sp = vm.active_mmu_pages.link_next
-        while sp is not None and sp is not vm.active_mmu_pages:
+        for sp in self.shadow_pages():
             fields = (sp.gfn, sp.role, sp.spt, sp.unsync, sp.unsync_children, sp.root_count, sp.parent_ptes)
             out.update(repr(fields).encode())
             out.update(self.memory.read(sp.spt, PAGE_SIZE))
             if sp.shadowed_translation:
                 out.update(self.memory.read(sp.shadowed_translation, PAGE_SIZE))
-            sp = sp.link_next
         for vcpu in vm.vcpus:
             state = (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer, vcpu.mmu.root_hpa, vcpu.mmu.root_role, vcpu.requests)
             out.update(repr(state).encode())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -254,6 +255,37 @@ def test_a_cached_translation_keeps_what_the_nested_table_forbids() -> None:
     guest.put_nested(0x5000, 1, 0x105000 | P | U | D)
     assert guest.cpu.access(GVA, 0) == HIT
     assert guest.cpu.access(GVA, WRITE) == NESTED_FAULT
+
+
+CACHED_KINDS = [what + who for what in (0, WRITE, FETCH) for who in (0, USER)]
+
+
+@pytest.mark.parametrize("nested_flags", [P | U | A | w | d | x for w in (0, W) for d in (0, D) for x in (0, XD)])
+def test_a_cached_translation_is_judged_by_both_stages_as_a_walk_would(nested_flags: int) -> None:
+    """Every leaf, every pair of accesses: the second, through the TLB, does what the oracle's walk does."""
+    guest = Guest("4")
+    place = guest.map(0x5000 | FULL)
+    nested_place = guest.nested_place(0x5000, 1)
+    leaves = [0x5000 | P | A | w | u | d | x for w in (0, W) for u in (0, U) for d in (0, D) for x in (0, XD)]
+    guest.go()
+    for leaf, wp, first, second in itertools.product(leaves, (0, WP), CACHED_KINDS, CACHED_KINDS):
+        guest.put(place, leaf)
+        guest.memory.write_once(nested_place, 0x105000 | nested_flags)
+        guest.box.load(cr0=wp)
+        guest.cpu.flush_all()
+        guest.cpu.access(GVA, first)
+        ram = Ram(guest.memory.size)
+        for page in (*range(NROOT, NROOT + 0x4000, 0x1000), *range(0x110000, 0x114000, 0x1000)):
+            for offset in {0, 8 * 0x13, 8 * 0x12, 8 * 0x11, 8 * 0x10, 8 * 5, 8 * 7}:
+                ram.store(page + offset, 8, guest.memory.read_once(page + offset))
+        model = Machine(ram, "4", 0x10000, wp=bool(wp), nxe=True, nested_root=NROOT)
+        expected = predict(model, GVA, Access(second & WRITE != 0, second & USER != 0, second & FETCH != 0))
+        cpu = guest.cpu
+        status = cpu.access(GVA, second)
+        got = (("ok", cpu.hpa), ("pf", cpu.error_code), ("npf", cpu.fault_gpa, cpu.fault_code))[status]
+        assert got == expected, (hex(leaf), wp, first, second)
+        assert guest.get(place) == ram.load(place + (SHIFT << 12), 8)
+        assert guest.memory.read_once(nested_place) == ram.load(nested_place, 8)
 
 
 GUEST_FLAGS = st.lists(st.sampled_from([P, W, U, A, D, PS, XD, 1 << 13, 1 << 50]), max_size=3)

@@ -39,11 +39,11 @@ class FakeVm:
         self.n_max_mmu_pages = 0
         self.max_gfn = (1 << 40) - 1
         self.mn_active_invalidate_count = 0
-        self.rmaps = False
+        self.tracks_writes = False
         self.diary: list[Any] = []
 
-    def memslots_have_rmaps(self) -> bool:
-        return self.rmaps
+    def is_write_tracking_enabled(self) -> bool:
+        return self.tracks_writes
 
     def view(self, as_id: int = 0) -> list[tuple[int, int, int, int]]:
         """(id, base gfn, pages, flags) of the published slots."""
@@ -362,14 +362,14 @@ def test_a_wrap_of_the_mmio_generation_zaps_before_the_final_number(as_id: int) 
     assert vm.memslots[as_id].generation == (1 << 19) + as_id
 
 
-def test_arrays_come_with_rmaps_in_use() -> None:
+def test_a_slot_has_rmaps_and_counts_tables_only_while_tracking_is_on() -> None:
     vm = FakeVm()
     set_user_memory_region(vm, region(0))
-    vm.rmaps = True
+    vm.tracks_writes = True
     set_user_memory_region(vm, region(1, gpa=1 << 20))
     plain, full = vm.memslots[0].slots
-    assert (plain.rmap_array, plain.write_track_array) == (None, None)
-    assert len(full.rmap_array) == 18
+    assert len(plain.rmap_array) == len(full.rmap_array) == 18
+    assert plain.write_track_array is None
     assert len(full.write_track_array) == 16
 
 

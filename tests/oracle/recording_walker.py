@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A page walk of its own over a recording: does it explain every address that the machine used?
 
-Shares nothing with ``kvmmu.hw``: tables are a dict of bytearrays, masks are worked out from the level, permissions are a list of
-questions. It is slow and plain on purpose.
+Shares nothing with ``kvmmu.hw``: tables are a dict of bytearrays, masks are worked out from the level, permissions
+are a list of questions. It is slow and plain on purpose.
 """
 
 from __future__ import annotations
@@ -156,7 +156,9 @@ def check_access(machine: Machine, reader: Any, found: Findings) -> None:
         found.note(f"{where}: a table of its walk was never recorded")
     elif gpa != reader.gpa:
         found.differ += 1
-        found.note(f"{where}: the machine used {reader.gpa:#x}, the tables say {gpa and hex(gpa)}, {[hex(v) for v in path]}")
+        found.note(
+            f"{where}: the machine used {reader.gpa:#x}, the tables say {gpa and hex(gpa)}, {[hex(v) for v in path]}"
+        )
     elif path and (rule := machine.forbids(reader.cpu, reader.access, path)):
         found.forbidden += 1
         found.note(f"{where}: {rule} {[hex(value) for value in path]}")

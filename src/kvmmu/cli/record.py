@@ -20,21 +20,24 @@ if TYPE_CHECKING:
 def command(
     guest: Annotated[list[str], typer.Argument(metavar="QEMU ...", help="Command line of the guest, behind --.")],
     output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The recording to write (.kmr).")],
-    firmware: Annotated[bool, typer.Option("--firmware", help="Record from the first instruction: --start firmware.")] = False,
+    firmware: Annotated[
+        bool, typer.Option("--firmware", help="Record from the first instruction: --start firmware.")
+    ] = False,
     start: Annotated[
         str,
         typer.Option(
             metavar="WHEN",
-            help="What begins the recording: kernel (its first instruction), firmware, user (the first instruction at CPL 3), "
-            "or port:N (the guest's first write to I/O port N).",
+            help="What begins the recording: kernel (its first instruction), firmware, user (the first instruction "
+            "at CPL 3), or port:N (the guest's first write to I/O port N).",
         ),
     ] = "kernel",
     level: Annotated[int, typer.Option(min=1, max=22, help="zstd level: higher is smaller and slower.")] = 19,
 ) -> Status | None:
     """Record a guest: kvmmu record -o boot.kmr -- qemu-system-x86_64 -m 256 -kernel bzImage ...
 
-    Needs QEMU 10 or newer and a C compiler (the plugin is built once). What recording needs (a RAM file, the plugin, single-threaded
-    TCG) is added to the command line, and said. Ctrl-C, or a guest that crashes, leaves a recording that says it is cut.
+    Needs QEMU 10 or newer and a C compiler (the plugin is built once). What recording needs (a RAM file, the plugin,
+    single-threaded TCG) is added to the command line, and said. Ctrl-C, or a guest that crashes, leaves a recording
+    that says it is cut.
     """
     from ..record.recorder import Order, Start, complain, record
 
@@ -42,7 +45,9 @@ def command(
     with ExitStack() as stack:
         trailer = record(order, complain, _progress(stack, guest))
     size = Path(output).stat().st_size
-    print(f"{output}: {trailer.records} records of {trailer.seen} accesses seen, {size} bytes, ended by {trailer.reason}")
+    print(
+        f"{output}: {trailer.records} records of {trailer.seen} accesses seen, {size} bytes, ended by {trailer.reason}"
+    )
     if trailer.cut:
         print(f"{output}: the recording is cut")
     return Status.INTERRUPTED if trailer.reason == "interrupted" else None
@@ -57,7 +62,13 @@ def _progress(stack: ExitStack, guest: list[str]) -> Callable[[Progress], None] 
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    bar = Bar(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True), transient=True)
+    bar = Bar(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
     stack.enter_context(bar)
     task = bar.add_task("the guest's firmware runs")
 

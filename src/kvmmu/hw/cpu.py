@@ -299,8 +299,8 @@ class Cpu(Registers):
         return self.tlb.flush_space(self.tlb.space)
 
     def flush_gva(self, gva: Gva) -> int:
-        """INVLPGA with the current address-space tag: as :meth:`invlpg`; return 0."""
-        return self.invlpg(gva)
+        """INVLPGA with the current address-space tag: the page of ``gva`` goes under every PCID of it; return 0."""
+        return self.tlb.invlpg_space(gva & self.gva_mask)  # type: ignore[arg-type]
 
     def flush_all(self) -> int:
         """Flush every address space; return 0."""

@@ -17,6 +17,7 @@ cdef u64 _NR_CELLS
 cdef class Tlb:
     cdef readonly bint keep_all     # entries stay in `kept` until a flush is demanded
     cdef dict kept                  # (level, page number, owner) -> (stamp, translation)
+    cdef set kept_owners            # owners that `kept` ever had
     cdef Py_ssize_t sweep_at        # size of `kept` at which dead entries are swept out
     cdef object hit_key             # key of the last hit in `kept`
     cdef s64 hit_index              # index of the last hit in `slots`
@@ -78,12 +79,16 @@ cdef class Tlb:
     cpdef int flush_current(self) except -1
     cpdef int invlpg(self, gva_t gva) except -1
     cpdef int invlpg_pcid(self, u32 pcid, gva_t gva) except -1
+    @cython.locals(piece=int, level=int)
+    cpdef int invlpg_space(self, gva_t gva) except -1
     cdef int _tick(self) noexcept
     cdef int _refresh(self) except -1
     @cython.locals(piece=int, level=int)
     cdef int _forget(self, gva_t gva, u64 owner) except -1
     @cython.locals(vpn=u64, index=s64, end=s64)
     cdef int _forget_slot(self, int level, gva_t gva, u64 owner) noexcept
+    @cython.locals(vpn=u64, index=s64, end=s64)
+    cdef int _forget_slot_space(self, int level, gva_t gva) noexcept
 
 cdef int _piece_shift(int piece) noexcept
 cdef u64 _cell(int piece, gva_t gva) noexcept

@@ -60,6 +60,7 @@ class Tlb:
         "hits",
         "keep_all",
         "kept",
+        "kept_owners",
         "kept_pieces",
         "local_floors",
         "misses",
@@ -93,6 +94,7 @@ class Tlb:
         self.used_pieces = False
         self.cells = memoryview(array("Q", bytes(8 * _NR_CELLS)))
         self.kept_pieces: dict[tuple[int, int, int], set[tuple[int, int, int]]] = {}
+        self.kept_owners: set[int] = set()
         self.clock = 1
         self.all_floor = 1
         self.global_floors: dict[int, int] = {}
@@ -251,6 +253,7 @@ class Tlb:
         if len(self.kept) >= self.sweep_at:
             self._sweep()
         self.kept[key] = (self.clock, translation)
+        self.kept_owners.add(owner)
         if piece:
             self.kept_pieces.setdefault((piece, gva >> _piece_shift(piece), owner), set()).add(key)
         return 0
@@ -330,6 +333,24 @@ class Tlb:
         self._tick()
         return self._forget(gva, (_ONE * self.space << _SPACE_SHIFT) | (_ONE * pcid << _PCID_SHIFT))
 
+    def invlpg_space(self, gva: Gva) -> int:
+        """Flush the page of ``gva``, of any size, under every PCID of the current space, global ones included. Return 0."""
+        self._tick()
+        if self.keep_all:
+            for owner in [owner for owner in self.kept_owners if owner >> _SPACE_SHIFT == self.space]:
+                self._forget_kept(gva, owner)
+            return 0
+        piece = 1
+        while piece <= 3 and self.used_pieces:
+            self.cells[_cell(piece, gva)] = self.clock
+            piece += 1
+        level = 1
+        while level <= 3:
+            if self.used[level]:
+                self._forget_slot_space(level, gva)
+            level += 1
+        return 0
+
     def _tick(self) -> int:
         self.clock += 1
         self.flushes += 1
@@ -361,6 +382,16 @@ class Tlb:
         end = index + self.ways * _WORDS
         while index < end:
             if self.slots[index] == vpn and self.slots[index + 1] == owner:
+                self.slots[index + 2] = 0
+            index += _WORDS
+        return 0
+
+    def _forget_slot_space(self, level: int, gva: Gva) -> int:
+        vpn = gva >> (9 * level + 3)
+        index = self.start[level] + (vpn & self.set_mask[level]) * self.ways * _WORDS
+        end = index + self.ways * _WORDS
+        while index < end:
+            if self.slots[index] == vpn and self.slots[index + 1] >> _SPACE_SHIFT == self.space:
                 self.slots[index + 2] = 0
             index += _WORDS
         return 0

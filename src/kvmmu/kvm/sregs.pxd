@@ -13,8 +13,15 @@ from .mmu.walker cimport load_pdptrs
 cdef u64 _ONE
 cdef u64 _U64
 cdef u64 _CR0_PG
+cdef u64 _CR0_PE
+cdef u64 _CR0_ET
 cdef u64 _CR0_WP
+cdef u64 _CR0_CD
+cdef u64 _CR0_NW
 cdef u64 _CR0_CD_NW
+cdef u64 _CR4_LA57
+cdef u64 _CR4_PKE
+cdef u64 _EFER_NX
 cdef u64 _CR4_PAE
 cdef u64 _CR4_PGE
 cdef u64 _CR4_PCIDE
@@ -35,6 +42,10 @@ cdef int _TLB_FLUSH_CURRENT
 cdef int _TLB_FLUSH_GUEST
 
 cpdef bint is_pae_paging(Vcpu vcpu) noexcept
+cdef bint is_paging_32(Vcpu vcpu) noexcept
+cdef bint is_valid_cr0(Vcpu vcpu, u64 cr0) noexcept
+@cython.locals(changed=u64)
+cdef bint is_valid_cr4(Vcpu vcpu, u64 cr4) noexcept
 @cython.locals(result=int)
 cpdef bint reload_pdptrs(Vcpu vcpu, u64 cr3) except -1
 cpdef int reset_context(Vcpu vcpu) except -1

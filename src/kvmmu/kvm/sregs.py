@@ -11,7 +11,9 @@ from __future__ import annotations
 from ..addr import U64, Gva
 from ..hw.bits import (
     CR0_CD,
+    CR0_ET,
     CR0_NW,
+    CR0_PE,
     CR0_PG,
     CR0_WP,
     CR4_LA57,
@@ -50,8 +52,15 @@ INVPCID_NON_GLOBAL = 3
 _ONE = 1
 _U64 = U64
 _CR0_PG = CR0_PG
+_CR0_PE = CR0_PE
+_CR0_ET = CR0_ET
 _CR0_WP = CR0_WP
+_CR0_CD = CR0_CD
+_CR0_NW = CR0_NW
 _CR0_CD_NW = CR0_CD | CR0_NW
+_CR4_LA57 = CR4_LA57
+_CR4_PKE = CR4_PKE
+_EFER_NX = EFER_NX
 _CR4_PAE = CR4_PAE
 _CR4_PGE = CR4_PGE
 _CR4_PCIDE = CR4_PCIDE
@@ -78,6 +87,11 @@ def is_pae_paging(vcpu: Vcpu) -> bool:
     return vcpu.cr0 & _CR0_PG != 0 and vcpu.cr4 & _CR4_PAE != 0 and vcpu.efer & _EFER_LMA == 0
 
 
+def is_paging_32(vcpu: Vcpu) -> bool:
+    # Paging outside long mode, with or without PAE.
+    return vcpu.cr0 & _CR0_PG != 0 and vcpu.efer & _EFER_LMA == 0
+
+
 def reload_pdptrs(vcpu: Vcpu, cr3: int) -> bool:
     # Read the four PDPTEs at cr3; False: reserved bits, so #GP. Changed ones are baked into the PAE root: drop it.
     result = load_pdptrs(vcpu, cr3)
@@ -98,9 +112,21 @@ def reset_context(vcpu: Vcpu) -> int:
     return 0
 
 
+def is_valid_cr0(vcpu: Vcpu, cr0: int) -> bool:
+    # CS.L is not modelled: long mode is entered and left with it clear.
+    if cr0 >> 32 or (cr0 & _CR0_NW and not cr0 & _CR0_CD) or (cr0 & _CR0_PG and not cr0 & _CR0_PE):
+        return False
+    if not cr0 & _CR0_PG:
+        return vcpu.cr4 & _CR4_PCIDE == 0
+    return not vcpu.efer & _EFER_LME or vcpu.cr0 & _CR0_PG != 0 or vcpu.cr4 & _CR4_PAE != 0
+
+
 def set_cr0(vcpu: Vcpu, cr0: int) -> int:
-    """Set CR0 as MOV to CR0 does, LMA included; DONE or GP (bad PDPTEs)."""
+    """Set CR0 as MOV to CR0 does, LMA included; DONE or GP (bits that exclude each other, bad PDPTEs)."""
     old = vcpu.cr0
+    if not is_valid_cr0(vcpu, cr0):
+        return _GP
+    cr0 |= _CR0_ET
     changed = old ^ cr0
     if not vcpu.efer & _EFER_LME and vcpu.cr4 & _CR4_PAE and cr0 & _CR0_PG and changed & (_CR0_PG | _CR0_CD_NW):
         if not reload_pdptrs(vcpu, vcpu.cr3):
@@ -130,11 +156,25 @@ def post_set_cr0(vcpu: Vcpu, old: int, cr0: int) -> int:
     return _DONE
 
 
+def is_valid_cr4(vcpu: Vcpu, cr4: int) -> bool:
+    # Protection keys are hidden from the guest without nested paging.
+    if cr4 & _CR4_PKE and not vcpu.vm.tdp_enabled:
+        return False
+    changed = vcpu.cr4 ^ cr4
+    if vcpu.efer & _EFER_LMA:
+        if not cr4 & _CR4_PAE or changed & _CR4_LA57:
+            return False
+        return not changed & cr4 & _CR4_PCIDE or vcpu.cr3 & _CR3_PCID_MASK == 0
+    return not changed & cr4 & _CR4_PCIDE
+
+
 def set_cr4(vcpu: Vcpu, cr4: int) -> int:
-    """Set CR4 as MOV to CR4 does; DONE or GP (bad PDPTEs)."""
+    """Set CR4 as MOV to CR4 does; DONE or GP (what long mode, PCIDs or the host forbid, bad PDPTEs)."""
     old = vcpu.cr4
     changed = old ^ cr4
-    if is_pae_paging(vcpu) and changed & _CR4_PDPTR_BITS and cr4 & _CR4_PAE:
+    if not is_valid_cr4(vcpu, cr4):
+        return _GP
+    if is_paging_32(vcpu) and changed & _CR4_PDPTR_BITS and cr4 & _CR4_PAE:
         if not reload_pdptrs(vcpu, vcpu.cr3):
             return _GP
     vcpu.cr4 = cr4
@@ -151,9 +191,9 @@ def set_cr4(vcpu: Vcpu, cr4: int) -> int:
 
 
 def set_efer(vcpu: Vcpu, efer: int) -> int:
-    """Set EFER as WRMSR does; LMA is the CPU's own. DONE, or GP: LME cannot change while paging."""
+    """Set EFER as WRMSR does; LMA is the CPU's own. DONE, or GP: LME cannot change while paging, no NX in CPUID."""
     changed = (vcpu.efer ^ efer) & ~_EFER_LMA
-    if changed & _EFER_LME and vcpu.cr0 & _CR0_PG:
+    if (changed & _EFER_LME and vcpu.cr0 & _CR0_PG) or (efer & _EFER_NX and not vcpu.has_nx):
         return _GP
     vcpu.efer = (efer & ~_EFER_LMA) | (vcpu.efer & _EFER_LMA)
     make_request(vcpu, _LOAD_MMU_PGD)

@@ -10,6 +10,7 @@ from .mmu.role cimport role_level
 cdef u64 _CR0_PG
 cdef u64 _CR0_WP
 cdef u64 _CR0_PE
+cdef u64 _CR3_PCID
 cdef u64 _CR4_PAE
 cdef u64 _CR4_LA57
 cdef u64 _CR4_PCIDE
@@ -20,7 +21,7 @@ cdef u64 _EFER_NX
 cdef u64 _EFER_LMA
 cdef u64 _EFER_LME
 
-@cython.locals(cr0=u64, cr4=u64, efer=u64, mmu=Mmu)
+@cython.locals(cr0=u64, cr3=u64, cr4=u64, efer=u64, mmu=Mmu)
 cpdef int load_shadow(Vcpu vcpu) except -1
 cpdef int load_mmu_pgd(Vcpu vcpu) except -1
 cpdef int flush_tlb_current(Vcpu vcpu) except -1

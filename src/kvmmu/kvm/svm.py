@@ -13,6 +13,7 @@ from ..hw.bits import (
     CR0_PE,
     CR0_PG,
     CR0_WP,
+    CR3_PCID,
     CR4_LA57,
     CR4_PAE,
     CR4_PCIDE,
@@ -31,6 +32,7 @@ from .vcpu import Vcpu
 _CR0_PG = CR0_PG
 _CR0_WP = CR0_WP
 _CR0_PE = CR0_PE
+_CR3_PCID = CR3_PCID
 _CR4_PAE = CR4_PAE
 _CR4_LA57 = CR4_LA57
 _CR4_PCIDE = CR4_PCIDE
@@ -46,7 +48,8 @@ def load_shadow(vcpu: Vcpu) -> int:
     # Run the guest on kvm's root: the mode is that of the shadow tables, SMEP and SMAP are the guest's if it pages.
     mmu = vcpu.mmu
     cr0 = vcpu.cr0 | _CR0_PG | _CR0_WP | _CR0_PE
-    cr4 = (vcpu.cr4 | _CR4_PAE) & ~(_CR4_PCIDE | _CR4_PKE | _CR4_PGE | _CR4_LA57)
+    # The guest's PCIDs tag its translations: a MOV to CR3 that keeps them must not meet those of another CR3.
+    cr4 = (vcpu.cr4 | _CR4_PAE) & ~(_CR4_PKE | _CR4_PGE | _CR4_LA57)
     if vcpu.cr0 & _CR0_PG == 0:
         cr4 &= ~_CR4_SMEP_SMAP
     efer = vcpu.efer | _EFER_NX
@@ -56,7 +59,10 @@ def load_shadow(vcpu: Vcpu) -> int:
             cr4 |= _CR4_LA57
     else:
         efer &= ~(_EFER_LMA | _EFER_LME)
-    if vcpu.cpu.load_guest(cr0, mmu.root_hpa, cr4, efer):
+    cr3 = mmu.root_hpa
+    if vcpu.cr4 & _CR4_PCIDE:
+        cr3 |= vcpu.cr3 & _CR3_PCID  # type: ignore[assignment]
+    if vcpu.cpu.load_guest(cr0, cr3, cr4, efer):
         raise KvmBug(f"the CPU refuses the shadow root {mmu.root_hpa:#x}")
     return 0
 
@@ -75,5 +81,5 @@ def flush_tlb_current(vcpu: Vcpu) -> int:
 
 
 def flush_tlb_gva(vcpu: Vcpu, gva: Gva) -> int:
-    """Flush the translation of ``gva`` (INVLPGA with this vCPU's ASID)."""
+    """Flush the translations of ``gva`` under every PCID of this vCPU's ASID (INVLPGA names an ASID only)."""
     return vcpu.cpu.flush_gva(gva)

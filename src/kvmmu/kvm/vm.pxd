@@ -58,7 +58,7 @@ cdef class Vm:
     cdef readonly list vcpus
     cdef readonly VmStat stat
 
-    cpdef bint memslots_have_rmaps(self) noexcept
+    cpdef bint is_write_tracking_enabled(self) noexcept
     cpdef Memslots slots_of(self, int as_id)
     @cython.locals(slots=Memslots)
     cpdef Memslot gfn_to_memslot(self, gfn_t gfn, int as_id)

@@ -123,12 +123,9 @@ class Vm:
         self.vcpus: list[Vcpu] = []
         self.stat = VmStat()
 
-    def memslots_have_rmaps(self) -> bool:
-        """Whether memslots carry rmap and write-tracking arrays: always without the TDP MMU's own bookkeeping.
-
-        The direct MMU of this release keeps rmaps; shadow paging gets them with its first root.
-        """
-        return self.tdp_enabled or self.shadow_root_allocated
+    def is_write_tracking_enabled(self) -> bool:
+        """Whether memslots count the guest tables in each gfn: without nested paging, or with the first shadow root."""
+        return not self.tdp_enabled or self.shadow_root_allocated
 
     def slots_of(self, as_id: int) -> Memslots:
         """The published memslots of address space ``as_id`` (0 normal, 1 SMM)."""

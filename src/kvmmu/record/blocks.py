@@ -77,17 +77,17 @@ class BlockFile:
             where = self.file.tell()
             head = self._read_head()
             if head is None or head.kind == TAIL:
+                self.file.seek(where)
                 return None
             stored = self.file.read(head.stored)
-            self.number += 1
             if head.kind == RECS:
                 raw = bytearray(self._unpack(head, stored, where))
                 if len(raw) < COLUMN_LENGTHS.size:
                     raise RecordingError(f"{self._place(where)} is corrupted: it is too short to hold records")
                 raw.extend(bytes(PADDING))
+                self.number += 1
                 return raw, head.records
-            if not head.may_skip:
-                raise RecordingError(self._unknown(head, where))
+            self.number += 1
 
     # Check the magic and the version.
     def _read_prefix(self) -> tuple[int, int]:
@@ -198,6 +198,6 @@ def _open(path: str) -> BinaryIO:
     try:
         if Path(path).is_dir():
             raise RecordingError(f"{path} is a directory, a recording is a file (.kmr)")
-        return open(path, "rb")  # noqa: SIM115 (the BlockFile closes it)
+        return open(path, "rb")
     except OSError as error:
         raise RecordingError(f"cannot read the recording {path}: {error.strerror or error}") from error

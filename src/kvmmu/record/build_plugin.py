@@ -13,6 +13,7 @@ from pathlib import Path
 from ..errors import RecorderError
 
 SOURCE = Path(__file__).with_name("plugin.c")
+_SOURCES = (SOURCE, SOURCE.with_name("plugin_api.h"), SOURCE.with_name("plugin_decode.h"))
 _FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden")
 
 
@@ -24,16 +25,19 @@ def cache_directory() -> Path:
 def build_plugin() -> Path:
     """Path of the plugin, compiled if no earlier call has.
 
-    The file's name has the hash of the source, so that another version of kvmmu builds its own. Raises :class:`RecorderError`:
-    no compiler, a source that does not compile, a cache that cannot be written.
+    The file's name has the hash of the source, so that another version of kvmmu builds its own. Raises
+    :class:`RecorderError`: no compiler, a source that does not compile, a cache that cannot be written.
     """
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()[:16]
+    text = b"".join(source.read_bytes() for source in _SOURCES)
+    digest = hashlib.sha256(text + " ".join(_FLAGS).encode()).hexdigest()[:16]
     built = cache_directory() / f"recorder-{digest}.so"
     if built.is_file():
         return built
     compiler = os.environ.get("CC") or "gcc"
     if shutil.which(compiler) is None:
-        raise RecorderError(f"no C compiler ({compiler}) to build QEMU's plugin with: install gcc and libc6-dev, or set CC")
+        raise RecorderError(
+            f"no C compiler ({compiler}) to build QEMU's plugin with: install gcc and libc6-dev, or set CC"
+        )
     try:
         built.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=built.parent) as work:

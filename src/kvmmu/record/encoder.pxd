@@ -77,25 +77,25 @@ cdef class Encoder:
     cpdef u64 count(self, int kind) except? 0x5A5A5A5A
     cpdef dict counted(self)
     @cython.locals(index=int)
-    cdef int reset(self) except -1
+    cdef int _reset(self) except -1
     @cython.locals(what=int, cpu=int, access=int, gva=u64, gpa=u64, value=u64, body=Py_ssize_t, index=int)
-    cdef int feed_one(self, const u8[::1] raw, Py_ssize_t at, int kind, Py_ssize_t length) except -1
+    cdef int _feed_one(self, const u8[::1] raw, Py_ssize_t at, int kind, Py_ssize_t length) except -1
     @cython.locals(placed=bint, token=int, state=int, at=Py_ssize_t)
-    cdef int put_token(self, int kind, int cpu, int access, u64 gva, u64 gpa) except -1
-    cdef int put_state(self, int state) except -1
+    cdef int _put_token(self, int kind, int cpu, int access, u64 gva, u64 gpa) except -1
+    cdef int _put_state(self, int state) except -1
     @cython.locals(page=u64, frame=u64, slot=u64)
-    cdef int put_place(self, u64 gva, u64 gpa) except -1
+    cdef int _put_place(self, u64 gva, u64 gpa) except -1
     @cython.locals(page=u64, value=u64)
-    cdef int put_gva(self, u64 gva) except -1
+    cdef int _put_gva(self, u64 gva) except -1
     @cython.locals(value=u64)
-    cdef int put_frame(self, u64 frame) except -1
-    cdef int put_number(self, u64 value) except -1
-    cdef int check_data(self, Py_ssize_t size, u64 gpa) except -1
+    cdef int _put_frame(self, u64 frame) except -1
+    cdef int _put_number(self, u64 value) except -1
+    cdef int _check_data(self, Py_ssize_t size, u64 gpa) except -1
     @cython.locals(index=Py_ssize_t)
-    cdef int put_data(self, int kind, const u8[::1] data, Py_ssize_t start, Py_ssize_t size) except -1
+    cdef int _put_data(self, int kind, const u8[::1] data, Py_ssize_t start, Py_ssize_t size) except -1
     @cython.locals(index=Py_ssize_t)
-    cdef int put_page(self, int cpu, u64 gpa, const u8[::1] data, Py_ssize_t start) except -1
+    cdef int _put_page(self, int cpu, u64 gpa, const u8[::1] data, Py_ssize_t start) except -1
     @cython.locals(changed=u64, at=Py_ssize_t, index=int)
-    cdef int put_regs(self, int cpu, int what) except -1
-    cdef int close_record(self, int kind) except -1
-    cdef int refuse(self, object what) except -1
+    cdef int _put_regs(self, int cpu, int what) except -1
+    cdef int _close_record(self, int kind) except -1
+    cdef int _refuse(self, object what) except -1

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Encode records into the columns of a block.
 
-The counterpart of :mod:`~kvmmu.record.reader`. An :class:`Encoder` fills one block; whoever owns it takes the block when it is
-``full`` and writes it (:mod:`~kvmmu.record.writer`). :meth:`Encoder.feed` takes the plugin's own stream, which is fixed in
-``plugin.c`` and never stored.
+The counterpart of :mod:`~kvmmu.record.reader`. An :class:`Encoder` fills one block; whoever owns it takes the block
+when it is ``full`` and writes it (:mod:`~kvmmu.record.writer`). :meth:`Encoder.feed` takes the plugin's own stream,
+which is fixed in ``plugin.c`` and never stored.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Registers(NamedTuple):
 class Encoder:
     """One block being filled, for a machine of ``cpus`` CPUs.
 
-    ``records`` is their number, ``full`` says that the block must be taken before the next record, ``counts`` counts by kind and
-    over all blocks. Every method raises :class:`RecordingError` for a record that the format cannot hold.
+    ``records`` is their number, ``full`` says that the block must be taken before the next record, ``counts`` counts
+    by kind and over all blocks. Every method raises :class:`RecordingError` for a record that the format cannot hold.
     """
 
     __slots__ = (
@@ -129,79 +129,82 @@ class Encoder:
         self.counts = memoryview(array("Q", [0]) * 9)
         self.words = memoryview(array("Q", [0]) * 5)
         self.stopped = 0
-        self.reset()
+        self._reset()
 
     def access(self, cpu: int, access: int, gva: int, gpa: int) -> int:
         """An access of ``cpu`` that the machine translated to ``gpa``."""
-        self.put_token(_ACCESS, cpu, access, gva, gpa)
+        self._put_token(_ACCESS, cpu, access, gva, gpa)
         return 0
 
     def store(self, cpu: int, access: int, gva: int, gpa: int, data: bytes) -> int:
-        """An access that stored ``data`` (1 to 64 bytes, in one page) to a table page of an earlier :meth:`snapshot`."""
-        self.check_data(len(data), gpa)
-        self.put_token(_STORE, cpu, access, gva, gpa)
-        self.put_data(_STORE, data, 0, len(data))
+        """An access that stored ``data`` (1 to 64 bytes, in one page) to a page of an earlier :meth:`snapshot`."""
+        self._check_data(len(data), gpa)
+        self._put_token(_STORE, cpu, access, gva, gpa)
+        self._put_data(_STORE, data, 0, len(data))
         return 0
 
     def mmio(self, cpu: int, access: int, gva: int, gpa: int, data: bytes) -> int:
         """An access to a device: ``data`` is what was read or written (1 to 64 bytes, in one page)."""
-        self.check_data(len(data), gpa)
-        self.put_token(_MMIO, cpu, access, gva, gpa)
-        self.put_data(_MMIO, data, 0, len(data))
+        self._check_data(len(data), gpa)
+        self._put_token(_MMIO, cpu, access, gva, gpa)
+        self._put_data(_MMIO, data, 0, len(data))
         return 0
 
     def snapshot(self, cpu: int, gpa: int, data: bytes) -> int:
         """The 4096 bytes of the table page at ``gpa``, as ``cpu`` found them."""
         if gpa & 4095 or len(data) != 4096:
-            self.refuse(f"a snapshot of {len(data)} bytes at gpa {gpa:#x}, must be one page")
-        self.put_page(cpu, gpa, data, 0)
+            self._refuse(f"a snapshot of {len(data)} bytes at gpa {gpa:#x}, must be one page")
+        self._put_page(cpu, gpa, data, 0)
         return 0
 
     def set_regs(self, cpu: int, what: int, registers: Registers) -> int:
         """The registers of ``cpu`` after the change that ``what`` (``W_*``) made."""
         if what < 1 or what > W_INIT:
-            self.refuse(f"registers changed by the unknown cause {what}")
+            self._refuse(f"registers changed by the unknown cause {what}")
         for index in range(5):
             self.words[index] = registers[index]
-        self.put_regs(cpu, what)
+        self._put_regs(cpu, what)
         return 0
 
     def invlpg(self, cpu: int, gva: int) -> int:
         """INVLPG of the page of ``gva`` by ``cpu``."""
-        self.put_token(_INVLPG, cpu, 0, 0, 0)
-        self.put_gva(gva)
-        self.close_record(_INVLPG)
+        self._put_token(_INVLPG, cpu, 0, 0, 0)
+        self._put_gva(gva)
+        self._close_record(_INVLPG)
         return 0
 
     def invpcid(self, cpu: int, invpcid_type: int, pcid: int, gva: int) -> int:
         """INVPCID of ``invpcid_type`` (0 to 3) with its descriptor's ``pcid`` and ``gva``."""
-        self.put_token(_INVPCID, cpu, 0, 0, 0)
-        self.put_gva(gva)
-        self.put_number(invpcid_type)
-        self.put_number(pcid)
-        self.close_record(_INVPCID)
+        self._put_token(_INVPCID, cpu, 0, 0, 0)
+        self._put_gva(gva)
+        self._put_number(invpcid_type)
+        self._put_number(pcid)
+        self._close_record(_INVPCID)
         return 0
 
     def remap(self, cpu: int, gpa: int, size: int, kind: int, backing: tuple[int, int]) -> int:
-        """From here on ``size`` bytes at ``gpa`` are ``kind`` (``MAP_*``), backed by ``(memory, offset)``; seen by ``cpu``."""
+        """From here on ``size`` bytes at ``gpa`` are ``kind`` (``MAP_*``), backed by ``(memory, offset)``; seen by
+        ``cpu``.
+        """
         memory, offset = backing
         if gpa & 4095 or size & 4095 or size <= 0 or offset & 4095:
-            self.refuse(f"a map change of {size:#x} bytes at gpa {gpa:#x}, must be whole pages")
-        self.put_token(0, cpu, 0, 0, 0)
-        self.put_frame(gpa >> 12)
-        self.put_number(size >> 12)
+            self._refuse(f"a map change of {size:#x} bytes at gpa {gpa:#x}, must be whole pages")
+        self._put_token(0, cpu, 0, 0, 0)
+        self._put_frame(gpa >> 12)
+        self._put_number(size >> 12)
         self.number[self.at_number] = kind
         self.number[self.at_number + 1] = memory
         self.at_number += 2
-        self.put_number(offset >> 12)
-        self.close_record(_MAP)
+        self._put_number(offset >> 12)
+        self._close_record(_MAP)
         return 0
 
     def feed(self, stream: memoryview, start: int, end: int) -> int:
         """Encode records of the plugin's ``stream`` from byte ``start`` up to ``end``; return where it stopped.
 
         ``stopped`` says why: ``FED_ALL`` (the rest is not a whole record), ``FED_FULL`` (take the block, then go on),
-        ``FED_CONTROL`` (a control record begins here). Raises :class:`RecordingError` for a stream that the plugin cannot have written.
+        ``FED_CONTROL`` (a control record begins here). Raises :class:`RecordingError` for a stream that the plugin
+        cannot have written.
         """
         at = start
         self.stopped = FED_ALL
@@ -216,7 +219,7 @@ class Encoder:
             length = stream[at + 6] | (stream[at + 7] << 8)
             if end - at < _RAW_HEAD + length:
                 break
-            self.feed_one(stream, at, kind, length)
+            self._feed_one(stream, at, kind, length)
             at += _RAW_HEAD + length
         return at
 
@@ -232,7 +235,7 @@ class Encoder:
             bytes(self.content[: self.at_content]),
         ]
         raw = COLUMN_LENGTHS.pack(*[len(column) for column in columns]) + b"".join(columns)
-        self.reset()
+        self._reset()
         return raw
 
     def count(self, kind: int) -> int:
@@ -244,7 +247,7 @@ class Encoder:
         return {KIND_NAMES[kind]: self.counts[kind] for kind in range(1, 9) if self.counts[kind]}
 
     # Begin a block: nothing is relative to an earlier one.
-    def reset(self) -> None:
+    def _reset(self) -> None:
         self.at_token = self.at_page = self.at_offset = self.at_frame = 0
         self.at_number = self.at_data = self.at_content = 0
         self.last_page = self.last_frame = 0
@@ -257,7 +260,7 @@ class Encoder:
             self.regs[index] = 0
 
     # One record of the plugin's stream: its head is at `at`, `length` bytes follow the head.
-    def feed_one(self, raw: memoryview, at: int, kind: int, length: int) -> int:
+    def _feed_one(self, raw: memoryview, at: int, kind: int, length: int) -> int:
         what = raw[at + 1]
         cpu = raw[at + 2] | (raw[at + 3] << 8)
         access = raw[at + 4] | (raw[at + 5] << 8)
@@ -266,19 +269,19 @@ class Encoder:
         value = _word(raw, at + 24)
         body = at + _RAW_HEAD
         if kind == _ACCESS:
-            self.put_token(_ACCESS, cpu, access, gva, gpa)
+            self._put_token(_ACCESS, cpu, access, gva, gpa)
         elif kind == _STORE or kind == _MMIO:
-            self.check_data(length, gpa)
-            self.put_token(kind, cpu, access, gva, gpa)
-            self.put_data(kind, raw, body, length)
+            self._check_data(length, gpa)
+            self._put_token(kind, cpu, access, gva, gpa)
+            self._put_data(kind, raw, body, length)
         elif kind == _REGS and length == 40:
             index = 0
             while index < 5:
                 self.words[index] = _word(raw, body + 8 * index)
                 index += 1
-            self.put_regs(cpu, what)
+            self._put_regs(cpu, what)
         elif kind == _PAGE and length == 4096:
-            self.put_page(cpu, gpa, raw, body)
+            self._put_page(cpu, gpa, raw, body)
         elif kind == _INVLPG:
             self.invlpg(cpu, gva)
         elif kind == _INVPCID:
@@ -286,18 +289,18 @@ class Encoder:
         elif kind == _MAP:
             self.remap(cpu, gpa, value, what, (access, gva))
         else:
-            self.refuse(f"the plugin wrote a record of kind {kind} with {length} bytes")
+            self._refuse(f"the plugin wrote a record of kind {kind} with {length} bytes")
         return 0
 
-    # Write the token, and with an ACCESS, STORE or MMIO its place. A record of data is closed by put_data().
-    def put_token(self, kind: int, cpu: int, access: int, gva: int, gpa: int) -> int:
+    # Write the token, and with an ACCESS, STORE or MMIO its place. A record of data is closed by _put_data().
+    def _put_token(self, kind: int, cpu: int, access: int, gva: int, gpa: int) -> int:
         if self.full:
-            self.refuse("the block is full and was not taken")
+            self._refuse("the block is full and was not taken")
         if cpu < 0 or cpu >= self.cpus or access & ~_ACCESS_BITS != 0:
-            self.refuse(f"access {access:#x} of CPU {cpu}, the recording has {self.cpus}")
+            self._refuse(f"access {access:#x} of CPU {cpu}, the recording has {self.cpus}")
         placed = kind == _ACCESS or kind == _STORE or kind == _MMIO
         if placed and (gva ^ gpa) & 4095:
-            self.refuse(f"gva {gva:#x} and gpa {gpa:#x} differ inside the page")
+            self._refuse(f"gva {gva:#x} and gpa {gpa:#x} differ inside the page")
         token = (kind & 7) | ((access & 6) << 3) | ((access & 16) << 2)
         state = (cpu << 2) | ((access >> 8) & 3)
         at = self.at_token
@@ -305,15 +308,15 @@ class Encoder:
         if state != self.state:
             token |= 128
             self.state = state
-            self.put_state(state)
+            self._put_state(state)
         if placed:
-            token |= self.put_place(gva, gpa)
+            token |= self._put_place(gva, gpa)
         self.token[at] = token
         if kind == _ACCESS:
-            self.close_record(_ACCESS)
+            self._close_record(_ACCESS)
         return 0
 
-    def put_state(self, state: int) -> int:
+    def _put_state(self, state: int) -> int:
         while state > 127:
             self.token[self.at_token] = (state & 127) | 128
             self.at_token += 1
@@ -322,9 +325,10 @@ class Encoder:
         self.at_token += 1
         return 0
 
-    # Write page and offset, and the frame unless the translation is the one last seen in its slot; return the token's bit.
-    def put_place(self, gva: int, gpa: int) -> int:
-        self.put_gva(gva)
+    # Write page and offset, and the frame unless the translation is the one last seen in its slot; return the token's
+    # bit.
+    def _put_place(self, gva: int, gpa: int) -> int:
+        self._put_gva(gva)
         page = gva >> 12
         frame = gpa >> 12
         slot = ((page * _MIX) & _U64) >> _SHIFT
@@ -332,10 +336,10 @@ class Encoder:
             return 8
         self.predicted_page[slot] = page
         self.predicted_frame[slot] = frame
-        self.put_frame(frame)
+        self._put_frame(frame)
         return 0
 
-    def put_gva(self, gva: int) -> int:
+    def _put_gva(self, gva: int) -> int:
         page = gva >> 12
         value = _zigzag((page - self.last_page) & _U64)
         self.last_page = page
@@ -350,7 +354,7 @@ class Encoder:
         self.at_offset += 2
         return 0
 
-    def put_frame(self, frame: int) -> int:
+    def _put_frame(self, frame: int) -> int:
         value = _zigzag((frame - self.last_frame) & _U64)
         self.last_frame = frame
         while value > 127:
@@ -361,7 +365,7 @@ class Encoder:
         self.at_frame += 1
         return 0
 
-    def put_number(self, value: int) -> int:
+    def _put_number(self, value: int) -> int:
         while value > 127:
             self.number[self.at_number] = (value & 127) | 128
             self.at_number += 1
@@ -371,13 +375,13 @@ class Encoder:
         return 0
 
     # Refuse a STORE or MMIO that no instruction makes.
-    def check_data(self, size: int, gpa: int) -> int:
+    def _check_data(self, size: int, gpa: int) -> int:
         if size < 1 or size > 64 or (gpa & 4095) + size > 4096:
-            self.refuse(f"{size} bytes at gpa {gpa:#x}, must be 1 to 64 in one page")
+            self._refuse(f"{size} bytes at gpa {gpa:#x}, must be 1 to 64 in one page")
         return 0
 
     # Write size and bytes (at `start` of `data`) of a STORE or MMIO and close its record.
-    def put_data(self, kind: int, data: bytes | memoryview, start: int, size: int) -> int:
+    def _put_data(self, kind: int, data: bytes | memoryview, start: int, size: int) -> int:
         self.number[self.at_number] = size
         self.at_number += 1
         index = 0
@@ -385,24 +389,25 @@ class Encoder:
             self.data[self.at_data + index] = data[start + index]
             index += 1
         self.at_data += size
-        self.close_record(kind)
+        self._close_record(kind)
         return 0
 
     # Write a whole PAGE record; its bytes are at `start` of `data`.
-    def put_page(self, cpu: int, gpa: int, data: bytes | memoryview, start: int) -> int:
-        self.put_token(_PAGE, cpu, 0, 0, 0)
-        self.put_frame(gpa >> 12)
+    def _put_page(self, cpu: int, gpa: int, data: bytes | memoryview, start: int) -> int:
+        self._put_token(_PAGE, cpu, 0, 0, 0)
+        self._put_frame(gpa >> 12)
         index = 0
         while index < 4096:
             self.content[self.at_content + index] = data[start + index]
             index += 1
         self.at_content += 4096
-        self.close_record(_PAGE)
+        self._close_record(_PAGE)
         return 0
 
-    # Write a whole REGS record: the cause, which of the five `words` differ from the CPU's last ones in this block, those.
-    def put_regs(self, cpu: int, what: int) -> int:
-        self.put_token(_REGS, cpu, 0, 0, 0)
+    # Write a whole REGS record: the cause, which of the five `words` differ from the CPU's last ones in this block,
+    # those.
+    def _put_regs(self, cpu: int, what: int) -> int:
+        self._put_token(_REGS, cpu, 0, 0, 0)
         changed = 0
         at = self.at_number
         self.at_number += 2
@@ -411,15 +416,15 @@ class Encoder:
             if self.words[index] != self.regs[cpu * 5 + index]:
                 self.regs[cpu * 5 + index] = self.words[index]
                 changed |= _ONE << index
-                self.put_number(self.words[index])
+                self._put_number(self.words[index])
             index += 1
         self.number[at] = what
         self.number[at + 1] = changed
-        self.close_record(_REGS)
+        self._close_record(_REGS)
         return 0
 
     # Count a record; the block is full when one more might not fit.
-    def close_record(self, kind: int) -> int:
+    def _close_record(self, kind: int) -> int:
         self.counts[kind] += 1
         self.records += 1
         self.full = (
@@ -430,7 +435,7 @@ class Encoder:
         )
         return 0
 
-    def refuse(self, what: str) -> NoReturn:
+    def _refuse(self, what: str) -> NoReturn:
         raise RecordingError(f"cannot be recorded: {what}")
 
 

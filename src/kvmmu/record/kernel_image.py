@@ -15,10 +15,12 @@ _SECTOR = 512
 
 
 def entry_range(path: str | None) -> tuple[int, int]:
-    """Guest physical addresses (half-open) of the kernel image ``path``: the first instruction executed there is its entry.
+    """Guest physical addresses (half-open) of the kernel image ``path``: the first instruction executed there is its
+    entry.
 
-    ``path`` None (no ``-kernel``): :data:`ANYWHERE`. Knows Linux's bzImage (``Documentation/arch/x86/boot.rst``), ELF by its loaded
-    segments, and multiboot by its address fields; anything else is :data:`ANYWHERE` too. Raises :class:`RecorderError` when it cannot be read.
+    ``path`` None (no ``-kernel``): :data:`ANYWHERE`. Knows Linux's bzImage (``Documentation/arch/x86/boot.rst``), ELF
+    by its loaded segments, and multiboot by its address fields; anything else is :data:`ANYWHERE` too. Raises
+    :class:`RecorderError` when it cannot be read.
     """
     if path is None:
         return ANYWHERE

@@ -1,21 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The recorder inside QEMU (>= 10, plugin API 4): watch every access of a guest under TCG and write down what an MMU must know.
+ * The recorder inside QEMU (>= 10, plugin API 4): watch every access of a guest under TCG and write down what an MMU
+ * must know.
  *
- * Arguments: ram=FILE (the guest's memory-backend-file), out=FD (the stream of records), control=FD (answers of the driver),
- * and what begins the recording: start=firmware | entry | user | port, with lo=GPA,hi=GPA (entry) or port=N.
+ * Arguments: ram=FILE (the guest's memory-backend-file), out=FD (the stream of records), control=FD (answers of the
+ * driver), and what begins the recording: start=firmware | entry | user | port, with lo=GPA,hi=GPA (entry) or port=N.
  *
- * How it stays small. A filter per vCPU remembers the pages that were accessed since the last flush, and only the first access passes.
- * How it stays complete. Before an access is written, the guest's tables are walked in the mapped RAM file, and each table page of the
- * walk is written as a snapshot when it is new; from then on every store to it is a record. A page that changed by other means (a device,
- * a store that QEMU's helpers make without telling) is found by comparing each entry that a walk reads with a copy, and written again.
+ * How it stays small. A filter per vCPU remembers the pages that were accessed since the last flush, and only the
+ * first access passes. How it stays complete. Before an access is written, the guest's tables are walked in the
+ * mapped RAM file, and each table page of the walk is written as a snapshot when it is new; from then on every store
+ * to it is a record. A page that changed by other means (a device, a store that QEMU's helpers make without telling)
+ * is found by comparing each entry that a walk reads with a copy, and written again.
+ *
+ * plugin_decode.h reads instructions; everything else is here, because all of it works on the state below.
  *
  * Threads: -accel tcg,thread=single runs all vCPUs in one thread, so nothing here is locked.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <link.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -26,43 +29,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---- The plugin ABI, version 4: what of qemu-plugin.h and of GLib's arrays is used here. ---- */
-
-typedef uint64_t plugin_id;
-typedef uint32_t meminfo;
-struct tb;
-struct insn;
-struct hwaddr;
-struct garray { char *data; unsigned len; };
-struct gbytes { uint8_t *data; unsigned len; };
-struct reg_descriptor { void *handle; const char *name; const char *feature; };
-struct mem_value {
-    int type; /* log2 of the size: 0 to 4 */
-    union { uint8_t u8; uint16_t u16; uint32_t u32; uint64_t u64; struct { uint64_t low, high; } u128; } data;
-};
-enum { CB_R_REGS = 1, MEM_RW = 3 };
-
-void qemu_plugin_register_vcpu_tb_trans_cb(plugin_id, void (*)(plugin_id, struct tb *));
-void qemu_plugin_register_vcpu_init_cb(plugin_id, void (*)(plugin_id, unsigned));
-void qemu_plugin_register_atexit_cb(plugin_id, void (*)(plugin_id, void *), void *);
-void qemu_plugin_register_vcpu_mem_cb(struct insn *, void (*)(unsigned, meminfo, uint64_t, void *), int, int, void *);
-void qemu_plugin_register_vcpu_insn_exec_cb(struct insn *, void (*)(unsigned, void *), int, void *);
-size_t qemu_plugin_tb_n_insns(const struct tb *);
-struct insn *qemu_plugin_tb_get_insn(const struct tb *, size_t);
-size_t qemu_plugin_insn_data(const struct insn *, void *, size_t);
-size_t qemu_plugin_insn_size(const struct insn *);
-uint64_t qemu_plugin_insn_vaddr(const struct insn *);
-void *qemu_plugin_insn_haddr(const struct insn *);
-struct hwaddr *qemu_plugin_get_hwaddr(meminfo, uint64_t);
-bool qemu_plugin_hwaddr_is_io(const struct hwaddr *);
-uint64_t qemu_plugin_hwaddr_phys_addr(const struct hwaddr *);
-bool qemu_plugin_mem_is_store(meminfo);
-unsigned qemu_plugin_mem_size_shift(meminfo);
-struct mem_value qemu_plugin_mem_get_value(meminfo);
-struct garray *qemu_plugin_get_registers(void);
-int qemu_plugin_read_register(void *, struct gbytes *);
-struct gbytes *g_byte_array_new(void);
-struct gbytes *g_byte_array_set_size(struct gbytes *, unsigned);
+#include "plugin_api.h"
+#include "plugin_decode.h"
 
 __attribute__((visibility("default"))) int qemu_plugin_version = 4;
 
@@ -75,7 +43,11 @@ enum { W_NONE, W_CR0, W_CR3, W_CR4, W_EFER, W_PKRU, W_INIT };
 enum { MAP_IO, MAP_RAM, MAP_ROM };
 enum { MEMORY_RAM = 0, MEMORY_UNKNOWN = 255 };
 
-struct record { uint8_t kind, what; uint16_t cpu, access, length; uint64_t gva, gpa, value; };
+struct record {
+    uint8_t kind, what;
+    uint16_t cpu, access, length;
+    uint64_t gva, gpa, value;
+};
 _Static_assert(sizeof(struct record) == 32, "the stream's records have 32 bytes");
 
 #define PAGE 4096ull
@@ -97,7 +69,8 @@ _Static_assert(sizeof(struct record) == 32, "the stream's records have 32 bytes"
 /* Set by the CPU's own walks. */
 #define PTE_AD 0x60ull
 
-/* Stores to a tracked page since a walk last used it: beyond this the page is data now, and a later walk takes a new snapshot. */
+/* Stores to a tracked page since a walk last used it: beyond this the page is data now, and a later walk takes a new
+ * snapshot. */
 #define FLOOD 64
 #define FILTER 4096
 #define CODE_FILTER 1024
@@ -106,61 +79,75 @@ _Static_assert(sizeof(struct record) == 32, "the stream's records have 32 bytes"
 
 /* A filter entry lives as long as `gen` is its vCPU's generation. Generations are never reused: a truncated one would
  * wrap, revive dead entries and lose events. */
-struct entry { uint64_t key, gen, frame; unsigned shift; /* log2 of the guest's page */ };
+struct entry {
+    uint64_t key, gen, frame;
+    unsigned shift; /* log2 of the guest's page */
+};
 
 struct vcpu {
     unsigned number;
-    bool known;                    /* the registers below were read since the recording began */
+    bool known; /* the registers below were read since the recording began */
     uint64_t gen;
     uint64_t cr0, cr3, cr4, efer;
-    uint32_t pkru;                 /* not among the registers that QEMU shows: followed from reset */
-    int pending;                   /* the register that the last instruction was about to change */
-    uint64_t intended, resume;     /* the value it would get; where the CPU goes on if it did not fault */
+    uint32_t pkru;             /* not among the registers that QEMU shows: followed from reset */
+    int pending;               /* the register that the last instruction was about to change */
+    uint64_t intended, resume; /* the value it would get; where the CPU goes on if it did not fault */
     bool gdt_known, saved_gdt_known;
-    uint64_t gdt, saved_gdt;       /* GDTR's base; the one from before SMM */
+    uint64_t gdt, saved_gdt; /* GDTR's base; the one from before SMM */
     struct entry data[FILTER], code[CODE_FILTER];
 };
 
-/* What is constant in one translated block: QEMU never shares a block between privilege levels, AC, or segment bases. */
+/* What is constant in one translated block: QEMU never shares a block between privilege levels, AC, or segment bases.
+ */
 struct block {
-    uint64_t vaddr;                /* at translation; only its page offset holds later */
+    uint64_t vaddr; /* at translation; only its page offset holds later */
     uint64_t cs_base;
-    uint64_t offset;               /* of its first byte in the RAM file, NONE: not RAM */
-    uint64_t stamp;                /* generation in which it was recorded */
-    uint16_t access;               /* A_USER, A_AC */
-    uint8_t bits;                  /* 16, 32, 64 */
-    bool crosses;                  /* its last instruction reaches into the next page */
+    uint64_t offset; /* of its first byte in the RAM file, NONE: not RAM */
+    uint64_t stamp;  /* generation in which it was recorded */
+    uint16_t access; /* A_USER, A_AC */
+    uint8_t bits;    /* 16, 32, 64 */
+    bool crosses;    /* its last instruction reaches into the next page */
 };
 
-/* A memory operand, or a register one (mod 3). */
-struct operand { int8_t base, index, reg; uint8_t scale, segment, size; bool rip_relative, memory; int32_t displacement; };
-struct special { struct block *block; struct operand operand; uint64_t vaddr; uint8_t length, opcode, rex_r; bool wide, data16; };
-enum { S_CR, S_LMSW, S_CLTS, S_WRMSR, S_INVLPG, S_INVPCID, S_LGDT, S_WRPKRU, S_XRSTOR, S_RSM, S_OUT };
-
-struct region { uint64_t gpa, size, offset; int kind, memory; };
-struct walk { bool ok, user; unsigned shift; uint64_t gpa; };
+struct special {
+    struct block *block;
+    struct operand operand;
+    uint64_t vaddr;
+    uint8_t length, opcode, rex_r;
+    bool data16;
+};
+struct region {
+    uint64_t gpa, size, offset;
+    int kind, memory;
+};
+struct walk {
+    bool ok, user;
+    unsigned shift;
+    uint64_t gpa;
+};
 
 static int out_fd = -1;
 static FILE *control;
 static uint8_t out_buffer[1 << 20];
 static size_t out_used;
-static bool broken;                /* the driver went away */
+static bool broken; /* the driver went away */
 
 static const char *ram_path;
-static uint8_t *ram;               /* the guest's RAM file, mapped once more */
+static uint8_t *ram;                   /* the guest's RAM file, mapped once more */
 static uint64_t ram_size, ram_in_qemu; /* where QEMU itself has mapped it */
 
 static struct region regions[64];
 static unsigned nr_regions;
-static uint64_t frames;            /* length of the arrays by guest frame */
+static uint64_t frames; /* length of the arrays by guest frame */
 static uint8_t *meaning;
 static uint8_t *tracked;
 static uint16_t *flood;
-static uint8_t **copies;           /* what the recording says a tracked page holds */
-static uint64_t far_ram[4096];     /* frames above: RAM of devices, a hash set */
+static uint8_t **copies;       /* what the recording says a tracked page holds */
+static uint64_t far_ram[4096]; /* frames above: RAM of devices, a hash set */
 
 static struct vcpu *vcpus[4096];
-/* The main program's thread-local storage in the thread that runs all vCPUs, and copies of it from when each vCPU was current. */
+/* The main program's thread-local storage in the thread that runs all vCPUs, and copies of it from when each vCPU was
+ * current. */
 static uint64_t *tls, *tls_of[4096];
 static size_t tls_words;
 static const volatile uint64_t *current_word; /* QEMU's own pointer to the vCPU that runs */
@@ -172,10 +159,11 @@ static uint64_t start_lo = 0x100000, start_hi = 0x2000000, start_port;
 static uint64_t last_port, last_port_value, pci_address;
 
 /*
- * Which vCPU runs. With thread=single QEMU 10 hands a callback the number of the vCPU that the block was *translated* for, a constant
- * in code that all vCPUs share, and translation does not say for which it is. QEMU knows better: the thread that runs all vCPUs has a
- * thread-local pointer to the current one. It has no exported name, but it is the word of the program's thread-local storage that had
- * another value in each vCPU's initialisation, which QEMU makes with that vCPU current.
+ * Which vCPU runs. With thread=single QEMU 10 hands a callback the number of the vCPU that the block was *translated*
+ * for, a constant in code that all vCPUs share, and translation does not say for which it is. QEMU knows better: the
+ * thread that runs all vCPUs has a thread-local pointer to the current one. It has no exported name, but it is the
+ * word of the program's thread-local storage that had another value in each vCPU's initialisation, which QEMU makes
+ * with that vCPU current.
  */
 static int find_tls(struct dl_phdr_info *program, size_t size, void *udata)
 {
@@ -231,11 +219,12 @@ static struct vcpu *running(void)
     return vcpus[last];
 }
 
-enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R15 = 15, RIP, EFLAGS, CS, SS, DS, ES, FS, GS, FS_BASE, GS_BASE, CR0, CR3, CR4, EFER, NR_REGS };
 static const char *const reg_names[NR_REGS][2] = {
-    {"rax", "eax"}, {"rcx", "ecx"}, {"rdx", "edx"}, {"rbx", "ebx"}, {"rsp", "esp"}, {"rbp", "ebp"}, {"rsi", "esi"}, {"rdi", "edi"},
-    {"r8"}, {"r9"}, {"r10"}, {"r11"}, {"r12"}, {"r13"}, {"r14"}, {"r15"}, {"rip", "eip"}, {"eflags"},
-    {"cs"}, {"ss"}, {"ds"}, {"es"}, {"fs"}, {"gs"}, {"fs_base"}, {"gs_base"}, {"cr0"}, {"cr3"}, {"cr4"}, {"efer"},
+    {"rax", "eax"}, {"rcx", "ecx"}, {"rdx", "edx"}, {"rbx", "ebx"}, {"rsp", "esp"}, {"rbp", "ebp"},
+    {"rsi", "esi"}, {"rdi", "edi"}, {"r8"},         {"r9"},         {"r10"},        {"r11"},
+    {"r12"},        {"r13"},        {"r14"},        {"r15"},        {"rip", "eip"}, {"eflags"},
+    {"cs"},         {"ss"},         {"ds"},         {"es"},         {"fs"},         {"gs"},
+    {"fs_base"},    {"gs_base"},    {"cr0"},        {"cr3"},        {"cr4"},        {"efer"},
 };
 static void *handles[NR_REGS];
 static struct gbytes *reg_buffer;
@@ -282,6 +271,10 @@ static void emit(const struct record *r, const void *body)
 /* Place of a guest physical address in the RAM file, NONE outside RAM. */
 static uint64_t offset_of(uint64_t gpa)
 {
+    /* Before the recording begins nobody has told the map. Firmware lives in low memory, which is the file's beginning.
+     */
+    if (!nr_regions)
+        return gpa < 1ull << 20 || gpa < ram_size / 2 ? gpa : NONE;
     for (unsigned k = 0; k < nr_regions; k++)
         if (gpa - regions[k].gpa < regions[k].size)
             return regions[k].memory == MEMORY_RAM ? regions[k].offset + (gpa - regions[k].gpa) : NONE;
@@ -304,11 +297,13 @@ static uint8_t *ram_at(uint64_t gpa)
 
 static void emit_map(struct vcpu *v, uint64_t gpa, uint64_t size, int kind, int memory, uint64_t offset)
 {
-    struct record r = {.kind = K_MAP, .what = kind, .cpu = v->number, .access = memory, .gva = offset, .gpa = gpa, .value = size};
+    struct record r = {
+        .kind = K_MAP, .what = kind, .cpu = v->number, .access = memory, .gva = offset, .gpa = gpa, .value = size};
     emit(&r, NULL);
 }
 
-/* Hold what the access found at `gpa` against the map; a difference is an event (SMRAM, the legacy VGA window, a device's RAM). */
+/* Hold what the access found at `gpa` against the map; a difference is an event (SMRAM, the legacy VGA window, a
+ * device's RAM). */
 static void check_meaning(struct vcpu *v, uint64_t gpa, bool io)
 {
     uint64_t frame = gpa / PAGE, start_of = frame * PAGE;
@@ -402,17 +397,20 @@ static void snapshot(struct vcpu *v, uint64_t frame, const uint8_t *page)
     }
 }
 
-/* Read a table entry for a walk, and see to it that the recording holds what is read. False: the table is not in RAM. */
+/* Read a table entry for a walk, and see to it that the recording holds what is read. False: the table is not in RAM.
+ */
 static bool read_entry(struct vcpu *v, uint64_t gpa, int size, bool record, uint64_t *entry)
 {
     uint8_t *at = ram_at(gpa);
     uint64_t frame = gpa / PAGE, copy = 0;
     *entry = 0;
-    if (!at || frame >= frames)
+    if (!at)
         return false;
     memcpy(entry, at, size);
     if (!record)
         return true;
+    if (frame >= frames)
+        return false;
     flood[frame] = 0;
     if (tracked[frame])
         memcpy(&copy, copies[frame] + gpa % PAGE, size);
@@ -422,9 +420,7 @@ static bool read_entry(struct vcpu *v, uint64_t gpa, int size, bool record, uint
 }
 
 static bool is_pae_32(const struct vcpu *v)
-{
-    return v->cr0 & CR0_PG && v->cr4 & CR4_PAE && !(v->efer & EFER_LMA);
-}
+{ return v->cr0 & CR0_PG && v->cr4 & CR4_PAE && !(v->efer & EFER_LMA); }
 
 static struct walk walk_32(struct vcpu *v, uint64_t va, bool record)
 {
@@ -460,7 +456,8 @@ static struct walk walk(struct vcpu *v, uint64_t va, bool record)
     for (int level = pae ? 3 : v->cr4 & CR4_LA57 ? 5 : 4; level >= 1; level--) {
         int shift = 12 + 9 * (level - 1);
         uint64_t entry, in_page = (1ull << shift) - 1;
-        if (!read_entry(v, table + (va >> shift & (pae && level == 3 ? 3 : 511)) * 8, 8, record, &entry) || !(entry & PTE_P))
+        if (!read_entry(v, table + (va >> shift & (pae && level == 3 ? 3 : 511)) * 8, 8, record, &entry) ||
+            !(entry & PTE_P))
             return w;
         if (!(pae && level == 3))
             w.user &= !!(entry & PTE_U);
@@ -475,12 +472,14 @@ static struct walk walk(struct vcpu *v, uint64_t va, bool record)
     return w;
 }
 
-/* Read guest memory at a linear address; false when it is not mapped RAM. */
-static bool read_linear(struct vcpu *v, uint64_t va, void *to, size_t size)
+/* Read guest memory at a linear address, with the registers as they are now; false when it is not mapped RAM. */
+static bool read_linear(uint64_t va, void *to, size_t size)
 {
+    static struct vcpu now;
+    now.cr0 = reg(CR0), now.cr3 = reg(CR3), now.cr4 = reg(CR4), now.efer = reg(EFER);
     for (size_t done = 0; done < size;) {
         size_t piece = PAGE - (va + done) % PAGE;
-        struct walk w = walk(v, va + done, false);
+        struct walk w = walk(&now, va + done, false);
         uint8_t *at = w.ok ? ram_at(w.gpa) : NULL;
         if (!at)
             return false;
@@ -494,9 +493,7 @@ static bool read_linear(struct vcpu *v, uint64_t va, void *to, size_t size)
 /* ---- Registers. ---- */
 
 static void new_generation(struct vcpu *v)
-{
-    v->gen = ++last_gen;
-}
+{ v->gen = ++last_gen; }
 
 static void emit_regs(struct vcpu *v, int what)
 {
@@ -564,38 +561,33 @@ static void begin(struct vcpu *v, uint64_t where)
 }
 
 static uint64_t block_address(const struct block *b)
-{
-    return reg(RIP) + b->cs_base;
-}
+{ return reg(RIP) + b->cs_base; }
 
 static bool begins_here(struct vcpu *v, const struct block *b)
 {
     switch (start) {
-    case START_FIRMWARE:
-        return true;
-    case START_ENTRY:
-        return b->offset - start_lo < start_hi - start_lo;
-    case START_USER:
-        return b->access & A_USER;
-    default:
-        return false;
+    case START_FIRMWARE: return true;
+    case START_ENTRY: return b->offset - start_lo < start_hi - start_lo;
+    case START_USER: return b->access & A_USER;
+    default: return false;
     }
 }
 
 /* ---- Accesses. ---- */
 
 static struct entry *filter_slot(struct entry *filter, unsigned slots, uint64_t key)
-{
-    return &filter[(key * 0x9e3779b97f4a7c15ull) >> 40 & (slots - 1)];
-}
+{ return &filter[(key * 0x9e3779b97f4a7c15ull) >> 40 & (slots - 1)]; }
 
-/* Check an access against the tables and the map; 0: it is left out, else log2 of the guest's page. `*access` learns whether
- * it was implicit. */
+/* Check an access against the tables and the map; 0: it is left out, else log2 of the guest's page. `*access` learns
+ * whether it was implicit. */
 static unsigned place(struct vcpu *v, uint64_t va, uint64_t *gpa, bool io, uint16_t *access)
 {
     struct walk w = walk(v, va, true);
     if (*gpa == NONE && w.ok)
         *gpa = w.gpa;
+    /* Nobody knows where a block's second page is but the tables, and they may have forgotten it since. */
+    if (*gpa == NONE && !w.ok)
+        return 0;
     if (!w.ok || w.gpa != *gpa) {
         /* The machine used a TLB entry that the tables no longer back, as it may until the guest flushes. */
         stale++;
@@ -652,8 +644,8 @@ static void one_access(struct vcpu *v, const struct block *b, meminfo info, uint
     if (store && frame < frames && tracked[frame]) {
         uint8_t *at = ram_at(gpa);
         if (at && ++flood[frame] <= FLOOD) {
-            /* The callback runs after the store, so memory has what is there now: the result of a compare-and-exchange that
-             * failed, and all bytes of a wide store. */
+            /* The callback runs after the store, so memory has what is there now: the result of a compare-and-exchange
+             * that failed, and all bytes of a wide store. */
             memcpy(copies[frame] + gpa % PAGE, at, size);
             r.kind = K_STORE;
             r.length = size;
@@ -737,7 +729,7 @@ static uint64_t segment_base(struct vcpu *v, const struct block *b, int segment)
     uint64_t selector = reg(segment);
     if (!(reg(CR0) & CR0_PE) || reg(EFLAGS) & FLAG_VM)
         return selector << 4;
-    if (!v->gdt_known || selector & 4 || !read_linear(v, v->gdt + (selector & 0xfff8), &descriptor, 8))
+    if (!v->gdt_known || selector & 4 || !read_linear(v->gdt + (selector & 0xfff8), &descriptor, 8))
         return 0;
     return (descriptor >> 16 & 0xffffff) | (descriptor >> 56) << 24;
 }
@@ -779,9 +771,7 @@ static void on_cr(unsigned cpu, void *udata)
 }
 
 static void on_cr0_part(unsigned cpu, void *udata)
-{
-    expect(running(), udata, W_CR0, 0);
-}
+{ expect(running(), udata, W_CR0, 0); }
 
 static void on_wrmsr(unsigned cpu, void *udata)
 {
@@ -797,7 +787,8 @@ static void on_rsm(unsigned cpu, void *udata)
     expect(v, udata, W_INIT, 0);
 }
 
-/* Forget what was seen of the page that an INVLPG flushes. Blocks remember their generation only, so a page of code ends it. */
+/* Forget what was seen of the page that an INVLPG flushes. Blocks remember their generation only, so a page of code
+ * ends it. */
 static void forget_page(struct vcpu *v, uint64_t va)
 {
     for (unsigned k = 0; k < CODE_FILTER; k++) {
@@ -834,17 +825,12 @@ static void on_invpcid(unsigned cpu, void *udata)
     if (!recording || s->block->access & A_USER || type > 3)
         return;
     observe(v, W_INIT, false);
-    if (!read_linear(v, linear_operand(v, s), descriptor, sizeof descriptor))
+    if (!read_linear(linear_operand(v, s), descriptor, sizeof descriptor))
         return;
-    struct record r = {.kind = K_INVPCID, .what = type, .cpu = v->number, .gva = descriptor[1], .value = descriptor[0] & 0xfff};
+    struct record r = {
+        .kind = K_INVPCID, .what = type, .cpu = v->number, .gva = descriptor[1], .value = descriptor[0] & 0xfff};
     emit(&r, NULL);
     new_generation(v);
-}
-
-/* The registers that a walk by the plugin itself needs; a recording that has not begun does not keep them. */
-static void know_registers(struct vcpu *v)
-{
-    v->cr0 = reg(CR0), v->cr3 = reg(CR3), v->cr4 = reg(CR4), v->efer = reg(EFER);
 }
 
 static void on_lgdt(unsigned cpu, void *udata)
@@ -853,22 +839,17 @@ static void on_lgdt(unsigned cpu, void *udata)
     struct vcpu *v = running();
     uint8_t bytes[10] = {0};
     uint64_t base = 0;
-    if (recording)
-        observe(v, W_INIT, false);
-    else
-        know_registers(v);
-    v->gdt_known = read_linear(v, linear_operand(v, s), bytes, s->block->bits == 64 ? 10 : 6);
+    bool narrow = s->block->bits != 64 && (s->block->bits == 16) != s->data16;
+    v->gdt_known = read_linear(linear_operand(v, s), bytes, s->block->bits == 64 ? 10 : 6);
     memcpy(&base, bytes + 2, s->block->bits == 64 ? 8 : 4);
-    v->gdt = s->block->bits == 16 && !s->data16 ? base & 0xffffff : base;
+    v->gdt = narrow ? base & 0xffffff : base;
 }
 
 static void on_wrpkru(unsigned cpu, void *udata)
-{
-    expect(running(), udata, W_PKRU, (uint32_t)reg(RAX));
-}
+{ expect(running(), udata, W_PKRU, (uint32_t)reg(RAX)); }
 
-/* XRSTOR loads PKRU when bit 9 is asked for: from the area's component (at its standard place), or with zero when the area says that
- * the component is in its initial state. */
+/* XRSTOR loads PKRU when bit 9 is asked for: from the area's component (at its standard place), or with zero when the
+ * area says that the component is in its initial state. */
 static void on_xrstor(unsigned cpu, void *udata)
 {
     struct special *s = udata;
@@ -877,18 +858,15 @@ static void on_xrstor(unsigned cpu, void *udata)
     uint32_t value = 0;
     if (!(reg(RAX) & 1 << 9) || !(reg(CR4) & CR4_PKE))
         return;
-    if (recording)
-        observe(v, W_INIT, false);
-    else
-        know_registers(v);
     uint64_t area = linear_operand(v, s);
-    if (!read_linear(v, area + 512, &present, 8))
+    if (!read_linear(area + 512, &present, 8))
         return;
-    if (!(present & 1 << 9) || read_linear(v, area + 2688, &value, 4))
+    if (!(present & 1 << 9) || read_linear(area + 2688, &value, 4))
         expect(v, s, W_PKRU, value);
 }
 
-/* Ports tell: where a recording begins, how the machine was reset, and that the host bridge may have changed the memory map (PAM, SMRAM). */
+/* Ports tell: where a recording begins, how the machine was reset, and that the host bridge may have changed the memory
+ * map (PAM, SMRAM). */
 static void on_out(unsigned cpu, void *udata)
 {
     const struct special *s = udata;
@@ -914,98 +892,15 @@ static int code_bits(struct vcpu *v, uint64_t cr0, uint64_t cs, uint64_t flags)
         return 16;
     bool lma = reg(EFER) & EFER_LMA;
     if (v->gdt_known && !(cs & 4)) {
-        if (!recording)
-            know_registers(v);
-        if (read_linear(v, v->gdt + (cs & 0xfff8), &descriptor, 8) && (descriptor >> 43 & 3) == 3 && descriptor >> 47 & 1)
+        if (read_linear(v->gdt + (cs & 0xfff8), &descriptor, 8) && (descriptor >> 43 & 3) == 3 && descriptor >> 47 & 1)
             return lma && descriptor >> 53 & 1 ? 64 : descriptor >> 54 & 1 ? 32 : 16;
     }
     return lma ? 64 : 32;
 }
 
-/* Decode the ModRM byte (and SIB, displacement) at `b`; `left` bytes are there. */
-static bool decode_operand(const uint8_t *b, size_t left, int bits, int rex, struct operand *o)
-{
-    static const int8_t base16[8] = {RBX, RBX, RBP, RBP, RSI, RDI, RBP, RBX}, index16[8] = {RSI, RDI, RSI, RDI, -1, -1, -1, -1};
-    if (left < 1)
-        return false;
-    int mod = b[0] >> 6, rm = b[0] & 7, at = 1, disp = mod == 1 ? 1 : mod == 2 ? (bits == 16 ? 2 : 4) : 0;
-    bool forced = o->segment != DS;
-    o->reg = b[0] >> 3 & 7;
-    o->base = o->index = -1;
-    o->size = bits;
-    o->memory = mod != 3;
-    if (mod == 3) {
-        o->base = rm | (rex & 1) << 3;
-        return true;
-    }
-    if (bits == 16) {
-        if (mod == 0 && rm == 6) {
-            disp = 2;
-        } else {
-            o->base = base16[rm];
-            o->index = index16[rm];
-        }
-    } else {
-        o->base = rm | (rex & 1) << 3;
-        if (rm == 4) {
-            if (left < 2)
-                return false;
-            uint8_t sib = b[at++];
-            o->scale = sib >> 6;
-            o->index = (sib >> 3 & 7) | (rex & 2) << 2;
-            if (o->index == 4)
-                o->index = -1;
-            o->base = (sib & 7) | (rex & 1) << 3;
-            if (mod == 0 && (sib & 7) == 5) {
-                o->base = -1;
-                disp = 4;
-            }
-        } else if (mod == 0 && rm == 5) {
-            o->base = -1;
-            o->rip_relative = rex & 0x100;
-            disp = 4;
-        }
-    }
-    if (!forced && (o->base == RBP || o->base == RSP))
-        o->segment = SS;
-    if (left < (size_t)(at + disp))
-        return false;
-    if (disp == 1)
-        o->displacement = (int8_t)b[at];
-    else if (disp == 2)
-        o->displacement = (int16_t)(b[at] | b[at + 1] << 8);
-    else if (disp == 4)
-        o->displacement = (int32_t)((uint32_t)b[at] | b[at + 1] << 8 | b[at + 2] << 16 | (uint32_t)b[at + 3] << 24);
-    return true;
-}
-
-struct prefixes { int rex, segment; bool operand, address, repeat; };
-
-static size_t skip_prefixes(const uint8_t *b, size_t length, int bits, struct prefixes *p)
-{
-    size_t at = 0;
-    *p = (struct prefixes){.segment = DS};
-    for (; at < length; at++) {
-        switch (b[at]) {
-        case 0x26: p->segment = ES; continue;
-        case 0x2e: p->segment = CS; continue;
-        case 0x36: p->segment = SS; continue;
-        case 0x3e: p->segment = DS; continue;
-        case 0x64: p->segment = FS; continue;
-        case 0x65: p->segment = GS; continue;
-        case 0x66: p->operand = true; continue;
-        case 0x67: p->address = true; continue;
-        case 0xf0: case 0xf2: case 0xf3: p->repeat = true; continue;
-        }
-        break;
-    }
-    if (bits == 64 && at < length && (b[at] & 0xf0) == 0x40)
-        p->rex = b[at++] & 15;
-    return at;
-}
-
 /* Which callback an instruction needs, NULL for nearly all. `s` gets its operand. */
-static void (*special_callback(const uint8_t *b, size_t length, int bits, struct special *s))(unsigned, void *)
+typedef void (*callback_t)(unsigned, void *);
+static callback_t special_callback(const uint8_t *b, size_t length, int bits, struct special *s)
 {
     struct prefixes p;
     size_t at = skip_prefixes(b, length, bits, &p);
@@ -1069,7 +964,8 @@ static void find_ram_in_qemu(void)
     char line[4352];
     while (maps && !ram_in_qemu && fgets(line, sizeof line, maps)) {
         uint64_t begin_at, end_at, offset;
-        if (strstr(line, ram_path) && sscanf(line, "%lx-%lx %*s %lx", &begin_at, &end_at, &offset) == 3 && begin_at != (uint64_t)ram)
+        if (strstr(line, ram_path) && sscanf(line, "%lx-%lx %*s %lx", &begin_at, &end_at, &offset) == 3 &&
+            begin_at != (uint64_t)ram)
             ram_in_qemu = begin_at - offset;
     }
     if (maps)
@@ -1115,7 +1011,7 @@ static void on_translate(plugin_id id, struct tb *tb)
         uint8_t bytes[16];
         size_t length = qemu_plugin_insn_data(insn, bytes, sizeof bytes);
         struct special s = {.block = b, .vaddr = qemu_plugin_insn_vaddr(insn), .length = length};
-        void (*callback)(unsigned, void *) = special_callback(bytes, length, b->bits, &s);
+        callback_t callback = special_callback(bytes, length, b->bits, &s);
         if (k == 0)
             qemu_plugin_register_vcpu_insn_exec_cb(insn, on_block, CB_R_REGS, b);
         if (callback) {

@@ -50,9 +50,8 @@ def find_qemu(program: str) -> tuple[str, str]:
     if match is None:
         raise RecorderError(f"{path} is not QEMU's system emulator: --version prints {done.stdout.strip()[:60]!r}")
     if int(match[1]) < OLDEST:
-        raise RecorderError(
-            f"{path} is QEMU {'.'.join(part for part in match.groups() if part)}, recording needs {OLDEST} or newer ({_INSTALL})"
-        )
+        number = ".".join(part for part in match.groups() if part)
+        raise RecorderError(f"{path} is QEMU {number}, recording needs {OLDEST} or newer ({_INSTALL})")
     return path, match[0].removeprefix("QEMU emulator version ").strip()
 
 
@@ -68,7 +67,8 @@ def prepare(command: tuple[str, ...], plugin: str, work: str) -> Prepared:
     """The command line that records the guest of ``command``.
 
     ``plugin`` is the value of ``-plugin``, ``work`` a directory for the RAM file and QEMU's control socket. Raises
-    :class:`RecorderError` for a guest that cannot be recorded (KVM, its own memory backend that is no shared file, NUMA memory).
+    :class:`RecorderError` for a guest that cannot be recorded (KVM, its own memory backend that is no shared file,
+    NUMA memory).
     """
     words = list(command)
     _refuse_kvm(words)
@@ -103,12 +103,19 @@ def _values(words: list[str], *names: str) -> list[str]:
 
 def _refuse_kvm(words: list[str]) -> None:
     accelerators = [value.split(",")[0] for value in _values(words, "-accel")]
-    accelerators += [word.split("=")[1] for value in _values(words, "-machine", "-M") for word in value.split(",") if word.startswith("accel=")]
+    accelerators += [
+        word.split("=")[1]
+        for value in _values(words, "-machine", "-M")
+        for word in value.split(",")
+        if word.startswith("accel=")
+    ]
     if {"-enable-kvm", "--enable-kvm"} & set(words):
         accelerators.append("kvm")
     for name in accelerators:
         if name not in ("tcg", ""):
-            raise RecorderError(f"the accelerator {name!r} cannot be recorded: QEMU's plugins watch guests under tcg only; leave it out")
+            raise RecorderError(
+                f"the accelerator {name!r} cannot be recorded: QEMU's plugins watch guests under tcg only; leave it out"
+            )
 
 
 # Run all vCPUs in one thread, so that the order of events is one; change or add `-accel`.
@@ -139,8 +146,8 @@ def _find_ram(words: list[str], work: str) -> tuple[str, str, int, bool]:
             if Path(path).is_file():
                 return backend, path, parse_size(facts.get("size", "0"), "B"), False
     raise RecorderError(
-        f"the memory backend {backend!r} cannot be recorded: it must be a memory-backend-file with share=on whose mem-path "
-        "exists; or leave memory-backend= out and one is made"
+        f"the memory backend {backend!r} cannot be recorded: it must be a memory-backend-file with share=on whose "
+        "mem-path exists; or leave memory-backend= out and one is made"
     )
 
 

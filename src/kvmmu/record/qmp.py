@@ -13,7 +13,8 @@ from .format import Region
 
 #: CPUID flags that an MMU may care about, in QEMU's spelling.
 FEATURES = (
-    "pse", "pae", "pge", "pse36", "nx", "pdpe1gb", "lm", "la57", "pcid", "invpcid", "smep", "smap", "pku", "pks", "umip", "svm", "vmx"
+    "pse", "pae", "pge", "pse36", "nx", "pdpe1gb", "lm", "la57", "pcid", "invpcid", "smep", "smap", "pku", "pks",
+    "umip", "svm", "vmx"
 )  # fmt: skip
 _RANGE = re.compile(r"\s*([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ([\w/-]+)\): (.*?)(?: @([0-9a-f]{16}))?(?: KVM)?$")
 _KINDS = {"ram": "ram", "nv-ram": "ram", "rom": "rom", "romd": "rom"}
@@ -83,7 +84,8 @@ def memory_map(qmp: Qmp, ram_id: str) -> tuple[Region, ...]:
 
 
 def parse_memory_tree(text: str, ram_id: str) -> tuple[Region, ...]:
-    """The system's flat view in QEMU's ``info mtree -f``, without its I/O. Ranges that are not whole pages are cut to whole pages.
+    """The system's flat view in QEMU's ``info mtree -f``, without its I/O. Ranges that are not whole pages are cut to
+    whole pages.
 
     Raises :class:`RecorderError` when the text has no such view.
     """

@@ -3,6 +3,7 @@ cimport cython
 
 from ..addr cimport u8, u32, u64, gva_t, gpa_t
 
+cdef u64 _U32
 cdef u64 _U64
 cdef u64 _NOWHERE
 cdef u64 _MIX
@@ -93,26 +94,26 @@ cdef class Reader:
     cpdef int next(self) except -1
     cpdef u64 skip(self, u64 count) except? 0x5A5A5A5A
     cpdef bytes payload(self)
-    cdef bint load_block(self) except -1
+    cdef bint _load_block(self) except -1
     @cython.locals(value=u64, shift=int, byte=u64)
-    cdef u64 number(self) noexcept
+    cdef u64 _number(self) noexcept
     @cython.locals(state=u32, shift=int, byte=u32)
-    cdef int read_state(self) except -1
+    cdef int _read_state(self) except -1
     @cython.locals(value=u64, half=u64, page=u64, low=u64, shift=int, byte=u64)
-    cdef int read_gva(self) except -1
+    cdef int _read_gva(self) except -1
     @cython.locals(value=u64, half=u64, frame=u64, shift=int, byte=u64)
-    cdef u64 read_frame(self) except? 0x5A5A5A5A
+    cdef u64 _read_frame(self) except? 0x5A5A5A5A
     @cython.locals(page=u64, slot=u64, frame=u64)
-    cdef int read_place(self, u32 token) except -1
+    cdef int _read_place(self, u32 token) except -1
     @cython.locals(size=int, value=u64, frame=u64, index=int)
-    cdef int read_value(self, int kind) except -1
+    cdef int _read_value(self, int kind) except -1
     @cython.locals(word=int)
-    cdef int check_memory(self, u64 frame) except -1
+    cdef int _check_memory(self, u64 frame) except -1
     @cython.locals(base=int, what=int, changed=int, index=int)
-    cdef int read_regs(self) except -1
+    cdef int _read_regs(self) except -1
     @cython.locals(frame=u64)
-    cdef int read_page(self) except -1
+    cdef int _read_page(self) except -1
     @cython.locals(frame=u64, count=u64, index=u64)
-    cdef int read_map(self) except -1
-    cdef int check(self, bint fits) except -1
-    cdef int contradict(self, object what) except -1
+    cdef int _read_map(self) except -1
+    cdef int _check(self, bint fits) except -1
+    cdef int _contradict(self, object what) except -1

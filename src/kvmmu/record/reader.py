@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Decode a recording, record by record, without one Python object per record.
 
-:meth:`Reader.next` decodes one record into the reader's own fields. A block's columns lie in one buffer; every column has
-a cursor, and a record advances the cursors of the columns that it uses. ``docs/recording-format.md`` describes the columns.
+:meth:`Reader.next` decodes one record into the reader's own fields. A block's columns lie in one buffer; every column
+has a cursor, and a record advances the cursors of the columns that it uses. ``docs/recording-format.md`` describes
+the columns.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import struct
 from array import array
 from itertools import accumulate
 from types import TracebackType
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from ..errors import RecordingError
 from .blocks import PADDING, BlockFile
@@ -37,6 +38,7 @@ from .format import (
     Trailer,
 )
 
+_U32 = 0xFFFF_FFFF
 _U64 = 0xFFFF_FFFF_FFFF_FFFF
 _NOWHERE = _U64
 _MIX = CACHE_MIX
@@ -61,11 +63,12 @@ _NUMBERS = 5
 class Reader:
     """Reads the recording ``path`` from its first record to its last.
 
-    ``header`` and ``trailer`` (None when the file has none) are known from the start, ``total`` (number of records) and ``cut``
-    too. Each :meth:`next` fills ``kind`` and the fields of that kind; the others keep old values.
+    ``header`` and ``trailer`` (None when the file has none) are known from the start, ``total`` (number of records)
+    and ``cut`` too. Each :meth:`next` fills ``kind`` and the fields of that kind; the others keep old values.
 
-    Raises :class:`RecordingError` on opening (no file, not a recording, newer format, truncated, damaged header) and from
-    :meth:`next` (corrupted block, content that contradicts itself). ``salvage`` opens a truncated file all the same.
+    Raises :class:`RecordingError` on opening (no file, not a recording, newer format, truncated, damaged header) and
+    from :meth:`next` (corrupted block, content that contradicts itself). ``salvage`` opens a truncated file all the
+    same.
     """
 
     __slots__ = (
@@ -161,10 +164,12 @@ class Reader:
         self.content = self.content_size = 0
         self.last_page = self.last_frame = 0
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -176,36 +181,36 @@ class Reader:
 
         Raises :class:`RecordingError`: a corrupted block, a record that contradicts the ones before it.
         """
-        if self.left == 0 and not self.load_block():
+        if self.left == 0 and not self._load_block():
             self.kind = 0
             return 0
         token = self.raw[self.at_token]
         self.at_token += 1
         kind = token & 7
         if token & 128:
-            self.read_state()
+            self._read_state()
         self.cpu = self.state_cpu
         if kind == _ACCESS:
-            self.read_place(token)
-            self.check_memory(self.gpa >> 12)
+            self._read_place(token)
+            self._check_memory(self.gpa >> 12)
         elif kind == _STORE or kind == _MMIO:
-            self.read_place(token)
-            self.read_value(kind)
+            self._read_place(token)
+            self._read_value(kind)
         elif kind == _REGS:
-            self.read_regs()
+            self._read_regs()
         elif kind == _PAGE:
-            self.read_page()
+            self._read_page()
         elif kind == _INVLPG:
-            self.read_gva()
+            self._read_gva()
         elif kind == _INVPCID:
-            self.read_gva()
-            self.invpcid_type = self.number()
-            self.pcid = self.number()
-            self.check(self.at_number <= self.end_number)
+            self._read_gva()
+            self.invpcid_type = self._number()
+            self.pcid = self._number()
+            self._check(self.at_number <= self.end_number)
         else:
             kind = 8
-            self.read_map()
-        self.check(self.at_token <= self.end_token)
+            self._read_map()
+        self._check(self.at_token <= self.end_token)
         self.kind = kind
         self.left -= 1
         self.position += 1
@@ -219,8 +224,9 @@ class Reader:
         return done
 
     def payload(self) -> bytes:
-        """Bytes of the current record: of a STORE or MMIO all ``size`` bytes, of a PAGE 4096, of a MAP ``size`` (u64), kind, memory
-        number (u8 each) and backing offset (u64), little endian; of any other kind none."""
+        """Bytes of the current record: of a STORE or MMIO all ``size`` bytes, of a PAGE 4096, of a MAP ``size``
+        (u64), kind, memory number (u8 each) and backing offset (u64), little endian; of any other kind none.
+        """
         if self.kind == 8:
             return struct.pack("<QBBQ", self.map_size, self.map_kind, self.map_memory, self.map_offset)
         if self.kind not in (K_STORE, K_MMIO, K_PAGE):
@@ -228,7 +234,7 @@ class Reader:
         return bytes(self.raw[self.content : self.content + self.content_size])
 
     # Load the next block of records and set the cursors; False at the end.
-    def load_block(self) -> bool:
+    def _load_block(self) -> bool:
         loaded = self.blocks.next_records()
         while loaded is not None and loaded[1] == 0:
             loaded = self.blocks.next_records()
@@ -237,11 +243,13 @@ class Reader:
         raw, self.left = loaded
         cursors = _column_ends(raw)
         self.raw = memoryview(raw)
-        self.at_token, self.at_page, self.at_offset, self.at_frame, self.at_number, self.at_data, self.at_content, _ = cursors
+        self.at_token, self.at_page, self.at_offset, self.at_frame, self.at_number, self.at_data, self.at_content, _ = (
+            cursors
+        )
         _, self.end_token, self.end_page, self.end_offset, self.end_frame, self.end_number, self.end_data, end = cursors
         self.end_content = end
         if end + PADDING > len(raw):
-            self.contradict("a block's columns are longer than the block")
+            self._contradict("a block's columns are longer than the block")
         self.last_page = self.last_frame = 0
         self.state_cpu = 0
         self.state_access = 0
@@ -252,7 +260,7 @@ class Reader:
         return True
 
     # Read a varint of the number column (7 bits a byte, low ones first).
-    def number(self) -> int:
+    def _number(self) -> int:
         value = 0
         shift = 0
         while shift < 70:
@@ -265,7 +273,7 @@ class Reader:
         return value
 
     # The token's state follows: the CPU from here on, and the rarer bits of its accesses.
-    def read_state(self) -> None:
+    def _read_state(self) -> None:
         state = 0
         shift = 0
         while shift < 28:
@@ -278,10 +286,10 @@ class Reader:
         self.state_cpu = state >> 2
         self.state_access = (state & 3) << 8
         if self.state_cpu >= self.cpus:
-            self.contradict(f"a record of CPU {self.state_cpu}, the header has {self.cpus}")
+            self._contradict(f"a record of CPU {self.state_cpu}, the header has {self.cpus}")
 
     # Read a page number: a signed difference to the last one.
-    def read_gva(self) -> None:
+    def _read_gva(self) -> None:
         value = 0
         shift = 0
         while shift < 70:
@@ -297,10 +305,10 @@ class Reader:
         low = self.raw[self.at_offset]
         self.gva = ((page << 12) & _U64) | (low << 4) | (self.raw[self.at_offset + 1] & 15)
         self.at_offset += 2
-        self.check(self.at_page <= self.end_page and self.at_offset <= self.end_offset)
+        self._check(self.at_page <= self.end_page and self.at_offset <= self.end_offset)
 
     # Read a frame number: a signed difference to the last one written.
-    def read_frame(self) -> int:
+    def _read_frame(self) -> int:
         value = 0
         shift = 0
         while shift < 70:
@@ -313,36 +321,36 @@ class Reader:
         half = value >> 1
         frame = (self.last_frame + (half ^ _U64 if value & 1 else half)) & _U64
         self.last_frame = frame
-        self.check(self.at_frame <= self.end_frame)
+        self._check(self.at_frame <= self.end_frame)
         return frame
 
     # Read gva, gpa and access word of an ACCESS, STORE or MMIO.
-    def read_place(self, token: int) -> None:
-        self.read_gva()
+    def _read_place(self, token: int) -> None:
+        self._read_gva()
         page = self.gva >> 12
         slot = ((page * _MIX) & _U64) >> _SHIFT
         if token & 8:
             if self.predicted_page[slot] != page:
-                self.contradict("a record uses a translation that none before it gave")
+                self._contradict("a record uses a translation that none before it gave")
             frame = self.predicted_frame[slot]
         else:
-            frame = self.read_frame()
+            frame = self._read_frame()
             self.predicted_page[slot] = page
             self.predicted_frame[slot] = frame
         self.gpa = ((frame << 12) & _U64) | (self.gva & 4095)
         self.access = ((token >> 3) & 6) | ((token >> 2) & 16) | self.state_access
 
     # Read size and bytes of a STORE or MMIO, and hold them against the map and the tables seen so far.
-    def read_value(self, kind: int) -> None:
+    def _read_value(self, kind: int) -> None:
         size = self.raw[self.at_number]
         self.at_number += 1
         if size < 1 or size > 64 or (self.gpa & 4095) + size > 4096:
-            self.contradict(f"{size} bytes at gpa {self.gpa:#x}, must be 1 to 64 in one page")
+            self._contradict(f"{size} bytes at gpa {self.gpa:#x}, must be 1 to 64 in one page")
         self.size = size
         self.content = self.at_data
         self.content_size = size
         self.at_data += size
-        self.check(self.at_number <= self.end_number and self.at_data <= self.end_data)
+        self._check(self.at_number <= self.end_number and self.at_data <= self.end_data)
         value = 0
         index = 8 if size > 8 else size
         while index > 0:
@@ -352,18 +360,18 @@ class Reader:
         frame = self.gpa >> 12
         if kind == _MMIO:
             if frame < self.map_frames and self.meaning[frame] == _RAM:
-                self.contradict(f"MMIO at gpa {self.gpa:#x}, which the memory map says is RAM")
+                self._contradict(f"MMIO at gpa {self.gpa:#x}, which the memory map says is RAM")
         elif frame >= self.table_frames or self.tables[frame] == 0:
-            self.contradict(f"a store to a table at gpa {self.gpa:#x}, whose page was never recorded")
+            self._contradict(f"a store to a table at gpa {self.gpa:#x}, whose page was never recorded")
 
     # Refuse an access to a frame that is not memory.
-    def check_memory(self, frame: int) -> None:
+    def _check_memory(self, frame: int) -> None:
         word = self.meaning[frame] if frame < self.map_frames else self.far.get(frame, 0)
         if word == 0:
-            self.contradict(f"an access to gpa {self.gpa:#x}, which the memory map says is not memory")
+            self._contradict(f"an access to gpa {self.gpa:#x}, which the memory map says is not memory")
 
     # Read the registers that changed; the others are the CPU's last ones in this block.
-    def read_regs(self) -> None:
+    def _read_regs(self) -> None:
         base = self.cpu * 5
         what = self.raw[self.at_number]
         changed = self.raw[self.at_number + 1]
@@ -371,44 +379,51 @@ class Reader:
         index = 0
         while index < 5:
             if changed >> index & 1:
-                self.regs[base + index] = self.number()
+                self.regs[base + index] = self._number()
             index += 1
-        self.check(self.at_number <= self.end_number)
+        self._check(self.at_number <= self.end_number)
         if what < 1 or what > _W_INIT:
-            self.contradict(f"registers changed by the unknown cause {what}")
+            self._contradict(f"registers changed by the unknown cause {what}")
         self.what = what
         self.cr0 = self.regs[base]
         self.cr3 = self.regs[base + 1]
         self.cr4 = self.regs[base + 2]
         self.efer = self.regs[base + 3]
-        self.pkru = self.regs[base + 4] & 0xFFFFFFFF
+        self.pkru = self.regs[base + 4] & _U32
         self.value = self.cr3
 
     # Read the snapshot of a table page.
-    def read_page(self) -> None:
-        frame = self.read_frame()
+    def _read_page(self) -> None:
+        frame = self._read_frame()
         self.gpa = (frame << 12) & _U64
         self.size = 4096
         self.content = self.at_content
         self.content_size = 4096
         self.at_content += 4096
-        self.check(self.at_content <= self.end_content)
+        self._check(self.at_content <= self.end_content)
         if frame >= self.table_frames or self.meaning[frame] == _IO:
-            self.contradict(f"a table page at gpa {self.gpa:#x}, which the memory map says is not memory")
+            self._contradict(f"a table page at gpa {self.gpa:#x}, which the memory map says is not memory")
         self.tables[frame] = 1
 
     # Read a change of the memory map and make it.
-    def read_map(self) -> None:
-        frame = self.read_frame()
+    def _read_map(self) -> None:
+        frame = self._read_frame()
         self.gpa = (frame << 12) & _U64
-        count = self.number()
+        count = self._number()
         self.map_kind = self.raw[self.at_number]
         self.map_memory = self.raw[self.at_number + 1]
         self.at_number += 2
-        self.map_offset = (self.number() << 12) & _U64
-        self.check(self.at_number <= self.end_number)
-        if self.map_kind > 2 or count == 0 or count > _MAP_FRAMES or (self.map_memory >= self.memories and self.map_memory != 255):
-            self.contradict(f"{count} pages at gpa {self.gpa:#x} become kind {self.map_kind} of memory {self.map_memory}")
+        self.map_offset = (self._number() << 12) & _U64
+        self._check(self.at_number <= self.end_number)
+        if (
+            self.map_kind > 2
+            or count == 0
+            or count > _MAP_FRAMES
+            or (self.map_memory >= self.memories and self.map_memory != 255)
+        ):
+            self._contradict(
+                f"{count} pages at gpa {self.gpa:#x} become kind {self.map_kind} of memory {self.map_memory}"
+            )
         self.map_size = (count << 12) & _U64
         self.size = 0
         for index in range(count):
@@ -418,11 +433,11 @@ class Reader:
                 self.far[frame + index] = self.map_kind
 
     # A cursor ran over its column's end: the block holds other records than its token column says.
-    def check(self, fits: bool) -> None:
+    def _check(self, fits: bool) -> None:
         if not fits:
-            self.contradict("a block's columns do not hold what its records need")
+            self._contradict("a block's columns do not hold what its records need")
 
-    def contradict(self, what: str) -> NoReturn:
+    def _contradict(self, what: str) -> NoReturn:
         raise RecordingError(f"{self.path} contradicts itself at record {self.position}: {what}")
 
     def __repr__(self) -> str:

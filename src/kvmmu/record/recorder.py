@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Run a guest under QEMU with the plugin, and turn the plugin's stream into a recording.
 
-QEMU writes records to a pipe; this process encodes, compresses and writes them. At the start, and when the host bridge may
-have changed the memory map, the plugin stops the guest, and QEMU's monitor is asked. Whatever ends it (a guest that powers off,
-Ctrl-C, a crash of the guest or of QEMU) the file ends in a trailer that says what happened; after a full disk it
-ends in whole blocks and has no trailer.
+QEMU writes records to a pipe; this process encodes, compresses and writes them. At the start, and when the host
+bridge may have changed the memory map, the plugin stops the guest, and QEMU's monitor is asked. Whatever ends it (a
+guest that powers off, Ctrl-C, a crash of the guest or of QEMU) the file ends in a trailer that says what happened;
+after a full disk it ends in whole blocks and has no trailer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,8 +39,8 @@ _GUEST_ENDS = ("guest-shutdown", "guest-reset")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What begins the recording: ``kernel`` (first instruction in the kernel image), ``firmware`` (the first one at all),
-    ``user`` (the first at CPL 3), ``port`` (the guest's first OUT to I/O port ``port``).
+    """What begins the recording: ``kernel`` (first instruction in the kernel image), ``firmware`` (the first one at
+    all), ``user`` (the first at CPL 3), ``port`` (the guest's first OUT to I/O port ``port``).
     """
 
     when: str = "kernel"
@@ -57,7 +58,9 @@ class Start:
             port = -1
         if when == "port" and 0 <= port <= 0xFFFF:
             return cls(when, port)
-        raise RecorderError(f"a recording cannot start at {text!r}: must be kernel, firmware, user or port:NUMBER (0 to 0xffff)")
+        raise RecorderError(
+            f"a recording cannot start at {text!r}: must be kernel, firmware, user or port:NUMBER (0 to 0xffff)"
+        )
 
     def __str__(self) -> str:
         return f"port:{self.port:#x}" if self.when == "port" else self.when
@@ -84,9 +87,10 @@ class Progress:
 def record(order: Order, say: Callable[[str], None], show: Callable[[Progress], None] | None = None) -> Trailer:
     """Run the guest to its end and return the recording's trailer.
 
-    ``say`` gets sentences for the user (what was added to the command line), ``show`` the progress, a few times a second.
-    Ctrl-C ends the guest and leaves a recording that says it is cut. Raises :class:`RecorderError`: no QEMU, one too old or
-    that fails to start, no compiler, a guest that cannot be recorded or ends before the start, a file that cannot be written.
+    ``say`` gets sentences for the user (what was added to the command line), ``show`` the progress, a few times a
+    second. Ctrl-C ends the guest and leaves a recording that says it is cut. Raises :class:`RecorderError`: no QEMU,
+    one too old or that fails to start, no compiler, a guest that cannot be recorded or ends before the start, a file
+    that cannot be written.
     """
     if not order.command:
         raise RecorderError("no guest: give QEMU's command line behind --")
@@ -98,7 +102,7 @@ def record(order: Order, say: Callable[[str], None], show: Callable[[Progress], 
 
 # A place for the RAM file: memory if it fits there twice over, else the usual temporary directory.
 def _work_parent(order: Order) -> str | None:
-    shm = Path("/dev/shm")
+    shm = Path("/dev/shm")  # noqa: S108 (a directory of random name is made in it)
     words = prepare((*order.command,), "", "").ram_size
     if shm.is_dir() and os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 * words:
         return str(shm)
@@ -108,7 +112,20 @@ def _work_parent(order: Order) -> str | None:
 class _Session:
     """One run of QEMU: its process, its pipes, the writer once the recording has begun."""
 
-    __slots__ = ("control", "kernel", "order", "prepared", "process", "qmp", "regions", "show", "stream", "version", "work", "writer")
+    __slots__ = (
+        "control",
+        "kernel",
+        "order",
+        "prepared",
+        "process",
+        "qmp",
+        "regions",
+        "show",
+        "stream",
+        "version",
+        "work",
+        "writer",
+    )
 
     def __init__(self, order: Order, qemu: tuple[str, str], plugin: str, work: str) -> None:
         self.order = order
@@ -186,7 +203,7 @@ class _Session:
                     at, _ = self.writer.feed(pending, at)
                 if len(pending) - at < RAW_HEAD:
                     break
-                kind, _, cpu, access, _, gva, gpa, value = _HEAD.unpack_from(pending, at)
+                kind, _, _, access, _, gva, gpa, value = _HEAD.unpack_from(pending, at)
                 if kind < RAW_CONTROL:
                     break
                 at += RAW_HEAD
@@ -276,10 +293,12 @@ def _why_nothing(status: int, interrupted: bool, start: Start) -> str:
 
 
 def map_changes(before: tuple[Region, ...], now: tuple[Region, ...]) -> tuple[Region, ...]:
-    """Ranges whose meaning differs between two memory maps, as they are now; a range that is no memory any more has kind ``io``."""
+    """Ranges whose meaning differs between two memory maps, as they are now; a range that is no memory any more has
+    kind ``io``.
+    """
     edges = sorted({edge for region in (*before, *now) for edge in (region.gpa, region.gpa + region.size)})
     changes: list[Region] = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         old, new = _piece(before, low, high), _piece(now, low, high)
         if old == new:
             continue

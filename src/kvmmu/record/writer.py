@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import errno
-import os
+from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import zstandard
 
@@ -21,11 +22,12 @@ class Writer:
     """The recording that is being written to ``path``.
 
     Add records through :attr:`encoder` (its methods are the record kinds) and call :meth:`flush` when its ``full`` is
-    set, or hand the plugin's stream to :meth:`feed`, which does both. :meth:`finish` writes the trailer; leaving the ``with``
-    block does it too, and marks the recording as cut when an exception leaves it.
+    set, or hand the plugin's stream to :meth:`feed`, which does both. :meth:`finish` writes the trailer; leaving the
+    ``with`` block does it too, and marks the recording as cut when an exception leaves it.
 
-    Raises :class:`RecorderError` when the file cannot be written (no directory, a full disk). What was written before is
-    whole blocks: a readable recording without a trailer, which says that it is cut. A file without one record is removed.
+    Raises :class:`RecorderError` when the file cannot be written (no directory, a full disk). What was written before
+    is whole blocks: a readable recording without a trailer, which says that it is cut. A file without one record is
+    removed.
     """
 
     __slots__ = ("blocks", "encoder", "file", "header", "level", "path", "records", "written")
@@ -46,15 +48,19 @@ class Writer:
         self._write(pack_prefix())
         self._write_block(HEAD, header.to_json(), 0)
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if not self.file.closed:
             self.finish(cut=error is not None, reason=f"stopped by {kind.__name__}" if kind else "")
 
     def feed(self, stream: bytes | bytearray | memoryview, start: int = 0) -> tuple[int, bool]:
-        """Encode the plugin's ``stream`` from byte ``start``; return where it stopped and whether a control record is there."""
+        """Encode the plugin's ``stream`` from byte ``start``; return where it stopped and whether a control record is
+        there.
+        """
         view = memoryview(stream)
         at = start
         while True:
@@ -98,7 +104,8 @@ class Writer:
     def _give_up(self, error: OSError) -> str:
         if self.records == 0:
             self.file.close()
-            os.unlink(self.path)
+            if Path(self.path).is_file():
+                Path(self.path).unlink()
             left = "nothing was recorded"
         else:
             self.file.truncate(self.written)

@@ -55,8 +55,8 @@ class World:
         hva = mm.mmap(SLOT_PAGES << 12, page_level=self.params.host_page_level, align=1 << 21)
         slot = Memslot(0, 0, 0, SLOT_PAGES, hva)  # type: ignore[arg-type]
         slot.alloc_lpage_info()
-        if vm.memslots_have_rmaps():
-            slot.alloc_rmap()
+        slot.alloc_rmap()
+        if vm.is_write_tracking_enabled():
             slot.alloc_write_track()
         vm.memslots[0] = Memslots(0, 2, [slot])
         vm.n_max_mmu_pages = 1000
@@ -510,8 +510,3 @@ def test_rmap_statistics_count_lists_by_their_lowest_set_bit() -> None:
         array[world.head_at(gfn, 1)] = desc | 1
     # Lengths 1; 2; 3 (lowest bit 1); 12 (lowest bit 4); 4110 (lowest bit 2).
     assert mmu_rmaps_stat(world.vm).splitlines()[1] == "Level=4K:\t4091\t2\t2\t1" + "\t0" * 7 + "\t"
-
-
-def test_a_vm_without_rmaps_has_empty_statistics() -> None:
-    vm = Vm(Mm(FrameAllocator(PhysicalMemory(64))), Params(npt=False))
-    assert mmu_rmaps_stat(vm) == ""

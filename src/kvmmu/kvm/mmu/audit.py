@@ -101,10 +101,8 @@ def find_violations(vm: Vm) -> Audit:
 def mmu_rmaps_stat(vm: Vm) -> str:
     """The debugfs file ``mmu_rmaps_stat``: rmap lists by level and by the lowest set bit of their length.
 
-    Empty while the VM has no rmaps. Source: reference "debugfs".
+    Source: reference "debugfs".
     """
-    if not vm.memslots_have_rmaps():
-        return ""
     log = {level: [0] * 11 for level in _LEVELS}
     for slots in vm.memslots:
         for slot in slots.slots:

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Guest page tables, written as an operating system writes them: entry by entry, through stores that you supply.
+
+A :class:`GuestTables` knows one paging mode and one root. It reads and stores words of guest memory through two
+callables, so the same tables can be built from outside (the VMM's ``World.peek()`` and ``poke()``) and edited from
+inside (a guest's own stores through a mapping of its tables, which the MMU may protect, emulate, or let go out of
+sync)::
+
+    world = World()
+    world.add_slot(0, 0, 64 << 20)
+    vcpu = world.create_vcpu()
+    tables = world.tables("4-level", root=0x10000)
+    tables.map(0x400000, 0x200000, flags=PT_PRESENT | PT_WRITABLE)
+    world.load_registers(vcpu, tables.registers())
+
+===============  ======  ==========  ===================
+mode             levels  page sizes  entry
+===============  ======  ==========  ===================
+``2-level``      2       4K          4 bytes
+``2-level-pse``  2       4K, 4M      4 bytes, CR4.PSE
+``pae``          3       4K, 2M      8 bytes, CR4.PAE
+``4-level``      4       4K, 2M, 1G  8 bytes, EFER.LME
+``5-level``      5       4K, 2M, 1G  8 bytes, CR4.LA57
+===============  ======  ==========  ===================
+
+Levels count from the bottom: 1 is the table whose entries map 4K pages. Nothing here flushes a TLB: that is the
+guest's next step (``World.invlpg()``, ``World.mov_cr3()``), and forgetting it is a guest's right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..addr import PAGE_SIZE, Gpa, Gva
+from ..errors import GuestMisuse
+from ..hw.bits import (
+    CR0_ET,
+    CR0_PE,
+    CR0_PG,
+    CR0_WP,
+    CR4_LA57,
+    CR4_PAE,
+    CR4_PSE,
+    EFER_LMA,
+    EFER_LME,
+    EFER_NX,
+    PT_FRAME,
+    PT_NAMES,
+    PT_PAGE_SIZE,
+    PT_PRESENT,
+    PT_PSE36_LOW,
+    PT_PSE36_SHIFT,
+    PT_USER,
+    PT_WRITABLE,
+    describe_flags,
+)
+from ..hw.modes import (
+    MODE_4LEVEL,
+    MODE_5LEVEL,
+    MODE_32BIT,
+    MODE_32BIT_PSE,
+    MODE_PAE,
+    MODES,
+    PagingMode,
+)
+
+SIZE_4K = 1 << 12
+SIZE_2M = 1 << 21
+SIZE_4M = 1 << 22
+SIZE_1G = 1 << 30
+
+#: What ``map()`` gives a page, and the tables above it, unless told otherwise.
+DEFAULT_FLAGS = PT_PRESENT | PT_WRITABLE | PT_USER
+
+_MODES = {
+    "2-level": MODES[MODE_32BIT],
+    "2-level-pse": MODES[MODE_32BIT_PSE],
+    "pae": MODES[MODE_PAE],
+    "4-level": MODES[MODE_4LEVEL],
+    "5-level": MODES[MODE_5LEVEL],
+}
+#: The modes by name.
+MODE_NAMES = tuple(_MODES)
+
+_CR4 = {"2-level": 0, "2-level-pse": CR4_PSE, "pae": CR4_PAE, "4-level": CR4_PAE, "5-level": CR4_PAE | CR4_LA57}
+_SIZE_NAMES = {SIZE_4K: "4K", SIZE_2M: "2M", SIZE_4M: "4M", SIZE_1G: "1G"}
+#: Bits of a gpa that an 8-byte entry, and a 4M entry (PSE-36), can hold.
+_GPA_BITS = 52
+_PSE36_BITS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class ControlRegisters:
+    """The registers that choose a paging mode; what ``World.load_registers()`` takes."""
+
+    cr0: int
+    cr3: int
+    cr4: int
+    efer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One step of a walk: the ``entry`` of ``level``, which lies at ``gpa``."""
+
+    level: int
+    gpa: Gpa
+    entry: int
+
+    def __repr__(self) -> str:
+        return f"<Element level {self.level} at {self.gpa:#x}: {self.entry:#x} {describe_flags(self.entry & 0xFFF, PT_NAMES)}>"
+
+
+class TablePages:
+    """Hands out the pages of ``[start, end)`` (gpas) one by one, for tables.
+
+    :raises GuestMisuse: the bounds are not page aligned, or :meth:`take` finds no page left.
+    """
+
+    def __init__(self, start: Gpa | int, end: Gpa | int) -> None:
+        if start % PAGE_SIZE or end % PAGE_SIZE or not start < end:
+            raise GuestMisuse(f"table pages [{start:#x}, {end:#x}): the bounds must be multiples of 0x1000, start first")
+        self.start = start
+        self.end = end
+        self.next = start
+
+    def take(self) -> Gpa:
+        """The next page."""
+        if self.next == self.end:
+            raise GuestMisuse(
+                f"all {(self.end - self.start) // PAGE_SIZE} table pages of [{self.start:#x}, {self.end:#x}) are in"
+                " use; give the tables more room"
+            )
+        self.next += PAGE_SIZE
+        return Gpa(self.next - PAGE_SIZE)
+
+
+def paging_mode_named(name: str) -> PagingMode:
+    """The row of :mod:`kvmmu.hw.modes` for a mode name of this room.
+
+    :raises GuestMisuse: no such mode.
+    """
+    mode = _MODES.get(name)
+    if mode is None:
+        raise GuestMisuse(f"paging mode {name!r}: there are {', '.join(_MODES)}")
+    return mode
+
+
+class GuestTables:
+    """The page tables of one guest address space.
+
+    :param mode: one of :data:`MODE_NAMES`.
+    :param load: ``load(gpa, size)`` returns the word of ``size`` (4 or 8) bytes at ``gpa``.
+    :param store: ``store(gpa, value, size)`` stores one.
+    :param root: gpa of the root table: page aligned; 32 bytes aligned in mode ``pae``. It is used as it is.
+    :param new_table: returns the gpa of a page for a further table (``TablePages.take``); it is cleared here.
+    :raises GuestMisuse: an unknown mode, or a misplaced root.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        load: Callable[[Gpa, int], int],
+        store: Callable[[Gpa, int, int], object],
+        root: Gpa | int,
+        new_table: Callable[[], Gpa],
+    ) -> None:
+        self.mode = paging_mode_named(mode)
+        self.mode_name = mode
+        align = 32 if self.mode.has_pdptrs else PAGE_SIZE
+        if root % align or root >> (self.mode.root_bits[1] + 1):
+            bits = self.mode.root_bits[1] + 1
+            raise GuestMisuse(f"root {root:#x}: must be a multiple of {align:#x} below 2**{bits} in mode {mode}")
+        self.load = load
+        self.store = store
+        self.root = Gpa(root)
+        self.new_table = new_table
+
+    def __repr__(self) -> str:
+        return f"<GuestTables {self.mode_name} root {self.root:#x}>"
+
+    # Registers.
+
+    def registers(self, *, cr0: int = CR0_WP, cr4: int = 0, nx: bool = True) -> ControlRegisters:
+        """Registers that make a vCPU use these tables.
+
+        ``cr0`` and ``cr4`` are further bits (CR0.WP, CR4.SMEP ...); what the mode needs is added. ``nx`` sets EFER.NX.
+        """
+        efer = EFER_NX if nx else 0
+        if self.mode.levels >= 4:
+            efer |= EFER_LME | EFER_LMA
+        return ControlRegisters(CR0_PE | CR0_ET | CR0_PG | cr0, self.root, _CR4[self.mode_name] | cr4, efer)
+
+    # Editing.
+
+    def map(
+        self,
+        gva: Gva | int,
+        gpa: Gpa | int,
+        size: int = SIZE_4K,
+        flags: int = DEFAULT_FLAGS,
+        table_flags: int = DEFAULT_FLAGS,
+    ) -> Gpa:
+        """Map the page of ``size`` bytes at ``gva`` to ``gpa`` with ``flags`` (``PT_*``; the page-size bit is added).
+
+        Missing tables are made with ``table_flags``; those that exist are not touched, and neither is a TLB. Returns
+        the gpa of the leaf entry.
+
+        :raises GuestMisuse: a size that the mode lacks, an address that is not aligned or too wide for the mode, or a
+            larger page in the way.
+        """
+        level = self.level_of(size)
+        self._check_gva(gva)
+        if gva % size or gpa % size:
+            name = _SIZE_NAMES[size]
+            raise GuestMisuse(f"map gva {gva:#x} to gpa {gpa:#x}: both must be multiples of {size:#x} for a {name} page")
+        entry = self._leaf_word(gpa, level) | flags
+        place = self._place(gva, level, table_flags)
+        self.store(place, entry, self.mode.entry_size)
+        return place
+
+    def map_range(
+        self, gva: Gva | int, gpa: Gpa | int, nr_bytes: int, size: int = SIZE_4K, flags: int = DEFAULT_FLAGS
+    ) -> None:
+        """:meth:`map` for each page of ``nr_bytes`` bytes.
+
+        :raises GuestMisuse: as :meth:`map`, or ``nr_bytes`` is not a multiple of ``size``.
+        """
+        if nr_bytes % size:
+            raise GuestMisuse(f"map_range of {nr_bytes:#x} bytes: must be a multiple of the page size {size:#x}")
+        for offset in range(0, nr_bytes, size):
+            self.map(gva + offset, gpa + offset, size, flags)
+
+    def unmap(self, gva: Gva | int) -> Gpa:
+        """Clear the leaf entry of ``gva``, of whatever size; the tables stay. Returns the gpa of the entry.
+
+        :raises GuestMisuse: nothing is mapped there.
+        """
+        leaf = self.walk(gva)[-1]
+        if not leaf.entry & PT_PRESENT:
+            raise GuestMisuse(f"unmap gva {gva:#x}: nothing is mapped there (level {leaf.level}: {leaf.entry:#x})")
+        self.store(leaf.gpa, 0, self.mode.entry_size)
+        return leaf.gpa
+
+    def set_entry(self, gva: Gva | int, level: int, entry: int) -> Gpa:
+        """Store the word ``entry`` as the entry of ``gva`` at ``level``, whatever it means; returns its gpa.
+
+        :raises GuestMisuse: a word wider than an entry, or no table of that level there.
+        """
+        if entry >> (8 * self.mode.entry_size):
+            raise GuestMisuse(f"entry {entry:#x}: entries of mode {self.mode_name} have {self.mode.entry_size} bytes")
+        place = self.entry_gpa(gva, level)
+        self.store(place, entry, self.mode.entry_size)
+        return place
+
+    def set_bits(self, gva: Gva | int, bits: int, level: int | None = None) -> int:
+        """Set ``bits`` in the entry of ``gva`` at ``level`` (None: the leaf); returns the new entry."""
+        return self._change_bits(gva, level, bits, 0)
+
+    def clear_bits(self, gva: Gva | int, bits: int, level: int | None = None) -> int:
+        """Clear ``bits`` in the entry of ``gva`` at ``level`` (None: the leaf); returns the new entry."""
+        return self._change_bits(gva, level, 0, bits)
+
+    def _change_bits(self, gva: Gva | int, level: int | None, to_set: int, to_clear: int) -> int:
+        place = self.walk(gva)[-1].gpa if level is None else self.entry_gpa(gva, level)
+        size = self.mode.entry_size
+        entry = (self.load(place, size) | to_set) & ~to_clear
+        self.store(place, entry, size)
+        return entry
+
+    # Looking.
+
+    def walk(self, gva: Gva | int) -> list[Element]:
+        """The entries on the way to ``gva``, top first, down to the leaf or the first that is not present."""
+        self._check_gva(gva)
+        elements = []
+        table = self.root
+        for level in range(self.mode.levels, 0, -1):
+            place = self._slot(table, gva, level)
+            entry = self.load(place, self.mode.entry_size)
+            elements.append(Element(level, place, entry))
+            if not entry & PT_PRESENT or self.is_leaf(entry, level):
+                break
+            table = Gpa(entry & PT_FRAME)
+        return elements
+
+    def is_leaf(self, entry: int, level: int) -> bool:
+        """Whether ``entry`` of ``level`` maps a page rather than a table."""
+        return level == 1 or (level in self.mode.large_levels and entry & PT_PAGE_SIZE != 0)
+
+    def entry_gpa(self, gva: Gva | int, level: int) -> Gpa:
+        """Where the entry of ``gva`` at ``level`` lies.
+
+        :raises GuestMisuse: no such level, or the tables above do not lead to it.
+        """
+        self._check_gva(gva)
+        if not 1 <= level <= self.mode.levels:
+            raise GuestMisuse(f"level {level}: mode {self.mode_name} has levels 1 to {self.mode.levels}")
+        table = self.root
+        for above in range(self.mode.levels, level, -1):
+            entry = self.load(self._slot(table, gva, above), self.mode.entry_size)
+            if not entry & PT_PRESENT or self.is_leaf(entry, above):
+                what = "maps a page" if entry & PT_PRESENT else "is not present"
+                raise GuestMisuse(f"gva {gva:#x} has no table of level {level}: its level {above} entry {what}")
+            table = Gpa(entry & PT_FRAME)
+        return self._slot(table, gva, level)
+
+    def entry(self, gva: Gva | int, level: int) -> int:
+        """The entry of ``gva`` at ``level``; raises as :meth:`entry_gpa`."""
+        return self.load(self.entry_gpa(gva, level), self.mode.entry_size)
+
+    def level_of(self, size: int) -> int:
+        """The level whose entries map pages of ``size`` bytes.
+
+        :raises GuestMisuse: the mode has no such pages.
+        """
+        levels = (1, *self.mode.large_levels)
+        sizes = {PAGE_SIZE << (self.mode.index_bits * (level - 1)): level for level in levels}
+        if size not in sizes:
+            names = ", ".join(f"{_SIZE_NAMES[known]} ({known:#x})" for known in sizes)
+            raise GuestMisuse(f"page size {size:#x}: mode {self.mode_name} has {names}")
+        return sizes[size]
+
+    # Bits above those that the mode translates must be copies of the highest (or 0, outside long mode).
+    def _check_gva(self, gva: int) -> None:
+        if self.mode.levels < 4:
+            if not 0 <= gva < 1 << 32:
+                raise GuestMisuse(f"gva {gva:#x}: addresses of mode {self.mode_name} have 32 bits")
+            return
+        bits = 12 + 9 * self.mode.levels
+        top = gva >> (bits - 1)
+        if top not in (0, (1 << (65 - bits)) - 1):
+            raise GuestMisuse(f"gva {gva:#x}: not canonical; bits 63 to {bits - 1} must be equal")
+
+    def _slot(self, table: int, gva: int, level: int) -> Gpa:
+        bits = self.mode.index_bits
+        index = (gva >> (12 + bits * (level - 1))) & ((1 << bits) - 1)
+        if self.mode.has_pdptrs and level == self.mode.levels:
+            index &= 3
+        return Gpa(table + index * self.mode.entry_size)
+
+    # Location of the entry of gva at level, with the tables above it made where they are missing.
+    def _place(self, gva: int, level: int, table_flags: int) -> Gpa:
+        size = self.mode.entry_size
+        table = self.root
+        for above in range(self.mode.levels, level, -1):
+            place = self._slot(table, gva, above)
+            entry = self.load(place, size)
+            if entry & PT_PRESENT and self.is_leaf(entry, above):
+                raise GuestMisuse(f"gva {gva:#x}: level {above} maps a larger page there ({entry:#x}); unmap() it first")
+            if not entry & PT_PRESENT:
+                entry = self._make_table(above, table_flags)
+                self.store(place, entry, size)
+            table = Gpa(entry & PT_FRAME)
+        return self._slot(table, gva, level)
+
+    # A cleared table, as the entry of level above that points to it.
+    def _make_table(self, above: int, table_flags: int) -> int:
+        table = self.new_table()
+        for offset in range(0, PAGE_SIZE, self.mode.entry_size):
+            self.store(Gpa(table + offset), 0, self.mode.entry_size)
+        # A PDPTE has neither W nor U.
+        return table | (PT_PRESENT if self.mode.has_pdptrs and above == self.mode.levels else table_flags)
+
+    # Frame bits of the leaf that maps gpa at level, with the page-size bit.
+    def _leaf_word(self, gpa: int, level: int) -> int:
+        if self.mode.entry_size == 8:
+            bits = _GPA_BITS
+        else:
+            bits = _PSE36_BITS if level == 2 else 32
+        if gpa >> bits:
+            raise GuestMisuse(f"gpa {gpa:#x}: an entry of level {level} in mode {self.mode_name} holds {bits} bits")
+        word = gpa
+        if self.mode.entry_size == 4:
+            word = (gpa & 0xFFFF_FFFF) | ((gpa >> PT_PSE36_SHIFT) & PT_PSE36_LOW if level == 2 else 0)
+        return word | (PT_PAGE_SIZE if level > 1 else 0)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ..addr cimport u32, u64, gva_t, gpa_t, hpa_t
+from ..host.mm cimport Mm
+from ..hw.cpu cimport Cpu
+from ..hw.memory cimport PhysicalMemory
+from ..kvm.emulate cimport complete_mmio_read, emulate
+from ..kvm.guestmem cimport gpa_to_hpa
+from ..kvm.insn cimport insn_invlpg, insn_invpcid, mov_cr0, mov_cr3, mov_cr4, wrmsr_efer, wrpkru
+from ..kvm.run cimport access
+from ..kvm.vcpu cimport Vcpu
+from ..kvm.vm cimport Vm
+from ..kvm.mmu.gptewrite cimport unprotect_gfn
+from ..record.reader cimport Reader
+
+cdef u64 _NO_HPA
+cdef u64 _CR4_PKE
+cdef u64 _EFLAGS_AC
+cdef u32 _WRITE
+cdef u32 _AC
+cdef int _HIT
+cdef int _EMULATE
+cdef int _EMULATED
+cdef int _MMIO_OUT
+cdef int _RETRY_INSN
+cdef int _HW_HIT
+cdef int _ACCESS
+cdef int _STORE
+cdef int _PAGE
+cdef int _REGS
+cdef int _INVLPG
+cdef int _INVPCID
+cdef int _MMIO
+cdef int _MAP
+cdef int _W_CR0
+cdef int _W_CR3
+cdef int _W_CR4
+cdef int _W_EFER
+cdef int _W_PKRU
+cdef int _W_INIT
+cdef int _STOP_END
+cdef int _STOP_LIMIT
+cdef int _STOP_MISMATCH
+cdef int _STOP_BREAK
+
+cdef class Player:
+    # What plays, and what it plays into.
+    cdef readonly Reader reader
+    cdef readonly object machine    # machine.GuestMachine or machine.BareMachine
+    cdef readonly bint bare         # no kvm: the CPUs walk the guest's own tables
+    cdef readonly PhysicalMemory memory
+    cdef readonly Vm vm             # None when bare
+    cdef readonly list vcpus        # by CPU number; empty when bare
+    cdef readonly list cpus
+    # What came of it.
+    cdef u64 counts[16]             # records by kind
+    cdef readonly u64 accesses      # verified translations: ACCESS, STORE and MMIO records
+    cdef readonly u64 stores
+    cdef readonly u64 mismatches
+    cdef readonly u64 emulated_stores
+    cdef public u64 break_cause     # CAUSE_* to stop at; 0: none
+    cdef public bint stop_at_mismatch
+    cdef public object on_record    # called with the position before each record is played, or None
+    cdef readonly str problem       # what is wrong with the record in hand, after STOP_MISMATCH
+    cdef readonly bint pending      # the reader holds a record that was not played yet
+
+    cpdef u64 nr_records(self, int kind) noexcept
+    @cython.locals(kind=int)
+    cpdef int play(self, u64 limit) except -1
+    @cython.locals(kind=int)
+    cpdef int fast_forward(self, u64 limit) except -1
+    cdef int play_record(self, int kind) except -1
+    cdef bint is_break(self) except -1
+    cdef int fail(self, object problem) except -1
+    @cython.locals(vcpu=Vcpu, status=int)
+    cdef int play_access(self) except -1
+    @cython.locals(vcpu=Vcpu, data=bytes, status=int)
+    cdef int play_store(self) except -1
+    @cython.locals(vcpu=Vcpu, outcome=int, data=bytes, status=int, tries=int)
+    cdef int emulate_until_done(self, Vcpu vcpu, bytes data, u64 size) except -1
+    @cython.locals(vcpu=Vcpu, status=int, data=bytes, outcome=int)
+    cdef int play_mmio(self) except -1
+    @cython.locals(vcpu=Vcpu, cpu=Cpu)
+    cdef int play_bare(self, int kind) except -1
+    @cython.locals(hpa=hpa_t)
+    cdef int store_at(self, hpa_t hpa, bytes data) except -1
+    cdef bytes store_data(self)
+    @cython.locals(expected=hpa_t)
+    cdef int verify_hpa(self, Vcpu vcpu) except -1
+    @cython.locals(vcpu=Vcpu, hpa=hpa_t)
+    cdef int play_page(self) except -1
+    @cython.locals(vcpu=Vcpu, ret=int, reader=Reader, cr4=u64)
+    cdef int play_regs(self) except -1
+    @cython.locals(cpu=Cpu, reader=Reader)
+    cdef int play_bare_regs(self) except -1
+    @cython.locals(vcpu=Vcpu)
+    cdef int play_invalidation(self, int kind) except -1

@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Play a recording into a machine, record by record, and verify every translation.
+
+Each access goes TLB, hardware walk of the tables that kvm built, fault path; the frame that it ends in must be the one
+that backs the recorded gpa. Stores to guest tables are made where the guest's own store would go, emulated where kvm
+protects the table. Bare machines (``--mmu none``) have no kvm: their CPUs walk the guest's tables.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..addr import Hpa
+from ..hw.bits import ACCESS_AC, ACCESS_WRITE, CR4_PKE
+from ..hw.cpu import HIT as HW_HIT
+from ..hw.cpu import Cpu
+from ..kvm import sregs
+from ..kvm.emulate import EMULATED, MMIO, RETRY_INSN, complete_mmio_read, emulate
+from ..kvm.guestmem import NO_HPA, gpa_to_hpa
+from ..kvm.insn import insn_invlpg, insn_invpcid, mov_cr0, mov_cr3, mov_cr4, wrmsr_efer, wrpkru
+from ..kvm.mmu.gptewrite import unprotect_gfn
+from ..kvm.run import EMULATE, HIT, access
+from ..kvm.vcpu import Vcpu
+from ..kvm.vm import Vm
+from ..record.format import (
+    K_ACCESS,
+    K_INVLPG,
+    K_INVPCID,
+    K_MAP,
+    K_MMIO,
+    K_PAGE,
+    K_REGS,
+    K_STORE,
+    W_CR0,
+    W_CR3,
+    W_CR4,
+    W_EFER,
+    W_INIT,
+    W_PKRU,
+)
+from ..record.reader import Reader
+
+#: Why ``play()`` returned.
+STOP_END = 0
+STOP_LIMIT = 1
+STOP_MISMATCH = 2
+STOP_BREAK = 3
+
+_NO_HPA = NO_HPA
+_CR4_PKE = CR4_PKE
+_EFLAGS_AC = 1 << 18
+_WRITE = ACCESS_WRITE
+_AC = ACCESS_AC
+_HIT = HIT
+_EMULATE = EMULATE
+_EMULATED = EMULATED
+_MMIO_OUT = MMIO
+_RETRY_INSN = RETRY_INSN
+_HW_HIT = HW_HIT
+_ACCESS = K_ACCESS
+_STORE = K_STORE
+_PAGE = K_PAGE
+_REGS = K_REGS
+_INVLPG = K_INVLPG
+_INVPCID = K_INVPCID
+_MMIO = K_MMIO
+_MAP = K_MAP
+_W_CR0 = W_CR0
+_W_CR3 = W_CR3
+_W_CR4 = W_CR4
+_W_EFER = W_EFER
+_W_PKRU = W_PKRU
+_W_INIT = W_INIT
+_STOP_END = STOP_END
+_STOP_LIMIT = STOP_LIMIT
+_STOP_MISMATCH = STOP_MISMATCH
+_STOP_BREAK = STOP_BREAK
+
+
+class Player:
+    """Plays ``reader`` into ``machine`` (``machine.build_machine()``)."""
+
+    __slots__ = (
+        "accesses",
+        "bare",
+        "break_cause",
+        "counts",
+        "cpus",
+        "emulated_stores",
+        "machine",
+        "memory",
+        "mismatches",
+        "on_record",
+        "pending",
+        "problem",
+        "reader",
+        "stop_at_mismatch",
+        "stores",
+        "vcpus",
+        "vm",
+    )
+
+    def __init__(self, reader: Reader, machine: Any) -> None:
+        self.reader = reader
+        self.machine = machine
+        self.bare = machine.vm is None
+        self.memory = machine.memory
+        self.vm: Vm | None = machine.vm
+        self.vcpus: list[Vcpu] = machine.vcpus
+        self.cpus: list[Cpu] = machine.cpus
+        self.counts = [0] * 16
+        self.accesses = 0
+        self.stores = 0
+        self.mismatches = 0
+        self.emulated_stores = 0
+        self.break_cause = 0
+        self.stop_at_mismatch = True
+        self.on_record: Any = None
+        self.problem = ""
+        self.pending = False
+
+    def nr_records(self, kind: int) -> int:
+        """Records of ``kind`` played so far."""
+        return self.counts[kind]
+
+    def play(self, limit: int) -> int:
+        """Play records until the reader's position is ``limit``, the recording ends, or something stops it (STOP_*).
+
+        After STOP_MISMATCH ``problem`` says what is wrong with the record that the reader holds.
+        """
+        while self.reader.position < limit:
+            kind = self.reader.next()
+            if kind == 0:
+                return _STOP_END
+            if self.on_record is not None:
+                self.on_record(self.reader.position - 1)
+            self.counts[kind] += 1
+            self.problem = ""
+            self.play_record(kind)
+            if self.problem and self.stop_at_mismatch:
+                return _STOP_MISMATCH
+            if self.break_cause and self.is_break():
+                return _STOP_BREAK
+        return _STOP_LIMIT
+
+    def fast_forward(self, limit: int) -> int:
+        """Take over only the state that records before ``limit`` leave behind: memory, map, registers."""
+        while self.reader.position < limit:
+            kind = self.reader.next()
+            if kind == 0:
+                return _STOP_END
+            if kind == _PAGE:
+                self.store_at(self.machine.hpa_of(self.reader.gpa), self.reader.payload())
+            elif kind == _STORE:
+                self.store_at(self.machine.hpa_of(self.reader.gpa), self.store_data())
+            elif kind == _REGS:
+                self.machine.note_regs(self.reader)
+            elif kind == _MAP:
+                self.machine.change_map(self.reader)
+        self.machine.load_noted_regs()
+        return _STOP_LIMIT
+
+    def is_break(self) -> bool:
+        # Whether the record in hand raised a fault of the cause that the user waits for.
+        for vcpu in self.vcpus:
+            if vcpu.nr_faults(self.break_cause):
+                return True
+        return False
+
+    def play_record(self, kind: int) -> int:
+        if kind == _PAGE:
+            return self.play_page()
+        if kind == _MAP:
+            self.machine.change_map(self.reader)
+            return 0
+        if self.bare:
+            return self.play_bare(kind)
+        if kind == _ACCESS:
+            return self.play_access()
+        if kind == _STORE:
+            return self.play_store()
+        if kind == _MMIO:
+            return self.play_mmio()
+        if kind == _REGS:
+            return self.play_regs()
+        return self.play_invalidation(kind)
+
+    def fail(self, problem: str) -> int:
+        self.problem = problem
+        self.mismatches += 1
+        return 0
+
+    def verify_hpa(self, vcpu: Vcpu) -> int:
+        # The access went to vcpu.cpu.hpa: is that where the recorded gpa is?
+        expected = gpa_to_hpa(vcpu.memslots(), self.vm.mm, self.reader.gpa, False)  # type: ignore[union-attr, arg-type]
+        if vcpu.cpu.hpa != expected:
+            if expected == _NO_HPA:
+                return self.fail("memory is mapped where the machine found a device")
+            return self.fail("the access goes to another frame than the machine's")
+        return 0
+
+    def play_access(self) -> int:
+        vcpu = self.vcpus[self.reader.cpu]
+        self.accesses += 1
+        vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & _AC else 2
+        status = access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
+        if status == _HIT:
+            return self.verify_hpa(vcpu)
+        if status != _EMULATE:
+            return self.fail("the guest gets an exception for an access that the machine made")
+        # What was stored is unknown (the recorder had stopped watching this page): store what is there.
+        size = 1
+        if self.reader.gva & 7 == 0:
+            size = 8
+        elif self.reader.gva & 3 == 0:
+            size = 4
+        data = None
+        if self.reader.access & _WRITE:
+            data = self.machine.read_guest(self.reader.gpa, size)
+        return self.emulate_until_done(vcpu, data, size)
+
+    def store_data(self) -> bytes:
+        # What the record in hand stores.
+        if self.reader.size > 8:
+            return self.reader.payload()
+        return self.reader.value.to_bytes(8, "little")[: self.reader.size]
+
+    def store_at(self, hpa: Hpa, data: bytes) -> int:
+        self.memory.write(hpa, data)
+        return 0
+
+    def play_store(self) -> int:
+        vcpu = self.vcpus[self.reader.cpu]
+        self.accesses += 1
+        self.stores += 1
+        vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & _AC else 2
+        status = access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
+        if status == _HIT:
+            self.verify_hpa(vcpu)
+            if self.reader.size == 8 and vcpu.cpu.hpa & 7 == 0:
+                return self.memory.write_once(vcpu.cpu.hpa, self.reader.value)
+            return self.store_at(vcpu.cpu.hpa, self.store_data())
+        if status != _EMULATE:
+            return self.fail("the guest gets an exception for a store that the machine made")
+        self.emulated_stores += 1
+        return self.emulate_until_done(vcpu, self.store_data(), self.reader.size)
+
+    def emulate_until_done(self, vcpu: Vcpu, data: bytes | None, size: int) -> int:
+        # kvm makes the access in the guest's place.
+        outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, size)  # type: ignore[arg-type]
+        if outcome == _EMULATED or outcome == _MMIO_OUT:
+            if vcpu.mmio_gpa != self.reader.gpa:
+                return self.fail(f"kvm's own walk finds gpa {vcpu.mmio_gpa:#x}")
+            if outcome == _MMIO_OUT and not self.machine.is_read_only(self.reader.gpa):
+                return self.fail("the access ends at a device, the machine found memory")
+            return 0
+        vcpu.exception_pending = False
+        return self.fail("the guest gets an exception for an access that the machine made")
+
+    def play_mmio(self) -> int:
+        vcpu = self.vcpus[self.reader.cpu]
+        self.accesses += 1
+        vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & _AC else 2
+        status = access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
+        if status == _HIT:
+            return self.verify_hpa(vcpu)
+        if status != _EMULATE:
+            return self.fail("the guest gets an exception for a device access that the machine made")
+        data = self.store_data() if self.reader.access & _WRITE else None
+        outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, self.reader.size)  # type: ignore[arg-type]
+        if outcome != _MMIO_OUT:
+            vcpu.exception_pending = False
+            return self.fail("kvm finds no device where the machine did")
+        if vcpu.mmio_gpa != self.reader.gpa:
+            return self.fail(f"kvm sends the access to device address {vcpu.mmio_gpa:#x}")
+        if data is None:
+            complete_mmio_read(vcpu, self.reader.size, self.reader.value)
+        return 0
+
+    def play_page(self) -> int:
+        # The table at gpa is now known to hold these bytes. What differs was written unseen: kvm must not go on
+        # mirroring the old content.
+        data = self.reader.payload()
+        hpa = self.machine.hpa_of(self.reader.gpa)
+        if self.vm is not None and self.vm.indirect_shadow_pages:
+            if self.machine.differs(hpa, data):
+                unprotect_gfn(self.vm, self.reader.gpa >> 12)  # type: ignore[arg-type]
+        return self.store_at(hpa, data)
+
+    def play_regs(self) -> int:
+        reader = self.reader
+        vcpu = self.vcpus[reader.cpu]
+        # KVM offers no protection keys without nested paging.
+        cr4 = reader.cr4 if self.vm.tdp_enabled else reader.cr4 & ~_CR4_PKE  # type: ignore[union-attr]
+        ret = 0
+        if reader.what == _W_CR3:
+            ret = mov_cr3(vcpu, reader.cr3)
+        elif reader.what == _W_CR0:
+            ret = mov_cr0(vcpu, reader.cr0)
+        elif reader.what == _W_CR4:
+            ret = mov_cr4(vcpu, cr4)
+        elif reader.what == _W_EFER:
+            ret = wrmsr_efer(vcpu, reader.efer)
+        if reader.pkru != vcpu.pkru:
+            wrpkru(vcpu, reader.pkru)
+        if vcpu.cr0 != reader.cr0 or vcpu.cr3 != reader.cr3 or vcpu.cr4 != cr4 or vcpu.efer != reader.efer:
+            if ret == 0 and reader.what != _W_INIT and reader.what != _W_PKRU:
+                return self.fail("the registers differ from the machine's after this instruction")
+            sregs.set_sregs(vcpu, reader.cr0, reader.cr3, cr4, reader.efer)
+        if ret:
+            return self.fail("kvm refuses a register value that the machine took")
+        return 0
+
+    def play_invalidation(self, kind: int) -> int:
+        vcpu = self.vcpus[self.reader.cpu]
+        if kind == _INVLPG:
+            return insn_invlpg(vcpu, self.reader.gva)  # type: ignore[arg-type]
+        if insn_invpcid(vcpu, self.reader.invpcid_type, self.reader.pcid, self.reader.gva):  # type: ignore[arg-type]
+            return self.fail("kvm refuses an INVPCID that the machine executed")
+        return 0
+
+    def play_bare(self, kind: int) -> int:
+        # The machine without a hypervisor: the CPU walks the guest's tables.
+        cpu = self.cpus[self.reader.cpu]
+        if kind == _REGS:
+            return self.play_bare_regs()
+        if kind == _INVLPG:
+            return cpu.invlpg(self.reader.gva)  # type: ignore[arg-type]
+        if kind == _INVPCID:
+            return cpu.invpcid(self.reader.invpcid_type, self.reader.pcid, self.reader.gva)  # type: ignore[arg-type]
+        self.accesses += 1
+        if cpu.access(self.reader.gva, self.reader.access) != _HW_HIT:  # type: ignore[arg-type]
+            return self.fail("the guest gets an exception for an access that the machine made")
+        if cpu.hpa != self.reader.gpa:
+            return self.fail("the walk leads to another address than the machine's")
+        if kind == _STORE:
+            self.stores += 1
+            return self.store_at(cpu.hpa, self.store_data())
+        return 0
+
+    def play_bare_regs(self) -> int:
+        reader = self.reader
+        cpu = self.cpus[reader.cpu]
+        ret = 0
+        if reader.what == _W_CR3:
+            ret = cpu.write_cr3(reader.cr3)
+        elif reader.what == _W_CR0:
+            ret = cpu.write_cr0(reader.cr0)
+        elif reader.what == _W_CR4:
+            ret = cpu.write_cr4(reader.cr4)
+        elif reader.what == _W_EFER:
+            ret = cpu.write_efer(reader.efer)
+        cpu.write_pkru(reader.pkru)
+        if cpu.cr0 != reader.cr0 or cpu.cr3 != reader.cr3 or cpu.cr4 != reader.cr4 or cpu.efer != reader.efer:
+            if ret == 0 and reader.what != _W_INIT and reader.what != _W_PKRU:
+                return self.fail("the registers differ from the machine's after this instruction")
+            cpu.load_guest(reader.cr0, reader.cr3, reader.cr4, reader.efer)
+            cpu.flush_all()
+        if ret:
+            return self.fail("the CPU refuses a register value that the machine took")
+        return 0
+
+
