@@ -27,7 +27,7 @@ from ..errors import KvmBug, KvmmuError
 from .status import Status, describe_statuses, status_of
 
 #: Every command, in the order of ``kvmmu --help``.
-COMMANDS = ("record", "params", "decode")
+COMMANDS = ("run", "record", "info", "cut", "params", "decode")
 
 
 class _Commands(TyperGroup):

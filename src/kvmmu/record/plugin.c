@@ -331,46 +331,56 @@ static void check_meaning(struct vcpu *v, uint64_t gpa, bool io)
     }
 }
 
-/* Read the driver's answer: the memory map at the start (`add` false), or the ranges that changed. A line is
- * "gpa size kind memory offset" in hex; "." ends it. */
-static void read_map(struct vcpu *v, bool changes)
+static void set_meanings(const struct region *r)
 {
-    char line[256];
-    uint64_t top = 0;
-    while (fgets(line, sizeof line, control) && line[0] != '.') {
-        struct region r;
-        if (sscanf(line, "%lx %lx %x %x %lx", &r.gpa, &r.size, &r.kind, &r.memory, &r.offset) != 5)
-            continue;
-        if (changes) {
-            emit_map(v, r.gpa, r.size, r.kind, r.memory, r.offset);
-            for (uint64_t frame = r.gpa / PAGE; frame < (r.gpa + r.size) / PAGE && frame < frames; frame++)
-                meaning[frame] = r.kind;
-            continue;
-        }
-        if (nr_regions < sizeof regions / sizeof *regions)
-            regions[nr_regions++] = r;
-        if (r.gpa + r.size > top)
-            top = r.gpa + r.size;
-    }
-    if (changes)
-        return;
-    frames = (top < 1ull << 32 ? 1ull << 32 : top) / PAGE;
+    for (uint64_t frame = r->gpa / PAGE; frame < (r->gpa + r->size) / PAGE && frame < frames; frame++)
+        meaning[frame] = r->kind;
+}
+
+static void make_arrays(void)
+{
+    uint64_t top = 1ull << 32;
+    for (unsigned k = 0; k < nr_regions; k++)
+        if (regions[k].gpa + regions[k].size > top)
+            top = regions[k].gpa + regions[k].size;
+    frames = top / PAGE;
     meaning = calloc(frames, 1);
     tracked = calloc(frames, 1);
     flood = calloc(frames, sizeof *flood);
     copies = calloc(frames, sizeof *copies);
     for (unsigned k = 0; k < nr_regions; k++)
-        memset(meaning + regions[k].gpa / PAGE, regions[k].kind, regions[k].size / PAGE);
+        set_meanings(&regions[k]);
+}
+
+/* Read the driver's answer, lines of "m|c gpa size kind memory offset" in hex and "." at the end: the memory map as it
+ * is now (m), and what changed since the last answer (c). */
+static void read_map(struct vcpu *v)
+{
+    char line[256], which;
+    struct region r;
+    nr_regions = 0;
+    while (fgets(line, sizeof line, control) && line[0] != '.') {
+        if (sscanf(line, "%c %lx %lx %x %x %lx", &which, &r.gpa, &r.size, &r.kind, &r.memory, &r.offset) != 6)
+            continue;
+        if (which == 'm' && nr_regions < sizeof regions / sizeof *regions)
+            regions[nr_regions++] = r;
+        if (which == 'c') {
+            emit_map(v, r.gpa, r.size, r.kind, r.memory, r.offset);
+            set_meanings(&r);
+        }
+    }
+    if (!frames)
+        make_arrays();
 }
 
 /* Tell the driver something and wait for its answer. */
-static void ask(struct vcpu *v, int kind, uint64_t where, bool changes)
+static void ask(struct vcpu *v, int kind, uint64_t where)
 {
     struct record r = {.kind = kind, .cpu = v->number, .gpa = where};
     emit(&r, NULL);
     flush_out();
     if (!broken)
-        read_map(v, changes);
+        read_map(v);
 }
 
 /* ---- Tables. ---- */
@@ -556,7 +566,7 @@ static void begin(struct vcpu *v, uint64_t where)
 {
     recording = true;
     seen = 0;
-    ask(v, C_START, where, false);
+    ask(v, C_START, where);
     observe(v, W_INIT, true);
 }
 
@@ -623,7 +633,7 @@ static void one_access(struct vcpu *v, const struct block *b, meminfo info, uint
     observe(v, W_INIT, false);
     if (sync_map) {
         sync_map = false;
-        ask(v, C_SYNC, 0, true);
+        ask(v, C_SYNC, 0);
     }
     struct hwaddr *h = qemu_plugin_get_hwaddr(info, va);
     uint64_t gpa = h ? qemu_plugin_hwaddr_phys_addr(h) : NONE;

@@ -238,23 +238,25 @@ class _Session:
             recorded_by=f"kvmmu {_build.VERSION}",
         )
         self.writer = Writer(order.output, header, order.level)
-        self._answer(self.regions)
+        self._answer(())
 
     # The host bridge was written to: tell the plugin what of the memory map is different now.
     def _sync(self) -> None:
         if self.qmp is None:
             return
         now = memory_map(self.qmp, self.prepared.ram_id)
-        self._answer(map_changes(self.regions, now))
+        changes = map_changes(self.regions, now)
         self.regions = now
+        self._answer(changes)
 
-    def _answer(self, regions: tuple[Region, ...]) -> None:
+    # Tell the plugin the memory map and what of it is new.
+    def _answer(self, changes: tuple[Region, ...]) -> None:
         memories = self.writer.header.memories if self.writer is not None else ()
         lines = []
-        for region in regions:
+        for what, region in [*(("m", region) for region in self.regions), *(("c", region) for region in changes)]:
             memory = memories.index(region.memory) if region.memory in memories else MEMORY_UNKNOWN
             kind = MAP_NAMES.index(region.kind)
-            lines.append(f"{region.gpa:x} {region.size:x} {kind:x} {memory:x} {region.offset:x}\n")
+            lines.append(f"{what} {region.gpa:x} {region.size:x} {kind:x} {memory:x} {region.offset:x}\n")
         self.control.write("".join([*lines, ".\n"]).encode())
 
     # QEMU is gone: say in the trailer what ended it.

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A mismatch, entry by entry: what the guest's tables say, and what the CPU found in the tables that it walks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE
+from ..hw.paging import Walk, walk
+from ..hw.tdp import HIT
+from ..kvm.mmu.spte import describe_spte, is_shadow_present
+from ..kvm.mmu.walker import GuestWalk
+from ..kvm.mmu.walker import walk as walk_guest
+from .result import Mismatch
+
+if TYPE_CHECKING:
+    from ..kvm.vcpu import Vcpu
+    from .player import Player
+
+
+def describe_mismatch(player: Player) -> Mismatch:
+    """The mismatch of the record that the player's reader holds, with both walks made anew."""
+    reader = player.reader
+    bare = player.bare
+    return Mismatch(
+        position=reader.position - 1,
+        cpu=reader.cpu,
+        gva=reader.gva,
+        gpa=reader.gpa,
+        access=_describe_access(reader.access),
+        problem=player.problem,
+        guest_walk=_hardware_lines(player) if bare else _guest_lines(player.vcpus[reader.cpu], reader.gva),
+        hardware_walk=_hardware_lines(player),
+    )
+
+
+def _describe_access(access: int) -> str:
+    who = "user" if access & ACCESS_USER else "supervisor"
+    if access & ACCESS_FETCH:
+        return f"{who} fetch"
+    return f"{who} {'write' if access & ACCESS_WRITE else 'read'}"
+
+
+def _guest_lines(vcpu: Vcpu, gva: int) -> list[str]:
+    # A read by the supervisor meets the least resistance: it shows all there is.
+    gw = GuestWalk()
+    if vcpu.mmu.root_hpa == 0 or vcpu.cr0 >> 31 == 0:
+        return ["paging is off"]
+    done = walk_guest(vcpu, gw, gva, 0)  # type: ignore[arg-type]
+    lines = [
+        f"level {level} at gpa {gw.gpte_gpa(level):#x}: {gw.gpte(level):#018x}"
+        for level in range(gw.max_level, max(gw.level, 1) - 1, -1)
+    ]
+    lines.append(f"gpa {gw.gpa:#x}" if done else f"#PF({gw.error_code:#x})")
+    return lines
+
+
+def _hardware_lines(player: Player) -> list[str]:
+    cpu = player.cpus[player.reader.cpu]
+    out = Walk()
+    status = walk(cpu, player.reader.gva & cpu.gva_mask, player.reader.access, out)  # type: ignore[arg-type]
+    lines = []
+    for level, entry, place in out.elements():
+        text = f"level {level} at hpa {place:#x}: {entry:#018x}"
+        if player.vm is not None and not player.vm.tdp_enabled and is_shadow_present(entry):
+            text += f" ({describe_spte(entry, player.vm.fmt, level)})"
+        lines.append(text)
+    if status == HIT:
+        lines.append(f"hpa {out.hpa:#x}")
+    else:
+        lines.append(f"#PF({out.error_code:#x})" if out.error_code or not cpu.nested else "nested page fault")
+    return lines

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a replay found, as data: the run command prints it, other programs read its JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+#: Version of the JSON form; a key that changes its meaning raises it, a new key does not.
+JSON_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One record where model and machine disagree; walks are lines of text, top entry first."""
+
+    position: int
+    cpu: int
+    gva: int
+    gpa: int
+    access: str
+    problem: str
+    guest_walk: list[str]
+    hardware_walk: list[str]
+
+    def lines(self) -> list[str]:
+        """The mismatch for people."""
+        head = f"record {self.position}: cpu {self.cpu} {self.access} gva {self.gva:#x}: {self.problem}"
+        return [
+            head,
+            f"  the machine used gpa {self.gpa:#x}",
+            "  the guest's tables:",
+            *(f"    {line}" for line in self.guest_walk),
+            "  the tables that the CPU walks:",
+            *(f"    {line}" for line in self.hardware_walk),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowPages:
+    """Shadow pages that are alike: how many there are of one level and role."""
+
+    level: int
+    role: int
+    description: str
+    count: int
+
+
+@dataclass(slots=True)
+class Result:
+    """Totals of one replay. ``stopped``: why it ended ("end", "limit", "break", "mismatch", "interrupted")."""
+
+    recording: str
+    mmu: str
+    build: str
+    first: int = 0
+    position: int = 0
+    stopped: str = "end"
+    cut: bool = False
+    accesses: int = 0
+    stores: int = 0
+    emulated_stores: int = 0
+    mismatches: int = 0
+    audits: int = 0
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    exits: int = 0
+    records: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    shadow_pages: list[ShadowPages] = field(default_factory=list)
+    details: list[Mismatch] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with ``version``."""
+        return {"version": JSON_VERSION, **asdict(self)}
