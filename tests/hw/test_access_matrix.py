@@ -181,6 +181,7 @@ class Rig:
         cpu, out, gva, high_at, low_at = self.cpu, self.out, GVA, self.high_at, self.low_at
         word, access = kind
         for high in highs:
+            is_in_place = False
             below: tuple[Outcome, int] | None = None  # the same for all entries that the walk does not reach
             for low in lows:
                 if below is None:
@@ -189,7 +190,9 @@ class Rig:
                         below = outcome, high_after
                 else:
                     (outcome, high_after), low_after = below, low
-                put(high_at, high)
+                if not is_in_place:
+                    put(high_at, high)
+                is_in_place = high_after == high  # the walk leaves it as it is
                 put(low_at, low)
                 status = walk(cpu, gva, word, out)
                 got = ("ok", out.hpa) if status == 0 else ("pf", out.error_code)

@@ -8,6 +8,8 @@ instead. Operations beyond memory accesses (INVLPG, control registers) are instr
 
 from __future__ import annotations
 
+from collections import deque
+
 from ..addr import PAGE_SIZE
 from ..hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE
 from .machine import CODE, OP_SIZE, OPS, USER_CODE
@@ -16,9 +18,13 @@ from .scenario import OPCODES, Op
 _U32 = 0xFFFF_FFFF
 _RET = 0xC3
 
+#: Operations that are an instruction beyond memory accesses.
+INSTRUCTIONS = ("invlpg", "cr3", "cr0", "cr4", "wrmsr", "wrpkru", "rdcr3", "flags")
 #: Offsets in the guest's code, by width: where the result is stored, and the INT that ends an operation at CPL 3.
 _DONE = {"long": 0x13A, "pae": 0x112, "pse32": 0x112, "prot": 0x112, "real": 0x13D}
 _USER_END = {"long": 0x4E, "pae": 0x4C, "pse32": 0x4C, "prot": 0x4C, "real": PAGE_SIZE}
+# The interpreter has read the operation's entry when it is here.
+_ACCESSES = 0x18
 _PLAIN = {"r1": 1, "r4": 4, "r8": 8, "w1": 1, "w4": 4, "w8": 8}
 #: Vector and flag of a result that is a fault.
 _FAULT_FLAG = 0xE000_0000
@@ -55,17 +61,17 @@ class Execution:
     an exception.
     """
 
-    __slots__ = ("entry", "fault", "has_insn", "is_finished", "mode", "op", "pending", "result")
+    __slots__ = ("entry", "fault", "has_insn", "index", "mode", "op", "pending", "result")
 
     def __init__(self, index: int, op: Op, mode: str) -> None:
+        self.index = index
         self.op = op
         self.mode = mode
         self.entry = OPS + OP_SIZE * index
-        self.pending = accesses_of(op, mode)
+        self.pending = deque(accesses_of(op, mode))
         self.result: int | None = _initial_result(op, mode)
         self.fault: tuple[int, int] | None = None
-        self.has_insn = op.name in ("invlpg", "cr3", "cr0", "cr4", "wrmsr", "wrpkru", "rdcr3", "flags")
-        self.is_finished = False
+        self.has_insn = op.name in INSTRUCTIONS
 
     @property
     def is_user(self) -> bool:
@@ -75,6 +81,12 @@ class Execution:
     def is_user_code(self, rip: int) -> bool:
         """Whether the guest is at CPL 3 when it is at ``rip``."""
         return self.is_user and not CODE <= rip < CODE + PAGE_SIZE
+
+    def has_reached_accesses(self, rip: int) -> bool:
+        """Whether the guest, now at ``rip``, makes the operation's accesses, or has made them."""
+        if self.is_user:
+            return USER_CODE < rip < USER_CODE + PAGE_SIZE
+        return not CODE <= rip < CODE + _ACCESSES
 
     def is_past_accesses(self, rip: int) -> bool:
         """Whether the guest, now at ``rip``, has made the operation's accesses."""

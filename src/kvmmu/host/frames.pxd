@@ -28,6 +28,7 @@ cdef class FrameAllocator:
     cdef readonly list free_blocks  # by level (2 and 3 used): first frames of returned blocks
 
     cpdef pfn_t alloc(self) except? 0xFFFFFFFFFFFFFFFF
+    @cython.locals(pfn=pfn_t)
     cpdef pfn_t alloc_zeroed(self) except? 0xFFFFFFFFFFFFFFFF
     @cython.locals(pfn=pfn_t)
     cpdef pfn_t alloc_block(self, int level) except? 0xFFFFFFFFFFFFFFFF

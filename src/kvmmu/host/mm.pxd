@@ -75,5 +75,6 @@ cdef class Mm:
     cdef int _split_mapping(self, Vma vma, hva_t hva) except -1
     @cython.locals(i=u64, nr=u64, hpte=u64)
     cdef int _change_protection(self, Vma vma) except -1
-    @cython.locals(i=u64, nr=u64, hpte=u64, level=int)
     cdef int _unmap(self, Vma vma) except -1
+    @cython.locals(first=u64, i=u64, nr=u64, hpte=u64, level=int)
+    cdef int _unmap_pages(self, Vma vma, hva_t start, hva_t end) except -1

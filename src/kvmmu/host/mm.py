@@ -214,6 +214,26 @@ class Mm:
         self._free_tables(gone)
         self.range_end(start, end)
 
+    def dontneed(self, start: Hva, nr_bytes: int) -> None:
+        """Forget what ``[start, start + nr_bytes)`` holds (``MADV_DONTNEED``): the next access finds it fresh.
+
+        The chain hears of the part in each range of the address space, and within that of each huge page that a
+        border splits. :class:`UserError` unless all of the page-aligned range is mapped.
+        """
+        end = self._checked_end(start, nr_bytes)
+        hva = start
+        while hva < end:
+            hva = self._checked_vma(hva).end
+        for vma in self.vmas:
+            first, last = max(start, vma.start), min(end, vma.end)
+            if first >= last:
+                continue
+            self.range_start(first, last)
+            self._split_huge(vma, first)
+            self._split_huge(vma, last)
+            self._unmap_pages(vma, first, last)
+            self.range_end(first, last)
+
     def mprotect(self, start: Hva, nr_bytes: int, writable: bool) -> None:
         """Allow or forbid writes to ``[start, start + nr_bytes)``.
 
@@ -284,6 +304,19 @@ class Mm:
         index = self.vmas.index(vma)
         self.vmas[index : index + 1] = [vma.piece(vma.start, hva), vma.piece(hva, vma.end)]
         self.last_vma = None
+
+    # Let hva, which stays inside its range, no longer lie inside a huge page; the chain hears of its whole block.
+    def _split_huge(self, vma: Vma, hva: Hva) -> None:
+        if hva == vma.end:
+            return
+        level = self.mapping_level(hva)
+        size = pages_per_level(level) << PAGE_SHIFT
+        if hva % size == 0:
+            return
+        block = Hva(hva - hva % size)
+        self.range_start(block, Hva(block + size))
+        self._split_mapping(vma, hva)
+        self.range_end(block, Hva(block + size))
 
     # Cut only the ranges whose protection changes.
     def _cut_changed(self, start: Hva, end: Hva, writable: bool) -> None:
@@ -494,10 +527,15 @@ class Mm:
                 vma.hptes[i] = hpte | _HPTE_WRITABLE if vma.writable else hpte & ~_HPTE_WRITABLE
         return 0
 
-    # Forget every mapping of a range and drop its reference.
+    # Forget every mapping of a range.
     def _unmap(self, vma: Vma) -> int:
-        nr = (vma.end - vma.start) >> _PAGE_SHIFT
-        i = 0
+        return self._unmap_pages(vma, vma.start, vma.end)
+
+    # Forget the mappings of [start, end), whose borders split no huge page, and drop their references.
+    def _unmap_pages(self, vma: Vma, start: Hva, end: Hva) -> int:
+        first = (start - vma.start) >> _PAGE_SHIFT
+        nr = (end - vma.start) >> _PAGE_SHIFT
+        i = first
         while i < nr:
             hpte = vma.hptes[i]
             level = 1
@@ -506,7 +544,7 @@ class Mm:
                 if (hpte & _HPTE_PFN_MASK) >> _PAGE_SHIFT != self.frames.zero_pfn:
                     self.frames.put((hpte & _HPTE_PFN_MASK) >> _PAGE_SHIFT)  # type: ignore[arg-type]
             i += pages_per_level(level)
-        for i in range(nr):
+        for i in range(first, nr):
             vma.hptes[i] = 0
         return 0
 

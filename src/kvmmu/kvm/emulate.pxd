@@ -25,6 +25,7 @@ cdef u64 _APIC_DEFAULT_PHYS_BASE
 cdef u32 _KIND_WRITE
 cdef u32 _KIND_USER
 cdef u32 _KIND_IMPLICIT
+cdef u32 _KIND_NOT_PT_INSN
 cdef u64 _PFERR_IMPLICIT
 cdef int _DONE
 cdef int _MMIO
@@ -38,13 +39,14 @@ cdef int _EMULTYPE_ALLOW_RETRY_PF
 cpdef u64 walk_access(u32 kind) noexcept
 @cython.locals(gw=GuestWalk, access=u64)
 cpdef bint fetch_insn(Vcpu vcpu, u32 kind) except -1
+cpdef bint decode_insn(Vcpu vcpu, u32 kind) except -1
 cpdef bint is_mmio_gpa(Vcpu vcpu, gva_t gva, gpa_t gpa, bint is_write) except -1
-@cython.locals(mmu=Mmu, gpa=gpa_t, access=u64)
+@cython.locals(mmu=Mmu, gpa=gpa_t, access=u64, is_write=bint)
 cpdef int find_gpa(Vcpu vcpu, gva_t gva, u32 kind, bint has_exit_gpa) except -1
 @cython.locals(slots=Memslots, hpa=hpa_t, gpa=gpa_t)
 cpdef int write_ram(Vcpu vcpu, gpa_t gpa, bytes data) except -1
 @cython.locals(gpa=gpa_t, value=u64, size=u64)
 cpdef int one_page(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size, bint has_exit_gpa) except -1
-@cython.locals(first=u64, ret=int, second=int)
+@cython.locals(vm=Vm, direct=bint, has_exit_gpa=bint, first=u64, ret=int, second=int)
 cpdef int emulate(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
 cpdef int complete_mmio_read(Vcpu vcpu, u64 size, u64 value) except -1

@@ -60,6 +60,7 @@ _APIC_DEFAULT_PHYS_BASE = APIC_DEFAULT_PHYS_BASE
 _KIND_WRITE = ACCESS_WRITE
 _KIND_USER = ACCESS_USER
 _KIND_IMPLICIT = ACCESS_IMPLICIT
+_KIND_NOT_PT_INSN = ACCESS_NOT_PT_INSN
 _DONE = EMULATED
 _MMIO = MMIO
 _FAULT = EMULATED_FAULT
@@ -86,6 +87,20 @@ def fetch_insn(vcpu: Vcpu, kind: int) -> bool:
         return True
     inject_page_fault(vcpu, gw)
     return False
+
+
+def decode_insn(vcpu: Vcpu, kind: int) -> bool:
+    """Begin to emulate or skip the instruction at ``rip``: fetch and count it; ``kind``: ACCESS_USER at CPL 3.
+
+    Drops an exception that was to be delivered. Return False if the fetch faulted: that ``#PF`` is pending then.
+    """
+    vcpu.exception_pending = False
+    vcpu.exception_reinjected = False
+    fetched = not vcpu.fetches_insns or fetch_insn(vcpu, kind)
+    vcpu.stat.insn_emulation += 1
+    if vcpu.vm.trace.on:
+        trace_emulate_insn(vcpu.vm.trace, vcpu.rip)
+    return fetched
 
 
 def is_mmio_gpa(vcpu: Vcpu, gva: Gva, gpa: Gpa, is_write: bool) -> bool:
@@ -165,13 +180,9 @@ def emulate(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int) -> i
     (``vcpu.mmio_gpa`` is the device's address; a read goes on with ``complete_mmio_read()``), EMULATED_FAULT
     (``vcpu.exception_*``) or RETRY_INSN. Takes ``mmu_lock`` for stores to mirrored tables.
     """
-    vm = vcpu.vm
-    if vcpu.fetches_insns and not fetch_insn(vcpu, kind):
+    if not decode_insn(vcpu, kind):
         return _FAULT
-    vcpu.stat.insn_emulation += 1
-    if vm.trace.on:
-        trace_emulate_insn(vm.trace, vcpu.rip)
-    if kind & ACCESS_NOT_PT_INSN and vcpu.exit_action & _EMULTYPE_ALLOW_RETRY_PF:
+    if kind & _KIND_NOT_PT_INSN and vcpu.exit_action & _EMULTYPE_ALLOW_RETRY_PF:
         if unprotect_and_retry(vcpu, vcpu.exit_address, False):
             return _RETRY
     direct = role_direct(vcpu.mmu.root_role)

@@ -34,9 +34,10 @@ cpdef int serve_requests(Vcpu vcpu) except -1
 cpdef int flush_tlb_guest(Vcpu vcpu) except -1
 @cython.locals(ret=int)
 cpdef int enter(Vcpu vcpu) except? -99
-@cython.locals(cpu=Cpu, address=u64, code=u64)
+@cython.locals(cpu=Cpu)
 cpdef int exit_page_fault(Vcpu vcpu, gva_t gva, int status) except? -99
+cpdef int handle_page_fault(Vcpu vcpu, u64 address, u64 code) except? -99
 @cython.locals(cpu=Cpu, status=int, ret=int, tries=int)
 cpdef int access(Vcpu vcpu, gva_t gva, u32 kind) except -1
-@cython.locals(status=int, ret=int)
+@cython.locals(ret=int, tries=int)
 cpdef int access_missed(Vcpu vcpu, gva_t gva, u32 kind, int status) except -1

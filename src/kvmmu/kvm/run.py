@@ -126,14 +126,18 @@ def enter(vcpu: Vcpu) -> int:
 def exit_page_fault(vcpu: Vcpu, gva: Gva, status: int) -> int:
     """Handle the exit that ``cpu.access()`` ended with (``status``): RESUME, EMULTYPE_* bits, or a negative errno."""
     cpu = vcpu.cpu
+    if status == _HW_PAGE_FAULT:
+        return handle_page_fault(vcpu, gva, cpu.error_code)
+    return handle_page_fault(vcpu, cpu.fault_gpa, cpu.fault_code)
+
+
+def handle_page_fault(vcpu: Vcpu, address: int, code: int) -> int:
+    """Handle a page-fault exit: ``address`` is a gva, or a gpa under nested paging, ``code`` the exit's error code.
+
+    Return RESUME, EMULTYPE_* bits, or a negative errno, also kept in ``vcpu.exit_action``.
+    """
     vcpu.mode = _OUTSIDE_GUEST_MODE
     vcpu.stat.exits += 1
-    if status == _HW_PAGE_FAULT:
-        address = gva
-        code = cpu.error_code
-    else:
-        address = cpu.fault_gpa  # type: ignore[assignment]
-        code = cpu.fault_code
     if vcpu.vm.trace.on:
         trace_kvm_page_fault(vcpu.vm.trace, vcpu.vcpu_id, vcpu.rip, address, code)
     vcpu.exit_address = address

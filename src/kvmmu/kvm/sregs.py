@@ -285,23 +285,18 @@ def after_set_cpuid(vcpu: Vcpu) -> None:
 
 
 def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> None:
-    """Load registers as KVM_SET_SREGS does: all at once; the MMU is reset if any of them matters to it.
+    """Load registers as KVM_SET_SREGS does: all at once; any difference resets the MMU and flushes the guest's TLB.
 
-    PDPTEs are read from the guest's memory in PAE mode; bad ones count as not loaded, as after KVM_SET_SREGS.
+    PDPTEs are read from the guest's memory in PAE mode (a reset by itself); bad ones count as not loaded.
     """
-    reset = vcpu.cr3 != cr3
-    reset = reset or (vcpu.cr0 ^ cr0) & (CR0_PG | CR0_WP) != 0
-    reset = reset or (vcpu.cr4 ^ cr4) & _CR4_ROLE_BITS != 0 or (vcpu.efer ^ efer) & _EFER_ROLE_BITS != 0
-    if (vcpu.cr4 ^ cr4) & (CR4_PGE | CR4_PCIDE):
-        make_request(vcpu, KVM_REQ_TLB_FLUSH_GUEST)
+    reset = vcpu.cr3 != cr3 or vcpu.cr0 != cr0 or vcpu.cr4 != cr4 or vcpu.efer != efer
     vcpu.cr0 = cr0
     vcpu.cr3 = cr3
     vcpu.cr4 = cr4
     vcpu.efer = efer
     if is_pae_paging(vcpu):
         reload_pdptrs(vcpu, cr3)
+        reset = True
     if reset:
         reset_context(vcpu)
-    else:
-        init_mmu(vcpu)
-        make_request(vcpu, KVM_REQ_LOAD_MMU_PGD)
+        make_request(vcpu, KVM_REQ_TLB_FLUSH_GUEST)

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO
 
 from .. import _build
@@ -114,7 +117,7 @@ class _Session:
 
     __slots__ = (
         "control",
-        "kernel",
+        "interrupted",
         "order",
         "prepared",
         "process",
@@ -131,6 +134,7 @@ class _Session:
         self.order = order
         self.work = work
         self.version = qemu[1]
+        self.interrupted = False
         self.writer: Writer | None = None
         self.qmp: Qmp | None = None
         self.regions: tuple[Region, ...] = ()
@@ -152,17 +156,16 @@ class _Session:
         """Record to the end."""
         say("added to QEMU's command line: " + " ".join(self.prepared.added))
         self.show = show
-        interrupted = False
-        end = (0, 0, 0, 0)
+        restore = self._catch_signals()
         try:
-            while True:
-                try:
-                    end = self._pump()
-                    break
-                except KeyboardInterrupt:
-                    self.process.kill() if interrupted else self.process.terminate()
-                    interrupted = True
-            return self._finish(end, interrupted)
+            try:
+                end = self._pump()
+            except RecorderError:
+                # A QEMU that was told to end does not answer any more.
+                if not self.interrupted:
+                    raise
+                end = (0, 0, 0, 0)
+            return self._finish(end)
         except BaseException as error:
             self.process.kill()
             if self.writer is not None and not self.writer.file.closed:
@@ -170,10 +173,27 @@ class _Session:
             raise
         finally:
             self.process.wait()
+            restore()
             self.stream.close()
             self.control.close()
             if self.qmp is not None:
                 self.qmp.close()
+
+    # Ctrl-C and SIGTERM end the guest, not the reading of what it still writes; the second one ends it harder.
+    def _catch_signals(self) -> Callable[[], None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.process.kill() if self.interrupted else self.process.terminate()
+            self.interrupted = True
+
+        if threading.current_thread() is not threading.main_thread():
+            return lambda: None
+        before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
+
+        def restore() -> None:
+            for number, handler in before:
+                signal.signal(number, handler)
+
+        return restore
 
     # The command line, the RAM file, the plugin's arguments.
     def _prepare(self, command: tuple[str, ...], plugin: str, fds: tuple[int, int]) -> Prepared:
@@ -260,14 +280,14 @@ class _Session:
         self.control.write("".join([*lines, ".\n"]).encode())
 
     # QEMU is gone: say in the trailer what ended it.
-    def _finish(self, end: tuple[int, int, int, int], interrupted: bool) -> Trailer:
+    def _finish(self, end: tuple[int, int, int, int]) -> Trailer:
         status = self.process.wait()
         if self.qmp is not None:
             self.qmp.drain()
         if self.writer is None:
-            raise RecorderError(_why_nothing(status, interrupted, self.order.start))
+            raise RecorderError(_why_nothing(status, self.interrupted, self.order.start))
         reason = self.qmp.shutdown_reason() if self.qmp is not None else None
-        cut, text = _ending(reason, status, interrupted, (end[2], end[3]))
+        cut, text = _ending(reason, status, self.interrupted, (end[2], end[3]))
         return self.writer.finish(cut, text, end[0], end[1])
 
 

@@ -3,6 +3,7 @@ cimport cython
 from ...addr cimport u32, u64, gfn_t, hva_t, pfn_t
 from ..memslots cimport Memslot
 
+cdef int _MAX_LEVEL
 cdef u64 _PFERR_PRESENT
 cdef u64 _PFERR_WRITE
 cdef u64 _PFERR_USER
@@ -56,4 +57,8 @@ cdef class PageFault:
     cdef public int nr_linked       # shadow pages that had to be linked
     cdef public int cause           # CAUSE_*, as far as a stage knows it
 
+    cdef int begin(self, u64 addr, u64 error_code, bint prefetch) except -1
+
+@cython.locals(fault=PageFault)
+cpdef PageFault make_fault(u64 addr, u64 error_code)
 cpdef int cause_of(PageFault fault, int verdict) noexcept

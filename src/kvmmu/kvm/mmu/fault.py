@@ -67,6 +67,7 @@ CAUSES = (
     "error",
 )
 
+_MAX_LEVEL = KVM_MAX_HUGEPAGE_LEVEL
 _PFERR_PRESENT = PFERR_PRESENT
 _PFERR_WRITE = PFERR_WRITE
 _PFERR_USER = PFERR_USER
@@ -118,6 +119,10 @@ class PageFault:
     )
 
     def __init__(self, addr: int, error_code: int, prefetch: bool = False) -> None:
+        self.begin(addr, error_code, prefetch)
+
+    # What __init__ does, without boxed arguments.
+    def begin(self, addr: int, error_code: int, prefetch: bool) -> int:
         self.addr = addr
         self.error_code = error_code
         self.prefetch = prefetch
@@ -126,7 +131,7 @@ class PageFault:
         self.present = error_code & _PFERR_PRESENT != 0
         self.rsvd = error_code & _PFERR_RSVD != 0
         self.user = error_code & _PFERR_USER != 0
-        self.max_level = KVM_MAX_HUGEPAGE_LEVEL
+        self.max_level = _MAX_LEVEL
         self.req_level = 1
         self.goal_level = 1
         self.gfn: Gfn = 0  # type: ignore[assignment]
@@ -139,12 +144,20 @@ class PageFault:
         self.validate_direct = True
         self.nr_linked = 0
         self.cause = _CAUSE_NONE
+        return 0
 
     def __repr__(self) -> str:
         return (
             f"<PageFault addr {self.addr:#x} error_code {self.error_code:#x} gfn {self.gfn:#x} slot {self.slot!r}"
             f" pfn {self.pfn:#x} levels max {self.max_level} req {self.req_level} goal {self.goal_level}>"
         )
+
+
+def make_fault(addr: int, error_code: int) -> PageFault:
+    """The record of a fault at ``addr`` that a guest waits for; :class:`PageFault` for callers in compiled rooms."""
+    fault = PageFault.__new__(PageFault)
+    fault.begin(addr, error_code, False)
+    return fault
 
 
 def cause_of(fault: PageFault, verdict: int) -> int:

@@ -57,6 +57,11 @@ cdef class Leaf:
     cdef public int cause           # set by set_leaf(): why it was wanted (CAUSE_MAP, REMAP, PERMISSION, UNSYNC)
     cdef public bint wrprot         # W was refused because the gfn holds a mirrored guest table
 
+    cdef int begin(self) except -1
+
+@cython.locals(leaf=Leaf)
+cpdef Leaf make_leaf()
+
 @cython.locals(fmt=SpteFormat, spte=u64, level=int, access=u32)
 cpdef u64 make_spte(Vcpu vcpu, ShadowPage sp, Leaf leaf, u64 old_spte) except? 0x5A5A5A5A5A
 @cython.locals(vm=Vm, level=int, old=u64)

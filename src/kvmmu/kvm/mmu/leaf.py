@@ -82,6 +82,10 @@ class Leaf:
     )
 
     def __init__(self) -> None:
+        self.begin()
+
+    # What __init__ does, without a Python call.
+    def begin(self) -> int:
         self.slot: Memslot | None = None
         self.gfn: Gfn = 0  # type: ignore[assignment]
         self.pfn = 0
@@ -92,6 +96,14 @@ class Leaf:
         self.write_fault = False
         self.wrprot = False
         self.cause = 0
+        return 0
+
+
+def make_leaf() -> Leaf:
+    # Leaf() for compiled rooms.
+    leaf = Leaf.__new__(Leaf)
+    leaf.begin()
+    return leaf
 
 
 def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
@@ -216,7 +228,7 @@ def prefetch_run(vcpu: Vcpu, sp: ShadowPage, start: Hpa, end: Hpa) -> bool:
     slot = prefetch_slot(vcpu, gfn, access)
     if slot is None or slot.is_readonly() or gfn + nr > slot.end_gfn:
         return False
-    leaf = Leaf()
+    leaf = make_leaf()
     leaf.slot = slot
     leaf.access = access
     i = 0

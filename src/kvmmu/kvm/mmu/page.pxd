@@ -27,8 +27,12 @@ cdef class ShadowPage:
     cdef public ShadowPage link_next
     cdef public ShadowPage link_prev
 
+    cdef int begin(self, gfn_t gfn, u32 role, hpa_t spt) except -1
     cpdef bint is_unsync_child(self, int index) noexcept
     cdef void set_unsync_child(self, int index) noexcept
     cdef void clear_unsync_child(self, int index) noexcept
     @cython.locals(word=u64)
     cdef int next_unsync_child(self, int index) noexcept
+
+@cython.locals(sp=ShadowPage)
+cpdef ShadowPage make_page(gfn_t gfn, u32 role, hpa_t spt)

@@ -36,6 +36,10 @@ class ShadowPage:
     )
 
     def __init__(self, gfn: Gfn, role: int, spt: Hpa) -> None:
+        self.begin(gfn, role, spt)
+
+    # What __init__ does, without boxed arguments.
+    def begin(self, gfn: Gfn, role: int, spt: Hpa) -> int:
         self.gfn = gfn
         self.role = role
         self.spt = spt
@@ -51,6 +55,7 @@ class ShadowPage:
         self.hash_prev: ShadowPage | None = None
         self.link_next: ShadowPage | None = None
         self.link_prev: ShadowPage | None = None
+        return 0
 
     def is_unsync_child(self, index: int) -> bool:
         """Whether the spte at ``index`` leads to an unsync page."""
@@ -83,3 +88,10 @@ class ShadowPage:
             f"<ShadowPage gfn {self.gfn:#x} {describe_role(self.role)} spt {self.spt:#x}"
             f" root {self.root_count} {state} unsync_children {self.unsync_children}>"
         )
+
+
+def make_page(gfn: Gfn, role: int, spt: Hpa) -> ShadowPage:
+    # ShadowPage() for compiled rooms.
+    sp = ShadowPage.__new__(ShadowPage)
+    sp.begin(gfn, role, spt)
+    return sp

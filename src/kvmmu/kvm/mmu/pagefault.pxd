@@ -8,10 +8,10 @@ from ..vm cimport Vm
 from .context cimport Mmu, is_rsvd_spte
 from .direct cimport direct_map
 from .fastpf cimport fast_page_fault
-from .fault cimport PageFault, cause_of
+from .fault cimport PageFault, cause_of, make_fault
 from .faultin cimport faultin, is_stale, release_pfn
 from .gptewrite cimport unprotect_and_retry
-from .leaf cimport Leaf
+from .leaf cimport Leaf, make_leaf
 from .mmio cimport cache_record, generation, match_gpa, match_gva
 from .mmutrace cimport trace_check_mmio_spte, trace_handle_mmio_page_fault
 from .resync cimport invalidate_addr

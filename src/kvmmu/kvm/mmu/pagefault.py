@@ -38,10 +38,11 @@ from .fault import (
     RET_PF_WRITE_PROTECTED,
     PageFault,
     cause_of,
+    make_fault,
 )
 from .faultin import faultin, is_stale, release_pfn
 from .gptewrite import unprotect_and_retry
-from .leaf import Leaf
+from .leaf import make_leaf
 from .mmio import cache_record, generation, match_gpa, match_gva
 from .mmutrace import trace_check_mmio_spte, trace_handle_mmio_page_fault
 from .resync import invalidate_addr
@@ -168,7 +169,7 @@ def paging_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     verdict = faultin(vcpu, fault, gw.pte_access)
     if verdict != _CONTINUE:
         return verdict
-    leaf = Leaf()
+    leaf = make_leaf()
     leaf.access = effective_access(vcpu, fault, gw)
     pfn = fault.pfn
     vm.mmu_lock.write_lock()
@@ -202,7 +203,7 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     verdict = faultin(vcpu, fault, _ACC_ALL)
     if verdict != _CONTINUE:
         return verdict
-    leaf = Leaf()
+    leaf = make_leaf()
     pfn = fault.pfn
     vm.mmu_lock.write_lock()
     verdict = make_pages_available(vm)
@@ -265,7 +266,7 @@ def count_verdict(vcpu: Vcpu, verdict: int) -> int:
 def do_page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
     # The op of the MMU's mode, with its cause noted.
     vcpu.stat.pf_taken += 1
-    fault = PageFault(addr, error_code)
+    fault = make_fault(addr, error_code)
     if vcpu.mmu.fault_op == _FAULT_PAGING:
         verdict = paging_page_fault(vcpu, fault)
     else:

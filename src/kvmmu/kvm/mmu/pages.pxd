@@ -5,12 +5,13 @@ from ...host.frames cimport FrameAllocator
 from ...hw.memory cimport PhysicalMemory
 from ..memslots cimport Memslot, Memslots
 from ..vm cimport Vm
-from .page cimport ShadowPage
+from .page cimport ShadowPage, make_page
 from .role cimport (role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm)
 
 cdef u64 _GOLDEN_RATIO_64
 cdef u64 _U64
 cdef u64 _ONE
+cdef int _ENTRIES
 cdef u64 _SHADOW_NONPRESENT_VALUE
 cdef u64 _ACC_ALL
 cdef u64 _PAGE_MASK

@@ -9,13 +9,14 @@ from __future__ import annotations
 from ...addr import ENTRIES, INVALID_PAGE, PAGE_MASK, U64, Gfn, Hpa, gfn_to_gpa, hpa_to_pfn
 from ..memslots import Memslot
 from ..vm import Vm
-from .page import ShadowPage
+from .page import ShadowPage, make_page
 from .role import role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm
 from .spte import ACC_ALL, SHADOW_NONPRESENT_VALUE
 
 _GOLDEN_RATIO_64 = 0x61C8_8646_80B5_83EB
 _U64 = U64
 _ONE = 1
+_ENTRIES = ENTRIES
 _SHADOW_NONPRESENT_VALUE = SHADOW_NONPRESENT_VALUE
 _ACC_ALL = ACC_ALL
 _PAGE_MASK = PAGE_MASK
@@ -100,8 +101,8 @@ def alloc_page(vm: Vm, gfn: Gfn, role: int) -> ShadowPage:
     # Header, table filled with the nonpresent value, and a translation array for indirect pages up to level 3.
     pfn = vm.frames.alloc()
     spt: Hpa = pfn << 12  # type: ignore[assignment]
-    vm.memory.fill_words(spt, _SHADOW_NONPRESENT_VALUE, ENTRIES)
-    sp = ShadowPage(gfn, role, spt)
+    vm.memory.fill_words(spt, _SHADOW_NONPRESENT_VALUE, _ENTRIES)
+    sp = make_page(gfn, role, spt)
     if not role_direct(role) and role_level(role) <= 3:
         sp.shadowed_translation = vm.frames.alloc() << 12  # type: ignore[assignment]
     vm.frames.private[pfn] = sp

@@ -9,7 +9,7 @@ from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .change cimport clear_no_track, update_spte
 from .context cimport Mmu, is_rsvd_bits_set
-from .leaf cimport Leaf, make_spte
+from .leaf cimport Leaf, make_leaf, make_spte
 from .mmio cimport clear_any_gva, clear_gva, mark_mmio_spte
 from .page cimport ShadowPage
 from .pages cimport root_to_sp, set_translation, slot_of_sp, sp_access, sp_gfn, sptep_index, sptep_to_sp
@@ -32,6 +32,7 @@ cdef u64 _U64
 
 cpdef bint is_syncable(Vcpu vcpu, ShadowPage sp) except -1
 cpdef bint is_invalid_gpte(Vcpu vcpu, u64 gpte) except -1
+@cython.locals(offset=u64)
 cpdef hpa_t gpte_table(Vcpu vcpu, ShadowPage sp) except? 0x5A5A5A5A5A
 @cython.locals(vm=Vm, sptep=hpa_t, gpte=u64, gfn=gfn_t, access=u32, spte=u64, size=int)
 cpdef int sync_spte(Vcpu vcpu, ShadowPage sp, int index, hpa_t table) except -99

@@ -15,7 +15,7 @@ from ..vcpu import Vcpu
 from ..vm import Vm
 from .change import clear_no_track, update_spte
 from .context import is_rsvd_bits_set
-from .leaf import Leaf, make_spte
+from .leaf import make_leaf, make_spte
 from .mmio import clear_any_gva, clear_gva, mark_mmio_spte
 from .page import ShadowPage
 from .pages import root_to_sp, set_translation, slot_of_sp, sp_access, sp_gfn, sptep_to_sp
@@ -113,7 +113,7 @@ def sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, table: Hpa) -> int:
 def sync_access(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, gfn: Gfn, access: int) -> int:
     # Rebuild the leaf at sptep for other rights to the same page, never letting another table go out of sync.
     old = vcpu.vm.memory.read_once(sptep)
-    leaf = Leaf()
+    leaf = make_leaf()
     leaf.slot = vcpu.gfn_to_memslot(gfn)
     leaf.gfn = gfn
     leaf.pfn = spte_to_pfn(old)

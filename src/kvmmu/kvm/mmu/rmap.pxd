@@ -13,6 +13,7 @@ from .role cimport role_level
 from .spte cimport SpteFormat, is_mmu_writable, is_shadow_present, is_writable
 
 cdef u64 _ONE
+cdef u64 _PAGE_SIZE
 cdef u64 _DESC_SIZE
 cdef u64 _DESC_MASK
 cdef u64 _DESC_ENTRIES

@@ -33,6 +33,7 @@ RMAP_RECYCLE_THRESHOLD = 1000
 KVM_MAX_HUGEPAGE_LEVEL = 3
 
 _ONE = 1
+_PAGE_SIZE = PAGE_SIZE
 _DESC_SIZE = DESC_SIZE
 _DESC_MASK = 0xFFFF_FFFF_FFFF_FF80
 _DESC_ENTRIES = PTE_LIST_EXT
@@ -47,7 +48,7 @@ def alloc_desc(vm: Vm) -> Hpa:
     if vm.desc_free == 0:
         frame: Hpa = vm.frames.alloc() << 12  # type: ignore[assignment]
         vm.nr_desc_frames += 1
-        offset = PAGE_SIZE
+        offset = _PAGE_SIZE
         while offset:
             offset -= _DESC_SIZE
             free_desc(vm, frame + offset)  # type: ignore[arg-type]

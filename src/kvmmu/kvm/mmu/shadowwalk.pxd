@@ -19,6 +19,7 @@ cpdef bint is_dummy_root(Vm vm, hpa_t root) noexcept
 @cython.locals(mmu=Mmu, level=int, entry=u64)
 cpdef u64 walk_start(Vcpu vcpu, hpa_t root, u64 addr) except? 0x5A5A5A5A5A
 cpdef int walk_level(u64 step) noexcept
+@cython.locals(index=u64)
 cpdef hpa_t walk_sptep(u64 step, u64 addr) noexcept
 cpdef u64 walk_next(u64 step, u64 spte) noexcept
 @cython.locals(step=u64, sptep=hpa_t)

@@ -14,6 +14,7 @@ from .spte cimport is_last, is_mmio, is_shadow_present, spte_to_child
 from .track cimport unaccount_shadowed
 from .unsync cimport UnsyncWalk, mark_unsync, unlink_unsync_page, unsync_walk
 
+cdef u64 _PAGE_SIZE
 cdef u64 _SHADOW_NONPRESENT_VALUE
 cdef u32 _ROLE_INVALID
 cdef int _REQ_FREE_OBSOLETE_ROOTS

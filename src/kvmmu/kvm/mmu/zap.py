@@ -29,6 +29,7 @@ from .unsync import UnsyncWalk, unlink_unsync_page, unsync_walk
 KVM_MIN_FREE_MMU_PAGES = 5
 KVM_REFILL_PAGES = 25
 
+_PAGE_SIZE = PAGE_SIZE
 _SHADOW_NONPRESENT_VALUE = SHADOW_NONPRESENT_VALUE
 _ROLE_INVALID = ROLE_INVALID
 _REQ_FREE_OBSOLETE_ROOTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
@@ -81,7 +82,7 @@ def zap_unsync_children(vm: Vm, sp: ShadowPage, invalid_list: list[ShadowPage]) 
 def unlink_children(vm: Vm, sp: ShadowPage) -> int:
     mem = vm.memory
     sptep = sp.spt
-    end = sptep + PAGE_SIZE
+    end = sptep + _PAGE_SIZE
     while sptep < end:
         if mem.read_once(sptep) != _SHADOW_NONPRESENT_VALUE:
             zap_pte(vm, sp, sptep)

@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Fault replay: the recorded exits are given to the model, and the recorded events must come out, in order.
+
+What the world outside the MMU decided is input: exits with their addresses and error codes, the VMM's marks. What kvm
+did is compared: every event between two inputs, the live tables and the counters where the recording has them, the
+guest's results, the pages zapped when the VM ends. Between exits the guest runs on the model's own CPU (``guest``),
+which forgets its TLB at each exit, as QEMU's TCG does, on which the recordings were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ..addr import Gva
+from ..errors import KvmBug, KvmIoctlError, RecordingError
+from ..hw.bits import ACCESS_USER
+from ..kvm import emulate, run, sregs
+from ..kvm.mmu.pagefault import RESUME
+from ..trace.norm import Normaliser
+from ..tracepoint import Event
+from .guest import PF_VECTOR, Guest, Parted
+from .machine import OP_SIZE, OPS, Machine
+from .program import Access
+from .recording import Exit, Recording, Result, Step, read_recording
+from .scenario import Scenario, read_scenario
+from .tables import compare_tables, dump_tables, rmap_histogram
+
+#: Recorded events that the model has no part in: MSR writes, interrupts.
+NOT_MODELLED = ("kvm_msr", "kvm_inj_virq")
+#: Counters of the host's timing, of exits to userspace, of what the model leaves out.
+NOT_COMPARED = frozenset(
+    {
+        "exits", "fpu_reload", "halt_exits", "host_state_reload", "io_exits", "irq_exits", "preemption_other",
+        "preemption_reported", "remote_tlb_flush", "req_event", "signal_exits",
+    }
+)  # fmt: skip
+
+_UD_VECTOR = 6
+_GP_VECTOR = 13
+_INTR_VALID = 1 << 31
+_INTR_HAS_ERROR = 1 << 11
+_INTR_EXCEPTION = 3
+_MSR_EFER = 0xC000_0080
+_U32 = 0xFFFF_FFFF
+#: What the VMM answers to a device read, beside the address in the low half.
+_MMIO_FILL = 0xA5A5_A5A5_0000_0000
+_RSVD = 8
+_END = "(nothing more before the next input)"
+_SLOT_ACTIONS = ("setflags", "move", "delete", "restore")
+#: Marks after which the VMM dumps the tables and ends.
+_STOPS = ("hlt", "internal", "exit")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where the model and the recording part: at ``line`` of the trace, in operation or host action ``place``."""
+
+    recording: str
+    line: int
+    place: str
+    what: str
+    expected: str
+    got: str
+    context: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.recording}, line {self.line}, {self.place}: {self.what}"]
+        lines += [f"    recorded: {self.expected}", f"    model:    {self.got}"]
+        return "\n".join(lines + [f"      {line}" for line in self.context])
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How much a replay compared, and the differences; one in the events ends the replay."""
+
+    recording: str
+    nr_exits: int = 0
+    nr_events: int = 0
+    nr_dumps: int = 0
+    nr_counters: int = 0
+    nr_results: int = 0
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the model did what real KVM did."""
+        return not self.differences
+
+
+def replay_file(folder: Path, name: str, mode: str) -> Outcome:
+    """Play the recording ``NAME.MODE`` of the scenario ``NAME.scn`` in ``folder``.
+
+    :raises RecordingError: what cannot be read, and what the model cannot play.
+    """
+    scenario = read_scenario(folder / f"{name}.scn")
+    return FaultReplay(scenario, read_recording(folder, name, mode)).run()
+
+
+def comparable(line: str) -> str | None:
+    """A line of either side as it is compared; None for an event that the model has no part in.
+
+    Of an emulated instruction only the address counts: the model has accesses, not instruction bytes.
+    """
+    name, _, rest = line.partition(" ")
+    if name in NOT_MODELLED:
+        return None
+    if name == "kvm_emulate_insn":
+        return f"{name} {rest.split(':')[1]}"
+    return line
+
+
+class FaultReplay:
+    """One recording in play: :meth:`run` once."""
+
+    def __init__(self, scenario: Scenario, recording: Recording) -> None:
+        self.scenario = scenario
+        self.recording = recording
+        self.machine = Machine(scenario, recording.mode)
+        self.vcpu = self.machine.vcpu
+        self.guest = Guest(self.machine)
+        self.normaliser = Normaliser()
+        self.events: list[Event] = []
+        for slot_id in self.machine.slots:
+            self._name_slot(slot_id)
+        self.machine.world.on_event(self.events.append)
+        self.outcome = Outcome(f"{scenario.name}.{recording.mode}")
+        self.place = "before the first mark"
+        self.has_begun = False
+        # A device access that the VMM is to answer; whether KVM_RUN failed with an errno.
+        self.mmio: Access | None = None
+        self.run_errno = 0
+        self.nr_dirty_logs = 0
+        self.unknown_results: set[int] = set()
+        self.last_op = -1
+
+    def run(self) -> Outcome:
+        """Play everything.
+
+        :raises RecordingError: an action or an exit that the model cannot play.
+        """
+        steps = self.recording.steps
+        for i, step in enumerate(steps):
+            following = steps[i + 1] if i + 1 < len(steps) else None
+            try:
+                self._play(step, following)
+                self._compare_events(step)
+            except Parted as parted:
+                self._differ(step, parted.what, parted.expected, parted.got)
+                break
+            except KvmBug as bug:
+                self._differ(step, "the model broke an invariant", step.text, str(bug))
+                break
+        return self.outcome
+
+    # Inputs.
+
+    def _play(self, step: Step, following: Step | None) -> None:
+        if step.exit is not None:
+            self.outcome.nr_exits += 1
+            self._play_exit(step.exit)
+            return
+        name, _, rest = step.text.partition(" ")
+        if name in ("op", "host", *_STOPS) and self.guest.execution is not None:
+            self._finish_op()
+        if name not in ("mmio", "slot"):
+            self.place = step.text
+        mark = self._MARKS.get(name)
+        if mark is not None:
+            mark(self, step, rest)
+        if following is None:
+            return
+        if following.text == "end":
+            self._end(step)
+        elif name in ("begin", "op", "mmio") or (following.exit is not None and self.has_begun):
+            self._enter()
+
+    def _finish_op(self) -> None:
+        self.vcpu.cpu.flush_asid()
+        unknown = self.guest.finish()
+        if unknown is not None:
+            self.unknown_results.add(unknown)
+        if self.events:
+            raise Parted("the guest ran without an exit", _END, self.normaliser.line(self.events[0]) or "")
+
+    def _mark_begin(self, step: Step, rest: str) -> None:
+        self.has_begun = True
+
+    def _mark_op(self, step: Step, rest: str) -> None:
+        self.last_op = int(rest.split()[0])
+        self.guest.begin(self.last_op)
+
+    def _mark_host(self, step: Step, rest: str) -> None:
+        words = tuple(rest.split())
+        self.machine.act(words)
+        if words[0] == "dumpspt":
+            self._compare_dump(step)
+        elif words[0] == "stats":
+            self._compare_counters(step)
+        elif words[0] == "getdirty":
+            self._compare_dirty_log(step, int(words[1], 0))
+
+    # The VMM says how it wants a slot, then asks for it. The slots of the start are installed already.
+    def _mark_slot(self, step: Step, rest: str) -> None:
+        words = rest.split()
+        if not self.has_begun or words[1] == "failed":
+            return
+        slot_id = int(words[0])
+        self._name_slot(slot_id)
+        try:
+            self.machine.install_slot(slot_id)
+        except KvmIoctlError as error:
+            self._note_refusal(step, error)
+
+    def _note_refusal(self, step: Step, error: KvmIoctlError) -> None:
+        number = self.recording.steps.index(step) + 1
+        answer = self.recording.steps[number].text if number < len(self.recording.steps) else ""
+        if not answer.endswith(f"failed errno={error.errno}"):
+            raise Parted("a change of memory slots", answer, str(error)) from None
+
+    def _mark_mmio(self, step: Step, rest: str) -> None:
+        access = self.mmio
+        if access is None:
+            raise Parted("a device access", step.text, "no device access is under way")
+        self.mmio = None
+        if not rest.startswith("read"):
+            self.guest.done(access, None)
+            return
+        size = min(access.size, 8)
+        value = (_MMIO_FILL | self.vcpu.mmio_gpa) & ((1 << 8 * size) - 1)
+        emulate.complete_mmio_read(self.vcpu, size, value)
+        self.guest.done(access, value.to_bytes(size, "little"))
+
+    def _mark_kvm_run(self, step: Step, rest: str) -> None:
+        if f"errno={self.run_errno} " not in f"{rest} ":
+            raise Parted("KVM_RUN failed", step.text, f"errno={self.run_errno}")
+        self.run_errno = 0
+
+    def _mark_stop(self, step: Step, rest: str) -> None:
+        self._compare_dump(step)
+
+    _MARKS: ClassVar[dict[str, Callable[[FaultReplay, Step, str], None]]] = {
+        "begin": _mark_begin,
+        "op": _mark_op,
+        "host": _mark_host,
+        "slot": _mark_slot,
+        "mmio": _mark_mmio,
+        "KVM_RUN": _mark_kvm_run,
+        "hlt": _mark_stop,
+        "internal": _mark_stop,
+        "exit": _mark_stop,
+    }
+
+    def _name_slot(self, slot_id: int) -> None:
+        slot = self.machine.slots[slot_id]
+        self.normaliser.set_slot(slot_id, slot.gpa, slot.size if slot.is_used else 0, slot.hva)
+
+    # Results and counters are printed, then the VM ends.
+    def _end(self, step: Step) -> None:
+        self._compare_results(step)
+        self._compare_counters(step)
+        self.machine.world.close()
+
+    # Exits.
+
+    def _play_exit(self, exit_: Exit) -> None:
+        vcpu = self.vcpu
+        vcpu.cpu.flush_asid()
+        access = self.guest.catch_up(exit_.rip, exit_.info2)
+        if self.events:
+            raise Parted("the guest ran without an exit", _END, self.normaliser.line(self.events[0]) or "")
+        vcpu.rip = exit_.rip
+        vcpu.mode = 0
+        self._note_interrupted(exit_)
+        if exit_.reason in ("PF excp", "npf"):
+            self._page_fault(exit_, access)
+        else:
+            handler = self._EXITS.get(exit_.reason)
+            if handler is None:
+                raise RecordingError(f"{self.outcome.recording}: exit {exit_.reason!r}: the model cannot play it")
+            handler(self, exit_)
+        if self.mmio is None and not self.run_errno and exit_.reason != "hlt":
+            self._enter()
+
+    # An exit during the delivery of an exception: kvm must deliver it again.
+    def _note_interrupted(self, exit_: Exit) -> None:
+        is_exception = exit_.intr & _INTR_VALID != 0 and exit_.intr >> 8 & 7 == _INTR_EXCEPTION
+        self.vcpu.exception_pending = is_exception
+        self.vcpu.exception_reinjected = is_exception
+        if is_exception:
+            self.vcpu.exception_vector = exit_.intr & 0xFF
+            self.vcpu.exception_has_error = exit_.intr & _INTR_HAS_ERROR != 0
+            self.vcpu.exception_error_code = exit_.err
+
+    def _enter(self) -> None:
+        vcpu = self.vcpu
+        ret = run.enter(vcpu)
+        if ret < 0:
+            self.run_errno = -ret
+            return
+        if vcpu.exception_pending and not vcpu.exception_reinjected:
+            self.guest.got_exception(vcpu.exception_vector, vcpu.exception_error_code)
+        vcpu.exception_pending = False
+        vcpu.exception_reinjected = False
+
+    def _inject(self, vector: int, error_code: int | None) -> None:
+        vcpu = self.vcpu
+        vcpu.exception_pending = True
+        vcpu.exception_reinjected = False
+        vcpu.exception_vector = vector
+        vcpu.exception_has_error = error_code is not None
+        vcpu.exception_error_code = error_code or 0
+
+    # Fetch and decode the instruction at rip, as kvm must do without the CPU's help; False: that faulted.
+    def _decode(self, exit_: Exit) -> bool:
+        execution = self.guest.execution
+        is_user = execution is not None and execution.is_user_code(exit_.rip)
+        return emulate.decode_insn(self.vcpu, ACCESS_USER if is_user else 0)
+
+    def _operand(self, *names: str) -> int:
+        execution = self.guest.execution
+        if execution is None or execution.op.name not in names:
+            raise RecordingError(f"{self.outcome.recording}: {self.place}: does not do {' or '.join(names)}")
+        execution.has_insn = False
+        return execution.op.a if self.scenario.mode == "long" else execution.op.a & _U32
+
+    def _page_fault(self, exit_: Exit, access: Access | None) -> None:
+        action = run.handle_page_fault(self.vcpu, exit_.info2, exit_.info1)
+        if action < 0:
+            self.run_errno = -action
+        elif action != RESUME:
+            if access is None:
+                raise RecordingError(f"{self.outcome.recording}: {self.place}: the access at {exit_.info2:#x} is unknown")
+            self._emulate(access)
+
+    def _emulate(self, access: Access) -> None:
+        outcome = emulate.emulate(self.vcpu, Gva(access.gva), access.kind, access.data, access.size)
+        if outcome == emulate.MMIO:
+            self.mmio = access
+        elif outcome == emulate.EMULATED:
+            found = None if access.data is not None else self.machine.peek(self.vcpu.mmio_gpa, access.size)
+            self.guest.done(access, found)
+
+    def _exit_invlpg(self, exit_: Exit) -> None:
+        if self._decode(exit_):
+            sregs.invlpg(self.vcpu, Gva(self._operand("invlpg")))
+
+    def _exit_cr0(self, exit_: Exit) -> None:
+        if self._decode(exit_) and sregs.set_cr0(self.vcpu, self._operand("cr0")):
+            self._inject(_GP_VECTOR, 0)
+
+    def _exit_cr3(self, exit_: Exit) -> None:
+        if self._decode(exit_) and sregs.set_cr3(self.vcpu, self._operand("cr3")):
+            self._inject(_GP_VECTOR, 0)
+
+    def _exit_cr4(self, exit_: Exit) -> None:
+        if not self._decode(exit_):
+            return
+        value = self._operand("cr4")
+        if not self.machine.is_valid_cr4(value) or sregs.set_cr4(self.vcpu, value):
+            self._inject(_GP_VECTOR, 0)
+
+    # The MSR is written before the instruction is skipped.
+    def _exit_msr(self, exit_: Exit) -> None:
+        msr = self._operand("wrmsr") & _U32
+        execution = self.guest.execution
+        value = execution.op.b & _U32 if execution is not None else 0
+        if msr == _MSR_EFER and sregs.set_efer(self.vcpu, value):
+            self._inject(_GP_VECTOR, 0)
+            return
+        self._decode(exit_)
+
+    def _exit_undefined(self, exit_: Exit) -> None:
+        self._decode(exit_)
+        self._inject(_UD_VECTOR, None)
+
+    def _exit_skipped(self, exit_: Exit) -> None:
+        self._decode(exit_)
+
+    _EXITS: ClassVar[dict[str, Callable[[FaultReplay, Exit], None]]] = {
+        "invlpg": _exit_invlpg,
+        "write_cr0": _exit_cr0,
+        "cr0_sel_write": _exit_cr0,
+        "write_cr3": _exit_cr3,
+        "write_cr4": _exit_cr4,
+        "msr": _exit_msr,
+        "UD excp": _exit_undefined,
+        "hlt": _exit_skipped,
+        "read_cr2": _exit_skipped,
+        "read_cr3": _exit_skipped,
+    }
+
+    # Comparisons.
+
+    def _line(self, event: Event) -> str | None:
+        line = self.normaliser.line(event)
+        return None if line is None else comparable(line)
+
+    def _compare_events(self, step: Step) -> None:
+        got = [line for line in map(self._line, self.events) if line is not None]
+        self.events.clear()
+        expected = [line for line in map(comparable, step.events) if line is not None]
+        self.outcome.nr_events += len(expected)
+        for i in range(max(len(expected), len(got))):
+            want = expected[i] if i < len(expected) else _END
+            have = got[i] if i < len(got) else _END
+            if want != have:
+                context = [f"  {line}" for line in got[max(0, i - 4) : i]]
+                context += [f"- {line}" for line in expected[i : i + 6]] + [f"+ {line}" for line in got[i : i + 6]]
+                self._differ(step, f"after {step.text!r}", want, have, tuple(context))
+                raise Parted("events", want, have)
+
+    def _differ(self, step: Step, what: str, expected: str, got: str, context: tuple[str, ...] = ()) -> None:
+        difference = Difference(self.outcome.recording, step.number, self.place, what, expected, got, context)
+        self.outcome.differences += (difference,)
+
+    def _compare_dump(self, step: Step) -> None:
+        recorded = self.recording.dumps[self.outcome.nr_dumps]
+        self.outcome.nr_dumps += 1
+        different = compare_tables(recorded, dump_tables(self.vcpu))
+        if different is not None:
+            expected, _, got = different.partition("; ")
+            self._differ(step, "live tables", expected, got)
+
+    def _compare_counters(self, step: Step) -> None:
+        recorded = self.recording.counters[self.outcome.nr_counters]
+        self.outcome.nr_counters += 1
+        counters = self.machine.world.counters()
+        for name in sorted((counters.keys() | recorded.values.keys()) - NOT_COMPARED):
+            want, have = recorded.values.get(name, 0), counters.get(name, 0)
+            if want != have:
+                self._differ(step, f"counter {name}", str(want), str(have))
+        if recorded.rmaps:
+            have_rmaps = rmap_histogram(self.machine.world.vm)
+            for level, counts in recorded.rmaps.items():
+                if have_rmaps[level] != counts:
+                    self._differ(step, f"mmu_rmaps_stat {level}", str(counts), str(have_rmaps[level]))
+
+    def _compare_dirty_log(self, step: Step, slot_id: int) -> None:
+        try:
+            log = self.machine.world.dirty_log(slot_id)
+        except KvmIoctlError as error:
+            self._note_refusal(step, error)
+            return
+        recorded_slot, want = self.recording.dirty_logs[self.nr_dirty_logs]
+        self.nr_dirty_logs += 1
+        have = [page for page in range(8 * len(log)) if log[page >> 3] >> (page & 7) & 1]
+        if (recorded_slot, want) != (slot_id, have):
+            self._differ(step, f"dirty log of slot {slot_id}", str(want), str(have))
+
+    def _compare_results(self, step: Step) -> None:
+        for result in self.recording.results:
+            if result.index > self.last_op or result.index in self.unknown_results:
+                continue
+            self.outcome.nr_results += 1
+            entry = self.machine.peek(OPS + OP_SIZE * result.index, OP_SIZE)
+            have = self._result(result, int.from_bytes(entry[24:], "little"), int.from_bytes(entry[16:24], "little"))
+            want = self._result(result, result.value, result.cr2)
+            if want != have:
+                self._differ(step, f"result {result.index} ({result.op})", want, have)
+
+    # QEMU's walk leaves P out of error codes with RSVD when it delivers the #PF itself.
+    def _result(self, result: Result, value: int, cr2: int) -> str:
+        if value >> 60 != 0xE:
+            return f"ok {value:x}"
+        vector, error_code = value >> 32 & 0xFF, value & _U32
+        if self.machine.is_nested and vector == PF_VECTOR and error_code & _RSVD:
+            error_code |= 1
+        return f"fault {vector} {error_code:x} cr2 {cr2:x}"

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The recorder's guest at run time: its accesses that do not exit are made by the model's own CPU.
+
+An access that the recorded guest made without an exit must need none here either: then it goes where the model's
+tables say. Under nested paging a ``#PF`` is the guest's own affair and no exit.
+"""
+
+from __future__ import annotations
+
+from ..addr import PAGE_SIZE, Gva
+from ..hw.bits import ACCESS_AC, ACCESS_USER, ACCESS_WRITE
+from ..kvm import insn
+from ..kvm.mmu.context import X86_EFLAGS_AC
+from ..hw.tdp import HIT, PAGE_FAULT
+from .machine import Machine
+from .program import Access, Execution, modified
+
+PF_VECTOR = 14
+
+
+class Parted(Exception):
+    """The model cannot follow the recording any further: what was recorded, what the model does instead."""
+
+    def __init__(self, what: str, expected: str, got: str) -> None:
+        super().__init__(what)
+        self.what = what
+        self.expected = expected
+        self.got = got
+
+
+class Guest:
+    """The guest of ``machine``; ``execution`` is the operation in progress."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.vcpu = machine.vcpu
+        self.execution: Execution | None = None
+
+    def begin(self, index: int) -> None:
+        """The guest announced operation ``index``."""
+        ops = self.machine.scenario.ops
+        self.execution = Execution(index, ops[index], self.machine.scenario.mode) if index < len(ops) else None
+
+    def catch_up(self, rip: int, address: int) -> Access | None:
+        """Make the accesses that lie before an exit at ``rip`` for ``address``; return the one that it is about.
+
+        ``address`` is what the exit tells: a gva, or under nested paging a gpa.
+        """
+        execution = self.execution
+        if execution is None or not execution.pending:
+            return None
+        if execution.is_past_accesses(rip):
+            self._make_pending()
+            return None
+        if self.machine.is_nested:
+            return self._catch_up_nested(execution, rip)
+        for i, access in enumerate(execution.pending):
+            if access.covers(address):
+                for _ in range(i):
+                    self._make(execution.pending[0])
+                return execution.pending[0] if execution.pending else None
+        return None
+
+    def _catch_up_nested(self, execution: Execution, rip: int) -> Access | None:
+        # A gpa does not tell which access it was: the first that does not hit.
+        if not execution.has_reached_accesses(rip):
+            return None
+        while execution.pending and self._status(execution.pending[0]) == HIT:
+            self._make(execution.pending[0])
+        return execution.pending[0] if execution.pending else None
+
+    def done(self, access: Access, data: bytes | None) -> None:
+        """Kvm made ``access`` on the guest's behalf; ``data`` is what a load found."""
+        execution = self.execution
+        if execution is None or not execution.pending or execution.pending[0] is not access:
+            return
+        execution.pending.popleft()
+        if data is not None:
+            execution.note_read(access, data)
+
+    def got_exception(self, vector: int, error_code: int) -> None:
+        """An exception was delivered: the operation ends with it."""
+        if self.execution is not None:
+            self.execution.cancel(vector, error_code)
+
+    def finish(self) -> int | None:
+        """Let the operation run to its end, its result stored. Return its index if the result cannot be known."""
+        execution = self.execution
+        self.execution = None
+        if execution is None:
+            return None
+        self.execution = execution
+        self._make_pending()
+        if execution.has_insn:
+            self._run_insn(execution)
+        result = execution.result_bytes()
+        if execution.fault is not None:
+            width = 8 if self.machine.scenario.mode == "long" else 4
+            self._store(execution.entry + 16, self.vcpu.cr2.to_bytes(8, "little")[:width])
+        if result is not None:
+            self._store(execution.entry + 24, result)
+        self.execution = None
+        return execution.index if result is None else None
+
+    def _make_pending(self) -> None:
+        execution = self.execution
+        while execution is not None and execution.pending:
+            self._make(execution.pending[0])
+
+    # Instructions that ran without an exit: under nested paging the CPU does most by itself.
+    def _run_insn(self, execution: Execution) -> None:
+        op, vcpu = execution.op, self.vcpu
+        a = op.a if self.machine.scenario.mode == "long" else op.a & 0xFFFF_FFFF
+        if op.name == "flags":
+            vcpu.rflags = a | 2
+        elif op.name == "rdcr3":
+            execution.result = vcpu.cr3
+        elif op.name == "invlpg" and self.machine.is_nested:
+            insn.insn_invlpg(vcpu, Gva(a))
+        elif op.name == "cr3" and self.machine.is_nested:
+            if insn.mov_cr3(vcpu, a):
+                execution.cancel(13, 0)
+        elif op.name == "wrpkru" and self.machine.is_nested:
+            self._write_pkru(execution, a)
+        elif op.name == "wrmsr":
+            execution.result = None
+        elif op.name != "cr0" or vcpu.cr0 != a:
+            raise Parted("an instruction without an exit", f"{op.name} {a:#x} did not exit", "it exits")
+
+    def _write_pkru(self, execution: Execution, value: int) -> None:
+        if self.vcpu.cr4 & 1 << 22:
+            insn.wrpkru(self.vcpu, value & 0xFFFF_FFFF)
+        else:
+            execution.cancel(6, 0)
+
+    # The access as the CPU sees it: SMAP lets supervisor accesses pass while EFLAGS.AC is set.
+    def _kind(self, kind: int) -> int:
+        is_explicit = self.vcpu.rflags & X86_EFLAGS_AC and not kind & ACCESS_USER
+        return kind | ACCESS_AC if is_explicit else kind
+
+    def _status(self, access: Access) -> int:
+        first = PAGE_SIZE - access.gva % PAGE_SIZE
+        status = self.vcpu.cpu.access(Gva(access.gva), self._kind(access.kind))
+        if status == HIT and access.size > first:
+            status = self.vcpu.cpu.access(Gva(access.gva + first), self._kind(access.kind))
+        return status
+
+    def _make(self, access: Access) -> None:
+        execution = self.execution
+        if execution is None:
+            return
+        status = self._status(access)
+        if status == PAGE_FAULT and self.machine.is_nested:
+            self.vcpu.cr2 = self._fault_address(access)
+            execution.cancel(PF_VECTOR, self.vcpu.cpu.error_code)
+            return
+        if status != HIT:
+            raise Parted(
+                f"operation {execution.index} ({execution.op.name})",
+                f"no exit for {access!r}",
+                f"exits: error code {self.vcpu.cpu.error_code:#x}" if status == PAGE_FAULT else
+                f"exits: gpa {self.vcpu.cpu.fault_gpa:#x} error code {self.vcpu.cpu.fault_code:#x}",
+            )
+        execution.pending.popleft()
+        if access.is_modify:
+            old = int.from_bytes(self._load(access.gva, access.size, access.kind), "little")
+            data = modified(access, execution.op, old).to_bytes(access.size, "little")
+            self._transfer(access.gva, access.kind, data)
+        elif access.data is not None:
+            self._transfer(access.gva, access.kind, access.data)
+        else:
+            execution.note_read(access, self._load(access.gva, access.size, access.kind))
+
+    # Of an access that crosses into the next page: the page that faults.
+    def _fault_address(self, access: Access) -> int:
+        if self.vcpu.cpu.access(Gva(access.gva), self._kind(access.kind)) != HIT:
+            return access.gva
+        return access.gva + PAGE_SIZE - access.gva % PAGE_SIZE
+
+    def _pieces(self, gva: int, size: int) -> list[tuple[int, int, int]]:
+        first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
+        pieces = [(gva, 0, first), (gva + first, first, size)]
+        return [piece for piece in pieces if piece[1] != piece[2]]
+
+    def _load(self, gva: int, size: int, kind: int) -> bytes:
+        data = b""
+        for address, start, end in self._pieces(gva, size):
+            self.vcpu.cpu.access(Gva(address), self._kind(kind))
+            data += self.machine.world.memory.read(self.vcpu.cpu.hpa, end - start)
+        return data
+
+    def _transfer(self, gva: int, kind: int, data: bytes) -> None:
+        for address, start, end in self._pieces(gva, len(data)):
+            self.vcpu.cpu.access(Gva(address), self._kind(kind))
+            self.machine.world.memory.write(self.vcpu.cpu.hpa, data[start:end])
+
+    # The interpreter's own store into its list.
+    def _store(self, gva: int, data: bytes) -> None:
+        if self.vcpu.cpu.access(Gva(gva), self._kind(ACCESS_WRITE)) != HIT:
+            raise Parted("the result of an operation", f"no exit for its store at {gva:#x}", "exits")
+        self._transfer(gva, ACCESS_WRITE, data)
