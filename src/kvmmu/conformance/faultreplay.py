@@ -19,6 +19,7 @@ from ..errors import KvmBug, KvmIoctlError, RecordingError
 from ..hw.bits import ACCESS_USER
 from ..kvm import emulate, run, sregs
 from ..kvm.mmu.pagefault import RESUME
+from ..kvm.vcpu import OUTSIDE_GUEST_MODE
 from ..trace.norm import Normaliser
 from ..tracepoint import Event
 from .guest import PF_VECTOR, Guest, Parted
@@ -272,7 +273,17 @@ class FaultReplay:
         if self.events:
             raise Parted("the guest ran without an exit", _END, self.normaliser.line(self.events[0]) or "")
         vcpu.rip = exit_.rip
-        vcpu.mode = 0
+        vcpu.mode = OUTSIDE_GUEST_MODE
+        pdptes = self.guest.pdptes
+        if exit_.info2 >> 12 != vcpu.cr3 >> 12:
+            pdptes.note_walk(exit_.rip)
+        pdptes.show()
+        self._handle_exit(exit_, access)
+        pdptes.hide()
+        if self.mmio is None and not self.run_errno and exit_.reason != "hlt":
+            self._enter()
+
+    def _handle_exit(self, exit_: Exit, access: Access | None) -> None:
         self._note_interrupted(exit_)
         if exit_.reason in ("PF excp", "npf"):
             self._page_fault(exit_, access)
@@ -281,8 +292,6 @@ class FaultReplay:
             if handler is None:
                 raise RecordingError(f"{self.outcome.recording}: exit {exit_.reason!r}: the model cannot play it")
             handler(self, exit_)
-        if self.mmio is None and not self.run_errno and exit_.reason != "hlt":
-            self._enter()
 
     # An exit during the delivery of an exception: kvm must deliver it again.
     def _note_interrupted(self, exit_: Exit) -> None:

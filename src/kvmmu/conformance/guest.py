@@ -8,14 +8,16 @@ tables say. Under nested paging a ``#PF`` is the guest's own affair and no exit.
 from __future__ import annotations
 
 from ..addr import PAGE_SIZE, Gva
-from ..hw.bits import ACCESS_AC, ACCESS_USER, ACCESS_WRITE
-from ..kvm import insn
-from ..kvm.mmu.context import X86_EFLAGS_AC
+from ..hw.bits import ACCESS_AC, ACCESS_USER, ACCESS_WRITE, PT_ACCESSED, PT_PRESENT
 from ..hw.tdp import HIT, PAGE_FAULT
+from ..kvm import insn, sregs
+from ..kvm.mmu.context import X86_EFLAGS_AC
 from .machine import Machine
 from .program import Access, Execution, modified
 
 PF_VECTOR = 14
+
+_PDPT_MASK = 0xFFFF_FFE0
 
 
 class Parted(Exception):
@@ -28,6 +30,41 @@ class Parted(Exception):
         self.got = got
 
 
+class AgedPdptes:
+    """A in the PDPTEs of a PAE guest under nested paging: QEMU's TCG, which made the recordings, sets it.
+
+    It is a reserved bit there, and a walk of the guest ignores it on that host only. Kvm cannot load the four from
+    then on, and goes on with the last that it could. So kvm is shown the bits, and the model's CPU is not.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.gpas: set[int] = set()
+
+    def note_walk(self, gva: int) -> None:
+        """The guest translated ``gva``."""
+        vcpu = self.machine.vcpu
+        if self.machine.is_nested and sregs.is_pae_paging(vcpu):
+            self.gpas.add((vcpu.cr3 & _PDPT_MASK) + (gva >> 30 & 3) * 8)
+
+    def show(self) -> None:
+        """Put the bits into the guest's memory."""
+        self._change(PT_ACCESSED)
+
+    def hide(self) -> None:
+        """Take them out again."""
+        self._change(0)
+
+    def _change(self, accessed: int) -> None:
+        memory = self.machine.world.memory
+        for gpa in self.gpas:
+            if self.machine.hva_of(gpa) is not None:
+                place = self.machine.place_of(gpa, True)
+                pdpte = memory.read_once(place)
+                if pdpte & PT_PRESENT:
+                    memory.write_once(place, (pdpte & ~PT_ACCESSED) | accessed)
+
+
 class Guest:
     """The guest of ``machine``; ``execution`` is the operation in progress."""
 
@@ -35,6 +72,7 @@ class Guest:
         self.machine = machine
         self.vcpu = machine.vcpu
         self.execution: Execution | None = None
+        self.pdptes = AgedPdptes(machine)
 
     def begin(self, index: int) -> None:
         """The guest announced operation ``index``."""
@@ -47,6 +85,9 @@ class Guest:
         ``address`` is what the exit tells: a gva, or under nested paging a gpa.
         """
         execution = self.execution
+        if execution is not None and execution.has_insn and self.machine.is_nested:
+            if execution.op.name in ("cr3", "invlpg") and execution.has_reached_accesses(rip):
+                self._run_insn(execution)
         if execution is None or not execution.pending:
             return None
         if execution.is_past_accesses(rip):
@@ -110,6 +151,7 @@ class Guest:
     # Instructions that ran without an exit: under nested paging the CPU does most by itself.
     def _run_insn(self, execution: Execution) -> None:
         op, vcpu = execution.op, self.vcpu
+        execution.has_insn = False
         a = op.a if self.machine.scenario.mode == "long" else op.a & 0xFFFF_FFFF
         if op.name == "flags":
             vcpu.rflags = a | 2
@@ -162,6 +204,7 @@ class Guest:
                 f"exits: gpa {self.vcpu.cpu.fault_gpa:#x} error code {self.vcpu.cpu.fault_code:#x}",
             )
         execution.pending.popleft()
+        self.pdptes.note_walk(access.gva)
         if access.is_modify:
             old = int.from_bytes(self._load(access.gva, access.size, access.kind), "little")
             data = modified(access, execution.op, old).to_bytes(access.size, "little")

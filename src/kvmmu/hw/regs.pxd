@@ -39,7 +39,7 @@ cdef class Registers:
     cdef readonly bint has_pcid     # CR4.PCIDE
     cdef readonly bint has_global   # CR4.PGE
     cdef bint pkru_active           # PKRU can deny something
-    cdef u64 gva_mask
+    cdef readonly u64 gva_mask
     cdef u64 root_mask              # of CR3
     cdef u32 large_levels           # bit n: PS at level n makes a large page
     cdef u32 fetch_bit              # ACCESS_FETCH if the error code tells fetches apart, else 0

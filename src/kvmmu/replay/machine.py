@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..addr import PAGE_SIZE, Gpa, Hpa
+from ..addr import PAGE_SIZE, U64, Gpa, Hpa
 from ..errors import RecordingError
 from ..host.mm import NO_HPA
-from ..hw.bits import PT_ACCESSED, PT_DIRTY
+from ..hw.bits import CR4_PKE, PT_ACCESSED, PT_DIRTY
 from ..hw.cpu import Cpu
 from ..hw.memory import PhysicalMemory
 from ..hw.params import CpuParams
@@ -46,6 +46,7 @@ class BareMachine:
         self.cpus = [Cpu(number, self.memory, cpu_params) for number in range(header.cpus)]
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
+        self.cr4_mask = U64
         self.world: World | None = None
         self.noted: dict[int, tuple[int, int, int, int, int]] = {}
 
@@ -86,6 +87,8 @@ class GuestMachine:
         self.world = World(params, nr_frames_for(sum(sizes.values())))
         self.memory = self.world.memory
         self.vm = self.world.vm
+        # KVM offers no protection keys without nested paging.
+        self.cr4_mask = U64 if params.npt else U64 & ~CR4_PKE
         self.names = header.memories
         self.hvas = {
             name: self.world.mm.mmap(_round_up(size), "shared", params.host_page_level, False)
@@ -180,7 +183,7 @@ class GuestMachine:
     def load_noted_regs(self) -> None:
         """Give the vCPUs the registers that were noted last."""
         for number, (cr0, cr3, cr4, efer, pkru) in self.noted.items():
-            sregs.set_sregs(self.vcpus[number], cr0, cr3, cr4, efer)
+            sregs.set_sregs(self.vcpus[number], cr0, cr3, cr4 & self.cr4_mask, efer)
             self.vcpus[number].pkru = pkru
             self.vcpus[number].cpu.write_pkru(pkru)
 

@@ -11,6 +11,7 @@ from ..hw.tdp import HIT
 from ..kvm.mmu.spte import describe_spte, is_shadow_present
 from ..kvm.mmu.walker import GuestWalk
 from ..kvm.mmu.walker import walk as walk_guest
+from ..record.format import K_ACCESS, K_MMIO, K_STORE, KIND_NAMES
 from .result import Mismatch
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 def describe_mismatch(player: Player) -> Mismatch:
     """The mismatch of the record that the player's reader holds, with both walks made anew."""
     reader = player.reader
+    if reader.kind not in (K_ACCESS, K_STORE, K_MMIO):
+        return Mismatch(reader.position - 1, reader.cpu, 0, 0, KIND_NAMES[reader.kind], _registers(player), [], [])
     bare = player.bare
     return Mismatch(
         position=reader.position - 1,
@@ -32,6 +35,15 @@ def describe_mismatch(player: Player) -> Mismatch:
         guest_walk=_hardware_lines(player) if bare else _guest_lines(player.vcpus[reader.cpu], reader.gva),
         hardware_walk=_hardware_lines(player),
     )
+
+
+def _registers(player: Player) -> str:
+    reader = player.reader
+    holder = player.cpus[reader.cpu] if player.bare else player.vcpus[reader.cpu]
+    names = ("cr0", "cr3", "cr4", "efer")
+    machine = " ".join(f"{name} {getattr(reader, name):#x}" for name in names)
+    model = " ".join(f"{name} {getattr(holder, name):#x}" for name in names)
+    return f"{player.problem}; machine: {machine}; model: {model}"
 
 
 def _describe_access(access: int) -> str:

@@ -14,7 +14,6 @@ from ..kvm.mmu.gptewrite cimport unprotect_gfn
 from ..record.reader cimport Reader
 
 cdef u64 _NO_HPA
-cdef u64 _CR4_PKE
 cdef u64 _EFLAGS_AC
 cdef u32 _WRITE
 cdef u32 _AC
@@ -52,6 +51,7 @@ cdef class Player:
     cdef readonly Vm vm             # None when bare
     cdef readonly list vcpus        # by CPU number; empty when bare
     cdef readonly list cpus
+    cdef readonly u64 cr4_mask      # CR4 bits that the machine offers its guest
     # What came of it.
     cdef u64 counts[16]             # records by kind
     cdef readonly u64 accesses      # verified translations: ACCESS, STORE and MMIO records

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..addr import Hpa
-from ..hw.bits import ACCESS_AC, ACCESS_WRITE, CR4_PKE
+from ..hw.bits import ACCESS_AC, ACCESS_WRITE
 from ..hw.cpu import HIT as HW_HIT
 from ..hw.cpu import Cpu
 from ..kvm import sregs
@@ -47,7 +47,6 @@ STOP_MISMATCH = 2
 STOP_BREAK = 3
 
 _NO_HPA = NO_HPA
-_CR4_PKE = CR4_PKE
 _EFLAGS_AC = 1 << 18
 _WRITE = ACCESS_WRITE
 _AC = ACCESS_AC
@@ -86,6 +85,7 @@ class Player:
         "break_cause",
         "counts",
         "cpus",
+        "cr4_mask",
         "emulated_stores",
         "machine",
         "memory",
@@ -108,6 +108,7 @@ class Player:
         self.vm: Vm | None = machine.vm
         self.vcpus: list[Vcpu] = machine.vcpus
         self.cpus: list[Cpu] = machine.cpus
+        self.cr4_mask = machine.cr4_mask
         self.counts = [0] * 16
         self.accesses = 0
         self.stores = 0
@@ -290,8 +291,7 @@ class Player:
     def play_regs(self) -> int:
         reader = self.reader
         vcpu = self.vcpus[reader.cpu]
-        # KVM offers no protection keys without nested paging.
-        cr4 = reader.cr4 if self.vm.tdp_enabled else reader.cr4 & ~_CR4_PKE  # type: ignore[union-attr]
+        cr4 = reader.cr4 & self.cr4_mask
         ret = 0
         if reader.what == _W_CR3:
             ret = mov_cr3(vcpu, reader.cr3)

@@ -12,7 +12,10 @@ JSON_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One record where model and machine disagree; walks are lines of text, top entry first."""
+    """One record where model and machine disagree; walks are lines of text, top entry first.
+
+    Walks are empty where the record is no access: registers, an invalidation.
+    """
 
     position: int
     cpu: int
@@ -25,6 +28,8 @@ class Mismatch:
 
     def lines(self) -> list[str]:
         """The mismatch for people."""
+        if not self.hardware_walk:
+            return [f"record {self.position}: cpu {self.cpu} {self.access}: {self.problem}"]
         head = f"record {self.position}: cpu {self.cpu} {self.access} gva {self.gva:#x}: {self.problem}"
         return [
             head,
