@@ -12,7 +12,7 @@ from dataclasses import replace
 from ..addr import PAGE_SIZE, U64, Gpa, Hpa
 from ..errors import RecordingError
 from ..host.mm import NO_HPA
-from ..hw.bits import CR4_PKE, PT_ACCESSED, PT_DIRTY
+from ..hw.bits import CR0_PG, CR4_PAE, CR4_PKE, EFER_LMA, PT_ACCESSED, PT_DIRTY
 from ..hw.cpu import Cpu
 from ..hw.memory import PhysicalMemory
 from ..hw.params import CpuParams
@@ -28,6 +28,17 @@ from ..record.reader import Reader
 from ..world import World, nr_frames_for
 
 _ACCESSED_DIRTY = PT_ACCESSED | PT_DIRTY
+
+
+def clean_pdptes(machine: GuestMachine | BareMachine, cr0: int, cr3: int, cr4: int, efer: int) -> None:
+    """Clear A in the four PDPTEs of a guest in PAE mode: QEMU sets it there, where every CPU has a reserved bit."""
+    if not cr0 & CR0_PG or not cr4 & CR4_PAE or efer & EFER_LMA:
+        return
+    table = machine.hpa_of(cr3 & 0xFFFF_FFE0)
+    for place in range(table, table + 32, 8):
+        entry = machine.memory.read_once(Hpa(place))
+        if entry & PT_ACCESSED:
+            machine.memory.write_once(Hpa(place), entry & ~PT_ACCESSED)
 
 
 def build_machine(header: Header, params: Params | None) -> GuestMachine | BareMachine:
@@ -65,6 +76,7 @@ class BareMachine:
         """Give the CPUs the registers that were noted last."""
         for number, (cr0, cr3, cr4, efer, pkru) in self.noted.items():
             cpu = self.cpus[number]
+            clean_pdptes(self, cr0, cr3, cr4, efer)
             cpu.load_guest(cr0, cr3, cr4, efer)
             cpu.write_pkru(pkru)
             cpu.flush_all()
@@ -183,6 +195,7 @@ class GuestMachine:
     def load_noted_regs(self) -> None:
         """Give the vCPUs the registers that were noted last."""
         for number, (cr0, cr3, cr4, efer, pkru) in self.noted.items():
+            clean_pdptes(self, cr0, cr3, cr4, efer)
             sregs.set_sregs(self.vcpus[number], cr0, cr3, cr4 & self.cr4_mask, efer)
             self.vcpus[number].pkru = pkru
             self.vcpus[number].cpu.write_pkru(pkru)

@@ -89,6 +89,7 @@ cdef class Player:
     cdef int verify_hpa(self, Vcpu vcpu) except -1
     @cython.locals(vcpu=Vcpu, hpa=hpa_t)
     cdef int play_page(self) except -1
+    cdef int clean_pdptes_in(self, u64 gfn) except -1
     @cython.locals(vcpu=Vcpu, ret=int, reader=Reader, cr4=u64)
     cdef int play_regs(self) except -1
     @cython.locals(cpu=Cpu, reader=Reader)

@@ -39,6 +39,7 @@ from ..record.format import (
     W_PKRU,
 )
 from ..record.reader import Reader
+from .machine import clean_pdptes
 
 #: Why ``play()`` returned.
 STOP_END = 0
@@ -170,7 +171,8 @@ class Player:
 
     def play_record(self, kind: int) -> int:
         if kind == _PAGE:
-            return self.play_page()
+            self.play_page()
+            return self.clean_pdptes_in(self.reader.gpa >> 12)
         if kind == _MAP:
             self.machine.change_map(self.reader)
             return 0
@@ -288,10 +290,19 @@ class Player:
                 unprotect_gfn(self.vm, self.reader.gpa >> 12)  # type: ignore[arg-type]
         return self.store_at(hpa, data)
 
+    def clean_pdptes_in(self, gfn: int) -> int:
+        # A snapshot that holds PDPTEs in use brings QEMU's A bits along.
+        for cpu in self.cpus:
+            holder = cpu if self.bare else self.vcpus[cpu.number]
+            if holder.cr3 >> 12 == gfn:
+                clean_pdptes(self.machine, holder.cr0, holder.cr3, holder.cr4, holder.efer)
+        return 0
+
     def play_regs(self) -> int:
         reader = self.reader
         vcpu = self.vcpus[reader.cpu]
         cr4 = reader.cr4 & self.cr4_mask
+        clean_pdptes(self.machine, reader.cr0, reader.cr3, reader.cr4, reader.efer)
         ret = 0
         if reader.what == _W_CR3:
             ret = mov_cr3(vcpu, reader.cr3)
@@ -341,6 +352,7 @@ class Player:
     def play_bare_regs(self) -> int:
         reader = self.reader
         cpu = self.cpus[reader.cpu]
+        clean_pdptes(self.machine, reader.cr0, reader.cr3, reader.cr4, reader.efer)
         ret = 0
         if reader.what == _W_CR3:
             ret = cpu.write_cr3(reader.cr3)
