@@ -112,7 +112,7 @@ class World:
             raise KvmIoctlError(22, f"memory_size {size:#x}: a slot has whole pages, at least one; round up to 4096")
         hva = self.mm.mmap(size, backing, self.params.host_page_level, populate)
         try:
-            self.set_region(UserMemoryRegion(slot, flags, gpa, size, hva))
+            self.set_region(UserMemoryRegion(slot, flags, gpa, size, hva))  # type: ignore[arg-type]
         except KvmIoctlError:
             self.mm.munmap(hva, size)
             raise
@@ -130,7 +130,7 @@ class World:
 
         :raises KvmIoctlError: EINVAL, there is no such slot.
         """
-        self.set_region(UserMemoryRegion(slot, 0, 0, 0, 0))
+        self.set_region(UserMemoryRegion(slot, 0, 0, 0, 0))  # type: ignore[arg-type]
 
     def dirty_log(self, slot: int) -> bytes:
         """KVM_GET_DIRTY_LOG: one bit per page of ``slot``, cleared with this call."""
@@ -275,9 +275,9 @@ class World:
                 return self._emulate(vcpu, gva, kind, data, size)
             places.append((vcpu.cpu.hpa, start, end))
         if data is None:
-            return Access("done", b"".join(self.memory.read(hpa, end - start) for hpa, start, end in places))
+            return Access("done", b"".join(self.memory.read(hpa, end - start) for hpa, start, end in places))  # type: ignore[arg-type]
         for hpa, start, end in places:
-            self.memory.write(hpa, data[start:end])
+            self.memory.write(hpa, data[start:end])  # type: ignore[arg-type]
         return Access("done")
 
     def _emulate(self, vcpu: Vcpu, gva: Gva | int, kind: int, data: bytes | None, size: int) -> Access:

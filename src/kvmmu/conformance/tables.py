@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..addr import Gfn, Hpa
+from ..hw.bits import PT_PAGE_SIZE, PT_PRESENT
 from ..kvm.mmu.rmap import pte_list_count
 from ..kvm.mmu.role import role_level
-from ..kvm.mmu.spte import PT_PAGE_SIZE, PT_PRESENT, SHADOW_NONPRESENT_VALUE, SPTE_MMU_PRESENT
+from ..kvm.mmu.spte import SHADOW_NONPRESENT_VALUE, SPTE_MMU_PRESENT
 from ..kvm.vcpu import Vcpu
 from ..kvm.vm import Vm
 from .recording import Spte, TableDump

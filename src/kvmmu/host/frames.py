@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from typing import Any
 
 from ..addr import PAGE_SHIFT, Pfn, pages_per_level
 from ..errors import KvmBug, OutOfFrames, UserError
@@ -87,7 +88,7 @@ class FrameAllocator:
         self.nr_frames = nr
         self.refcount = zeroed_array("i", nr)
         self.flags = zeroed_array("B", nr)
-        self.private: list[object] = [None] * nr
+        self.private: list[Any] = [None] * nr
         self.free_frames = zeroed_array("I", nr)
         self.nr_stacked = 0
         self.free_blocks: list[list[Pfn]] = [[], [], [], []]

@@ -10,6 +10,7 @@ Reference: "Emulator memory path, retry and unprotect".
 from __future__ import annotations
 
 from ..addr import INVALID_PAGE, PAGE_MASK, PAGE_SIZE, Gpa, Gva, gpa_to_gfn, page_offset
+from ..host.mm import NO_HPA
 from ..hw.bits import (
     ACCESS_IMPLICIT,
     ACCESS_USER,
@@ -19,7 +20,7 @@ from ..hw.bits import (
     PFERR_USER,
     PFERR_WRITE,
 )
-from .guestmem import NO_HPA, gpa_to_hpa, mark_page_dirty_in_slot
+from .guestmem import gpa_to_hpa, mark_page_dirty_in_slot
 from .kvmtrace import (
     MMIO_READ,
     MMIO_READ_UNSATISFIED,
@@ -146,7 +147,7 @@ def write_ram(vcpu: Vcpu, gpa: Gpa, data: bytes) -> int:
     if hpa == _NO_HPA:
         return _MMIO
     vm.memory.write(hpa, data)
-    mark_page_dirty_in_slot(slots.find(gpa_to_gfn(gpa)), gpa_to_gfn(gpa))  # type: ignore[arg-type]
+    mark_page_dirty_in_slot(slots.find(gpa_to_gfn(gpa)), gpa_to_gfn(gpa))
     track_write(vcpu, gpa, len(data))
     return _DONE
 

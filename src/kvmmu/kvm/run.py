@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from ..addr import INVALID_PAGE, Gva
 from ..errors import KvmBug
-from ..hw.cpu import HIT as HW_HIT
-from ..hw.cpu import PAGE_FAULT as HW_PAGE_FAULT
 from ..hw.cpu import Cpu
+from ..hw.tdp import HIT as HW_HIT
+from ..hw.tdp import PAGE_FAULT as HW_PAGE_FAULT
 from .kvmtrace import trace_inj_exception, trace_kvm_page_fault
 from .mmu.pagefault import RESUME, page_fault
 from .mmu.resync import sync_roots

@@ -9,6 +9,7 @@ flush has the scope of the vCPU's ASID. Reference: "TLB flush rules", hardware s
 from __future__ import annotations
 
 from ..addr import Gva
+from ..errors import KvmBug
 from ..hw.bits import (
     CR0_PE,
     CR0_PG,
@@ -25,7 +26,6 @@ from ..hw.bits import (
     EFER_LME,
     EFER_NX,
 )
-from ..errors import KvmBug
 from .mmu.role import role_level
 from .vcpu import Vcpu
 

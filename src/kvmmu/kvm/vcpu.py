@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..addr import U64, Gfn
+from ..addr import U64, Gfn, Gpa, Gva
 from ..hw.cpu import Cpu
 from .memslots import Memslot, Memslots
 from .mmu.context import Mmu
@@ -96,7 +96,7 @@ class Vcpu:
         self.fault_counts = [0] * 16
         self.exit_address = 0
         self.exit_action = 0
-        self.mmio_gpa = 0
+        self.mmio_gpa = Gpa(0)
         self.fetches_insns = False
         self.requests = 0
         self.mode = OUTSIDE_GUEST_MODE
@@ -106,9 +106,9 @@ class Vcpu:
         self.exception_has_error = False
         self.exception_error_code = 0
         self.exception_address = 0
-        self.mmio_gva = 0
+        self.mmio_gva = Gva(0)
         self.mmio_access = 0
-        self.mmio_gfn = 0
+        self.mmio_gfn = Gfn(0)
         self.mmio_gen = 0
         self.last_retry_eip = 0
         self.last_retry_addr = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addr import INVALID_PAGE, Gfn
+from ..addr import INVALID_PAGE, Gfn, Hpa
 from ..host.frames import FrameAllocator
 from ..host.mm import Mm
 from ..hw.memory import PhysicalMemory
@@ -118,7 +118,7 @@ class Vm:
         self.mmu_valid_gen = 0
         self.mmu_page_hash: list[ShadowPage | None] = [None] * KVM_NUM_MMU_PAGES_BUCKETS
         self.active_mmu_pages = empty_list()
-        self.desc_free = 0
+        self.desc_free = Hpa(0)
         self.nr_desc_frames = 0
         self.vcpus: list[Vcpu] = []
         self.stat = VmStat()

@@ -27,7 +27,8 @@ from ..record.format import MAP_IO, MAP_ROM, MEMORY_UNKNOWN, Header, Region
 from ..record.reader import Reader
 from ..world import World, nr_frames_for
 
-_ACCESSED_DIRTY = PT_ACCESSED | PT_DIRTY
+# A and D of every 4-byte unit of a page, as one number; in the upper half of an 8-byte entry they are frame bits.
+_PAGE_ACCESSED_DIRTY = int.from_bytes((PT_ACCESSED | PT_DIRTY).to_bytes(4, "little") * (PAGE_SIZE // 4), "little")
 
 
 def clean_pdptes(machine: GuestMachine | BareMachine, cr0: int, cr3: int, cr4: int, efer: int) -> None:
@@ -131,7 +132,7 @@ class GuestMachine:
         number = next(n for n in range(len(self.regions) + 1) if n not in self.regions)
         flags = KVM_MEM_READONLY if region.kind == "rom" else 0
         hva = self.hvas[region.memory] + region.offset
-        self.world.set_region(UserMemoryRegion(number, flags, region.gpa, region.size, hva))
+        self.world.set_region(UserMemoryRegion(number, flags, region.gpa, region.size, hva))  # type: ignore[arg-type]
         self.regions[number] = region
 
     def change_map(self, reader: Reader) -> None:
@@ -185,8 +186,8 @@ class GuestMachine:
         held = self.memory.read(hpa, len(data))
         if held == data:
             return False
-        pairs = zip(memoryview(held).cast("I"), memoryview(data).cast("I"), strict=True)
-        return any((a ^ b) & ~_ACCESSED_DIRTY for a, b in pairs)
+        changed = int.from_bytes(held, "little") ^ int.from_bytes(data, "little")
+        return changed & ~_PAGE_ACCESSED_DIRTY != 0
 
     def note_regs(self, reader: Reader) -> None:
         """Remember the registers of the record in hand for :meth:`load_noted_regs`."""

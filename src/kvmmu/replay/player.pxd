@@ -82,8 +82,8 @@ cdef class Player:
     cdef int play_mmio(self) except -1
     @cython.locals(vcpu=Vcpu, cpu=Cpu)
     cdef int play_bare(self, int kind) except -1
-    @cython.locals(hpa=hpa_t)
-    cdef int store_at(self, hpa_t hpa, bytes data) except -1
+    @cython.locals(reader=Reader)
+    cdef int store_record(self, hpa_t hpa) except -1
     cdef bytes store_data(self)
     @cython.locals(expected=hpa_t)
     cdef int verify_hpa(self, Vcpu vcpu) except -1

@@ -11,12 +11,13 @@ from __future__ import annotations
 from typing import Any
 
 from ..addr import Hpa
+from ..host.mm import NO_HPA
 from ..hw.bits import ACCESS_AC, ACCESS_WRITE
-from ..hw.cpu import HIT as HW_HIT
 from ..hw.cpu import Cpu
+from ..hw.tdp import HIT as HW_HIT
 from ..kvm import sregs
 from ..kvm.emulate import EMULATED, MMIO, RETRY_INSN, complete_mmio_read, emulate
-from ..kvm.guestmem import NO_HPA, gpa_to_hpa
+from ..kvm.guestmem import gpa_to_hpa
 from ..kvm.insn import insn_invlpg, insn_invpcid, mov_cr0, mov_cr3, mov_cr4, wrmsr_efer, wrpkru
 from ..kvm.mmu.gptewrite import unprotect_gfn
 from ..kvm.run import EMULATE, HIT, access
@@ -152,9 +153,9 @@ class Player:
             if kind == 0:
                 return _STOP_END
             if kind == _PAGE:
-                self.store_at(self.machine.hpa_of(self.reader.gpa), self.reader.payload())
+                self.store_record(self.machine.hpa_of(self.reader.gpa))
             elif kind == _STORE:
-                self.store_at(self.machine.hpa_of(self.reader.gpa), self.store_data())
+                self.store_record(self.machine.hpa_of(self.reader.gpa))
             elif kind == _REGS:
                 self.machine.note_regs(self.reader)
             elif kind == _MAP:
@@ -228,9 +229,14 @@ class Player:
             return self.reader.payload()
         return self.reader.value.to_bytes(8, "little")[: self.reader.size]
 
-    def store_at(self, hpa: Hpa, data: bytes) -> int:
-        self.memory.write(hpa, data)
-        return 0
+    def store_record(self, hpa: Hpa) -> int:
+        # Store what the record in hand (STORE, PAGE) stores, entries in one piece.
+        reader = self.reader
+        if reader.size == 8 and hpa & 7 == 0:
+            return self.memory.write_once(hpa, reader.value)  # type: ignore[no-any-return]
+        if reader.size == 4 and hpa & 3 == 0:
+            return self.memory.write_once32(hpa, reader.value)  # type: ignore[no-any-return]
+        return self.memory.write(hpa, reader.raw[reader.content : reader.content + reader.size])  # type: ignore[no-any-return]
 
     def play_store(self) -> int:
         vcpu = self.vcpus[self.reader.cpu]
@@ -240,9 +246,7 @@ class Player:
         status = access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
         if status == _HIT:
             self.verify_hpa(vcpu)
-            if self.reader.size == 8 and vcpu.cpu.hpa & 7 == 0:
-                return self.memory.write_once(vcpu.cpu.hpa, self.reader.value)
-            return self.store_at(vcpu.cpu.hpa, self.store_data())
+            return self.store_record(vcpu.cpu.hpa)
         if status != _EMULATE:
             return self.fail("the guest gets an exception for a store that the machine made")
         self.emulated_stores += 1
@@ -283,12 +287,11 @@ class Player:
     def play_page(self) -> int:
         # The table at gpa is now known to hold these bytes. What differs was written unseen: kvm must not go on
         # mirroring the old content.
-        data = self.reader.payload()
         hpa = self.machine.hpa_of(self.reader.gpa)
         if self.vm is not None and self.vm.indirect_shadow_pages:
-            if self.machine.differs(hpa, data):
+            if self.machine.differs(hpa, self.reader.payload()):
                 unprotect_gfn(self.vm, self.reader.gpa >> 12)  # type: ignore[arg-type]
-        return self.store_at(hpa, data)
+        return self.store_record(hpa)
 
     def clean_pdptes_in(self, gfn: int) -> int:
         # A snapshot that holds PDPTEs in use brings QEMU's A bits along.
@@ -346,7 +349,7 @@ class Player:
             return self.fail("the walk leads to another address than the machine's")
         if kind == _STORE:
             self.stores += 1
-            return self.store_at(cpu.hpa, self.store_data())
+            return self.store_record(cpu.hpa)
         return 0
 
     def play_bare_regs(self) -> int:

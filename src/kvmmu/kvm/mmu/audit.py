@@ -597,7 +597,7 @@ class _Auditor:
                 self.bad("frames", f"free descriptor {desc:#x} is in use, free twice or misplaced")
                 return
             free.add(desc)
-            desc = self.word(desc)
+            desc = self.word(desc)  # type: ignore[assignment]
         total = self.vm.nr_desc_frames * _DESCS_PER_FRAME
         if len(free) + len(self.descs) != total:
             text = f"{len(self.descs)} in use and {len(free)} free, {self.vm.nr_desc_frames} frames hold {total}"

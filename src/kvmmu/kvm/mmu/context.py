@@ -86,8 +86,8 @@ class Mmu:
     def __init__(self) -> None:
         self.root_hpa: Hpa = _INVALID_PAGE  # type: ignore[assignment]
         self.root_pgd: Gpa = 0  # type: ignore[assignment]
-        self.prev_hpa = [_INVALID_PAGE] * 3
-        self.prev_pgd = [_INVALID_PAGE] * 3
+        self.prev_hpa: list[Hpa] = [_INVALID_PAGE] * 3  # type: ignore[list-item]
+        self.prev_pgd: list[Gpa] = [_INVALID_PAGE] * 3  # type: ignore[list-item]
         self.cpu_role = 0
         self.root_role = 0
         self.fault_op = FAULT_NONPAGING
@@ -119,7 +119,7 @@ class Mmu:
 
     def prev_root(self, index: int) -> tuple[Hpa, Gpa]:
         """Root address and CR3 of previous root ``index`` (0 to 2, most recent first)."""
-        return self.prev_hpa[index], self.prev_pgd[index]  # type: ignore[return-value]
+        return self.prev_hpa[index], self.prev_pgd[index]
 
     def __repr__(self) -> str:
         return (

@@ -7,6 +7,7 @@ Direct MMUs only: the gfn behind an indirect entry may change meanwhile. Referen
 from __future__ import annotations
 
 from ...addr import Hpa
+from ...hw.bits import PT_PRESENT, PT_WRITABLE
 from ..guestmem import mark_page_dirty_in_slot
 from ..vcpu import Vcpu
 from ..vm import Vm
@@ -16,8 +17,6 @@ from .pages import sptep_to_sp
 from .role import role_level
 from .shadowwalk import find_last_sptep
 from .spte import (
-    PT_PRESENT,
-    PT_WRITABLE,
     SpteFormat,
     ad_enabled,
     is_access_tracked,

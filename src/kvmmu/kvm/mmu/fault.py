@@ -7,7 +7,7 @@ The stages themselves are in ``pagefault``, which reads top to bottom. Reference
 
 from __future__ import annotations
 
-from ...addr import Gfn
+from ...addr import Gfn, Hva, Pfn
 from ...hw.bits import PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE
 from ..memslots import KVM_HVA_ERR_BAD, KVM_PFN_ERR_FAULT, Memslot
 
@@ -137,8 +137,8 @@ class PageFault:
         self.gfn: Gfn = 0  # type: ignore[assignment]
         self.slot: Memslot | None = None
         self.mmu_seq = 0
-        self.hva = _KVM_HVA_ERR_BAD
-        self.pfn = _KVM_PFN_ERR_FAULT
+        self.hva: Hva = _KVM_HVA_ERR_BAD  # type: ignore[assignment]
+        self.pfn: Pfn = _KVM_PFN_ERR_FAULT  # type: ignore[assignment]
         self.map_writable = False
         self.write_fault_to_shadow_pgtable = False
         self.validate_direct = True

@@ -60,7 +60,7 @@ def find_pfn(vm: Vm, fault: PageFault) -> int:
     slot = fault.slot
     readonly = slot.is_readonly()  # type: ignore[union-attr]
     if fault.write and readonly:
-        fault.pfn = _KVM_PFN_ERR_RO_FAULT
+        fault.pfn = _KVM_PFN_ERR_RO_FAULT  # type: ignore[assignment]
         return 0
     fault.hva = slot.gfn_to_hva(fault.gfn)  # type: ignore[union-attr]
     if not readonly:
@@ -71,7 +71,7 @@ def find_pfn(vm: Vm, fault: PageFault) -> int:
             return 0
     pfn = mm.gup(fault.hva, fault.write)
     if pfn >= _GUP_ERRORS:
-        fault.pfn = _KVM_PFN_ERR_FAULT
+        fault.pfn = _KVM_PFN_ERR_FAULT  # type: ignore[assignment]
         return 0
     fault.pfn = pfn
     fault.map_writable = fault.write
@@ -88,9 +88,9 @@ def handle_noslot(vcpu: Vcpu, fault: PageFault, access: int) -> int:
     gva = 0 if vcpu.mmu.fault_op == _FAULT_TDP else fault.addr
     cache_record(vcpu, gva, fault.gfn, access & vm.fmt.mmio_access_mask)  # type: ignore[arg-type]
     fault.slot = None
-    fault.pfn = _KVM_PFN_NOSLOT
+    fault.pfn = _KVM_PFN_NOSLOT  # type: ignore[assignment]
     fault.map_writable = False
-    fault.hva = _KVM_HVA_ERR_BAD
+    fault.hva = _KVM_HVA_ERR_BAD  # type: ignore[assignment]
     if not vm.mmio_caching or fault.gfn > vm.max_gfn:
         return _EMULATE
     return _CONTINUE

@@ -42,5 +42,5 @@ def adjust(vcpu: Vcpu, fault: PageFault) -> int:
     mask = pages_per_level(fault.goal_level) - 1
     if fault.gfn & mask != fault.pfn & mask:
         raise KvmBug(f"gfn {fault.gfn:#x} and pfn {fault.pfn:#x} differ within a level {fault.goal_level} page")
-    fault.pfn &= ~mask
+    fault.pfn &= ~mask  # type: ignore[assignment]
     return 0

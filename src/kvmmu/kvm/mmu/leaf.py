@@ -10,6 +10,7 @@ from __future__ import annotations
 from ...addr import Gfn, Hpa, pfn_to_hpa
 from ...errors import KvmBug
 from ...host.frames import NO_PFN
+from ...hw.bits import PT_PAGE_SIZE, PT_WRITABLE
 from ..guestmem import mark_page_dirty_in_slot
 from ..memslots import KVM_PFN_NOSLOT, Memslot
 from ..requests import flush_remote_tlbs_gfn
@@ -27,8 +28,6 @@ from .spte import (
     ACC_EXEC,
     ACC_USER,
     ACC_WRITE,
-    PT_PAGE_SIZE,
-    PT_WRITABLE,
     SPTE_MMU_PRESENT,
     SPTE_TDP_AD_DISABLED,
     describe_spte,

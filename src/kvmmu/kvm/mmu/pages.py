@@ -30,7 +30,7 @@ def hash_bucket(gfn: Gfn) -> int:
 
 def sptep_to_sp(vm: Vm, sptep: Hpa) -> ShadowPage:
     """The page whose table holds ``sptep`` (``page_private`` of its frame)."""
-    return vm.frames.private[sptep >> 12]  # type: ignore[return-value]
+    return vm.frames.private[sptep >> 12]  # type: ignore[no-any-return]
 
 
 def sptep_index(sptep: Hpa) -> int:
@@ -42,7 +42,7 @@ def root_to_sp(vm: Vm, root: Hpa) -> ShadowPage | None:
     """The shadow page of ``root``; None for a special table, the dummy root, or no root."""
     if root == _INVALID_PAGE:
         return None
-    return vm.frames.private[root >> 12]
+    return vm.frames.private[root >> 12]  # type: ignore[no-any-return]
 
 
 def is_obsolete(vm: Vm, sp: ShadowPage) -> bool:

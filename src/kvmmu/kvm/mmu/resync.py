@@ -9,6 +9,7 @@ Reference: "Unsync / sync" 11.3-11.5, "Roots ..." invalidate_addr.
 from __future__ import annotations
 
 from ...addr import INVALID_PAGE, U64, Gfn, Gva, Hpa, gfn_to_gpa
+from ...hw.bits import PT_ACCESSED, PT_PRESENT
 from ..requests import flush_remote_tlbs_gfn
 from ..svm import flush_tlb_gva
 from ..vcpu import Vcpu
@@ -32,16 +33,7 @@ from .role import (
     role_quadrant,
 )
 from .shadowwalk import walk_level, walk_next, walk_sptep, walk_start
-from .spte import (
-    PT_ACCESSED,
-    PT_PRESENT,
-    SHADOW_NONPRESENT_VALUE,
-    is_host_writable,
-    is_mmio,
-    mmio_gfn,
-    spte_to_child,
-    spte_to_pfn,
-)
+from .spte import SHADOW_NONPRESENT_VALUE, is_host_writable, is_mmio, mmio_gfn, spte_to_child, spte_to_pfn
 from .unsync import UnsyncWalk, unlink_unsync_page, unsync_walk
 from .walker import gpte_access, gpte_place, gpte_to_gfn, protect_clean, read_gpte
 from .zap import flush_or_zap, prepare_zap, zap_pte

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from ...addr import PAGE_SIZE, Gfn, Hpa
 from ...errors import KvmBug
+from ...hw.bits import PT_WRITABLE
 from ..memslots import Memslot
 from ..requests import flush_remote_tlbs_gfn
 from ..vm import Vm
 from .change import clear_track_bits, count_pages, update_spte
 from .pages import set_translation, slot_of_sp, sp_gfn, sptep_index, sptep_to_sp
 from .role import role_level
-from .spte import PT_WRITABLE, is_mmu_writable, is_shadow_present, is_writable
+from .spte import is_mmu_writable, is_shadow_present, is_writable
 
 #: Entries in one descriptor, its size in bytes.
 PTE_LIST_EXT = 14
@@ -211,7 +212,7 @@ def zap_rmap(vm: Vm, slot: Memslot, at: int) -> bool:
         place = pte_list_next(vm, place)
     slot.rmap[at] = 0
     if head & 1:
-        desc: Hpa = head & _POINTER_MASK  # type: ignore[assignment]
+        desc: Hpa = head & _POINTER_MASK
         while desc:
             more: Hpa = vm.memory.read_once(desc)  # type: ignore[assignment]
             free_desc(vm, desc)

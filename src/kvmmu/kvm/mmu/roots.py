@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ...addr import INVALID_PAGE, Gfn, Hpa
 from ...errors import KvmBug
+from ...hw.bits import PT_PRESENT
 from ..requests import KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT, make_request
 from ..svm import flush_tlb_current, load_mmu_pgd
 from ..vcpu import Vcpu
@@ -22,7 +23,7 @@ from .resync import KVM_MMU_ROOT_CURRENT, KVM_MMU_ROOTS_ALL, is_unsync_root, syn
 from .role import cpu_role_level, role_direct, role_invalid, role_level, role_with_level, role_with_quadrant
 from .shadow import get_page
 from .shadowwalk import is_dummy_root
-from .spte import PT_PRESENT, SPTE_BASE_ADDR_MASK, spte_to_child
+from .spte import SPTE_BASE_ADDR_MASK, spte_to_child
 from .walker import read_pdptr
 from .zap import commit_zap, make_pages_available, prepare_zap
 
