@@ -83,6 +83,7 @@ COMPILED = [
     "kvm/mmu/zap",
     "record/encoder",
     "record/reader",
+    "replay/player",
 ]
 
 #: STYLE section 3: types come from the header, and the checks that Python makes are made by the tests instead.

@@ -4,12 +4,12 @@
 All of it is replay as ``kvmmu run`` does it: each record is decoded, played and verified. Event recording is off.
 
 The figures by kind of record come from a second run that stops after each record and looks at the clock; what looking
-costs is measured in the same run and subtracted. Few records of a kind make a noisy figure.
+costs is measured in the same run and subtracted. Reading a block of records from the file is charged to the one that
+needs it. Few records of a kind make a noisy figure.
 """
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from importlib import resources
 
@@ -61,7 +61,7 @@ def _replay_ns(path: str, mode: str) -> tuple[float, Player]:
 
 def _kind_figures(path: str, mode: str) -> list[Figure]:
     player = _player(path, mode)
-    reader, play, clock = player.reader, player.play, time.perf_counter_ns
+    reader, play, clock = player.reader, player.play, cpu_ns
     samples: defaultdict[int, list[int]] = defaultdict(list)
     for _ in range(100_000):
         start = clock()

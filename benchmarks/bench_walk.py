@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Nanoseconds per cached TLB hit and per page walk.
+"""Nanoseconds per TLB hit and per hardware page walk whose tables are in the real CPU's cache.
 
-Run it: ``python benchmarks/bench_walk.py``. The loop is Python's, so each figure is the best of seven runs of the call
-minus the best of seven of one that does next to nothing (``Cpu.pdptr``).
+The loop is Python's, so each figure is the best of seven runs of the call minus the best of seven of one that does next
+to nothing (``Cpu.pdptr``).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
-from kvmmu.hw import paging
+from figures import Figure, best_ns, run
+
 from kvmmu.hw.bits import CR0_PE, CR0_PG, CR0_WP, CR4_PAE, EFER_LMA, EFER_LME, EFER_NX
 from kvmmu.hw.cpu import Cpu
 from kvmmu.hw.memory import PhysicalMemory
@@ -45,33 +45,33 @@ def _make_cpu(keep_all: bool, nested: bool) -> Cpu:
 
 def _nanoseconds(call: Callable[[], object], empty: Callable[[], object]) -> float:
     """Best of seven of ``call`` minus best of seven of ``empty``, per call."""
-    best = []
-    for function in (call, empty):
-        runs = []
-        for _ in range(7):
-            start = time.perf_counter_ns()
+
+    def loop(function: Callable[[], object]) -> float:
+        def calls() -> None:
             for _ in range(_CALLS):
                 function()
-            runs.append(time.perf_counter_ns() - start)
-        best.append(min(runs) / _CALLS)
-    return best[0] - best[1]
+
+        return best_ns(calls, 7) / _CALLS
+
+    return loop(call) - loop(empty)
 
 
-def measure() -> dict[str, float | str]:
-    """Nanoseconds per operation by name, and which build was measured."""
+def measure() -> list[Figure]:
+    """Nanoseconds per hit and per walk."""
     cpu, kept, guest, record = _make_cpu(False, False), _make_cpu(True, False), _make_cpu(False, True), Walk()
     for each in (cpu, kept, guest):
         each.access(_GVA, 0)
     empty = cpu.pdptr
-    return {
-        "build": "compiled" if paging.__file__.endswith(".so") else "interpreted",
-        "tlb hit": _nanoseconds(lambda: cpu.access(_GVA, 4), lambda: empty(0)),
-        "tlb hit, keep_all": _nanoseconds(lambda: kept.access(_GVA, 4), lambda: empty(0)),
-        "walk, 4-level": _nanoseconds(lambda: walk(cpu, _GVA, 4, record), lambda: empty(0)),
-        "walk, 4-level under 2M NPT": _nanoseconds(lambda: walk(guest, _GVA, 4, record), lambda: empty(0)),
-    }
+    hit = _nanoseconds(lambda: cpu.access(_GVA, 4), lambda: empty(0))
+    walked = _nanoseconds(lambda: walk(cpu, _GVA, 4, record), lambda: empty(0))
+    nested = _nanoseconds(lambda: walk(guest, _GVA, 4, record), lambda: empty(0))
+    return [
+        Figure("TLB hit", hit, "ns"),
+        Figure("TLB hit, tlb_keep_all", _nanoseconds(lambda: kept.access(_GVA, 4), lambda: empty(0)), "ns"),
+        Figure("walk, 4-level", walked, "ns"),
+        Figure("walk, 4-level under 2M NPT", nested, "ns", note=f"{nested / walked:.1f} times a walk without"),
+    ]
 
 
 if __name__ == "__main__":
-    for name, value in measure().items():
-        print(f"{name:28} {value if isinstance(value, str) else f'{value:8.1f} ns'}")
+    run(measure)

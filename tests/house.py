@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 from dataclasses import dataclass, field
+from types import ModuleType
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "kvmmu"
@@ -30,14 +31,19 @@ def headers() -> dict[str, pathlib.Path]:
     return {str(path.relative_to(PACKAGE).with_suffix("")): path for path in sorted(PACKAGE.rglob("*.pxd"))}
 
 
-def compiled_rooms() -> list[str]:
-    """The list of compiled rooms that the build uses."""
+def build_settings() -> ModuleType:
+    """The build's own module: its list of rooms, its directives."""
     spec = importlib.util.spec_from_file_location("build_ext", ROOT / "build_ext.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    rooms: list[str] = module.COMPILED
+    return module
+
+
+def compiled_rooms() -> list[str]:
+    """The list of compiled rooms that the build uses."""
+    rooms: list[str] = build_settings().COMPILED
     return rooms
 
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// A guest of a few hundred bytes for tools/record_smoke.sh: a multiboot kernel that turns on 4-level paging, does one of
-// everything that a recording knows, and switches the machine off.
+// A guest of a few hundred bytes for tools/record_smoke.sh: a multiboot kernel that turns on 4-level paging, does one
+// of everything that a recording knows, and switches the machine off.
 //
 // Memory: 2M pages at 0 (code) and 0x200000 (tables), 4K pages at 0x400000 (the table at 0x203000), the local APIC.
 

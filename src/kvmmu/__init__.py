@@ -1,10 +1,92 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The Linux KVM x86 MMU as a Python package."""
+"""The Linux KVM x86 MMU as a Python package.
+
+The names below are the public API; ``docs/python-api.md`` shows them at work. They are loaded when first used, so
+that ``import kvmmu`` and the commands that need no machine stay fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from ._build import VERSION, BuildInfo, build_info, choose_build
 
 choose_build(__name__)
 
+if TYPE_CHECKING:
+    from .errors import (
+        ConfigError,
+        GuestMisuse,
+        KvmBug,
+        KvmIoctlError,
+        KvmmuError,
+        OutOfFrames,
+        RecorderError,
+        RecordingError,
+        ReplayMismatch,
+        UserError,
+    )
+    from .guest.tables import ControlRegisters, GuestTables, TablePages
+    from .kvm.regions import UserMemoryRegion
+    from .params import Params
+    from .world import Access, World
+
 __version__ = VERSION
 
-__all__ = ["BuildInfo", "__version__", "build_info"]
+# Room of each name that is loaded on demand.
+_ROOMS = {
+    "Access": "world",
+    "ConfigError": "errors",
+    "ControlRegisters": "guest.tables",
+    "GuestMisuse": "errors",
+    "GuestTables": "guest.tables",
+    "KvmBug": "errors",
+    "KvmIoctlError": "errors",
+    "KvmmuError": "errors",
+    "OutOfFrames": "errors",
+    "Params": "params",
+    "RecorderError": "errors",
+    "RecordingError": "errors",
+    "ReplayMismatch": "errors",
+    "TablePages": "guest.tables",
+    "UserError": "errors",
+    "UserMemoryRegion": "kvm.regions",
+    "World": "world",
+}
+
+__all__ = [
+    "Access",
+    "BuildInfo",
+    "ConfigError",
+    "ControlRegisters",
+    "GuestMisuse",
+    "GuestTables",
+    "KvmBug",
+    "KvmIoctlError",
+    "KvmmuError",
+    "OutOfFrames",
+    "Params",
+    "RecorderError",
+    "RecordingError",
+    "ReplayMismatch",
+    "TablePages",
+    "UserError",
+    "UserMemoryRegion",
+    "World",
+    "__version__",
+    "build_info",
+]
+
+
+def __getattr__(name: str) -> Any:
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{room}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -239,7 +239,7 @@ class World:
         return insn.insn_invlpg(vcpu, Gva(gva)) == sregs.DONE
 
     def invpcid(self, vcpu: Vcpu, kind: int, pcid: int = 0, gva: Gva | int = 0) -> bool:
-        """INVPCID of type ``kind``: 0 one address of one PCID, 1 one PCID, 2 everything, 3 everything but global pages."""
+        """INVPCID of type ``kind``: 0 one address of one PCID, 1 one PCID, 2 all, 3 all but global pages."""
         return insn.insn_invpcid(vcpu, kind, pcid, Gva(gva)) == sregs.DONE
 
     # The guest's accesses.
@@ -362,5 +362,5 @@ class World:
 
 
 def nr_frames_for(nr_bytes: int) -> int:
-    """Frames of a world whose guest has ``nr_bytes`` of memory: half as much again for kvm's tables, at least 64 MiB."""
+    """Frames of a world whose guest has ``nr_bytes`` of memory: half as much again for kvm, at least 64 MiB."""
     return (nr_bytes + max(nr_bytes // 2, 64 << 20)) >> PAGE_SHIFT

@@ -92,6 +92,124 @@ def test_one_of_everything(tmp_path: Path) -> None:
     assert (f.K_MMIO, 0xFEE00020, 0xFEE00020, 0) in paged
 
 
+# Two requests to QEMU's firmware configuration device, which copies from the kernel image: skip 0x200 bytes of it,
+# then copy 8 bytes to entry 20 of the guest's table. Numbers are big endian.
+DMA = """
+        mov     $skip, %eax
+        bswap   %eax
+        mov     $0x518, %dx
+        outl    %eax, %dx
+        mov     $copy, %eax
+        bswap   %eax
+        outl    %eax, %dx
+        mov     0x414000, %rbx
+        mov     $0x604, %dx"""
+DMA_DATA = """
+        .balign 8
+skip:   .byte   0, 0x11, 0, 0x0c, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0
+copy:   .byte   0, 0, 0, 2, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0x20, 0x30, 0xa0
+        .org    0x200
+        .quad   0x304003
+image_end:"""
+
+
+def test_a_table_that_a_device_changed_is_recorded_again(tmp_path: Path) -> None:
+    source = SMOKE.read_text().replace("        mov     $0x604, %dx", DMA).replace("image_end:", DMA_DATA)
+    assert run(source, tmp_path).stale == 0
+    explained(tmp_path)
+    seen = records(tmp_path)
+    assert seen.count((f.K_PAGE, 0x203000)) == 2
+    assert seen.index((f.K_ACCESS, 0x414000, 0x304000, 0)) > max(
+        at for at, entry in enumerate(seen) if entry == (f.K_PAGE, 0x203000)
+    )
+
+
+def test_wide_stores_of_fxsave_are_records(tmp_path: Path) -> None:
+    # XMM0 lands on entry 20 of the table.
+    source = SMOKE.read_text().replace(
+        "mov     $0x604, %dx",
+        "mov %cr4, %rax; or $0x600, %rax; mov %rax, %cr4; mov $0x304003, %eax; movq %rax, %xmm0; fxsave 0x203000;"
+        "mov 0x414000, %rbx; mov $0x604, %dx",
+    )
+    assert run(source, tmp_path).stale == 0
+    explained(tmp_path)
+    seen = records(tmp_path)
+    assert (f.K_STORE, 0x2030A0, 0x2030A0, f.K_WRITE) in seen
+    assert (f.K_ACCESS, 0x414000, 0x304000, 0) in seen
+
+
+def test_a_table_that_became_data_is_not_followed_until_it_is_a_table_again(tmp_path: Path) -> None:
+    source = SMOKE.read_text().replace(
+        "mov     $0x604, %dx",
+        "mov $200, %ecx; 3: mov %rcx, 0x203800; loop 3b; movq $0x305003, 0x2030a8; mov 0x415000, %rbx; mov $0x604, %dx",
+    )
+    trailer = run(source, tmp_path)
+    assert trailer.stale == 0
+    assert 60 <= trailer.counts["store"] <= 70
+    explained(tmp_path)
+    seen = records(tmp_path)
+    assert seen.count((f.K_PAGE, 0x203000)) == 2
+    assert (f.K_ACCESS, 0x415000, 0x305000, 0) in seen
+
+
+SEGMENTS = """
+        .code32
+        .globl _start
+_start: jmp     begin
+        .balign 4
+header: .long   0x1badb002, 0x10000, -(0x1badb002 + 0x10000)
+        .long   header, _start, image_end, image_end, _start
+begin:  cli
+        mov     $0x200000, %edi
+        mov     $2048, %ecx
+        xor     %eax, %eax
+        rep stosl
+        movl    $0x000083, 0x200000     // 4M: code and tables
+        movl    $0x201003, 0x200004     // a table of 4K pages
+        movl    $0x300003, 0x201000
+        mov     $0x10, %eax
+        mov     %eax, %cr4              // PSE
+        mov     $0x200000, %eax
+        mov     %eax, %cr3
+        mov     $0x80000011, %eax
+        mov     %eax, %cr0
+        lgdt    gdtr
+        ljmp    $8, $(high - 0x80000)
+high:   mov     $0x10, %ax
+        mov     %ax, %ds
+        movl    $1, 0x300000            // linear 0x400000
+        movl    $0x302003, 0x101000     // its table's entry
+        invlpg  0x300010
+        movl    $2, 0x300000
+        mov     $0x18, %ax
+        mov     %ax, %ss
+        mov     $0x100, %esp
+        push    %eax                    // linear 0x4000fc, 32 bits
+        mov     $0x604, %dx
+        mov     $0x2000, %ax
+        outw    %ax, %dx
+1:      hlt
+        jmp     1b
+        .balign 8
+gdt:    .quad   0, 0x00cf9a080000ffff, 0x00cf92100000ffff, 0x00cf92400000ffff
+gdtr:   .word   gdtr - gdt - 1
+        .long   gdt
+image_end:
+"""
+
+
+def test_segments_that_do_not_begin_at_0(tmp_path: Path) -> None:
+    assert run(SEGMENTS, tmp_path).stale == 0
+    explained(tmp_path)
+    seen = records(tmp_path)
+    first = seen.index((f.K_ACCESS, 0x400000, 0x300000, f.K_WRITE))
+    flushed = seen.index((f.K_INVLPG, 0x400010))
+    moved = seen.index((f.K_ACCESS, 0x400000, 0x302000, f.K_WRITE))
+    assert first < flushed < moved
+    fetches = [entry for entry in seen if entry[0] == f.K_ACCESS and entry[3] & f.K_FETCH]
+    assert all(0x10_0000 <= gva == gpa < 0x10_1000 for _, gva, gpa, _ in fetches)
+
+
 def test_from_the_firmware_on_the_memory_map_changes(tmp_path: Path) -> None:
     trailer = run(SMOKE.read_text(), tmp_path, "-vga", "std", start="firmware")
     assert trailer.stale == 0

@@ -2,15 +2,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # Make the recordings of src/kvmmu/recordings again: make.sh WORK [NAME ...]
 #
-# WORK is a directory for packages, kernels and results (kept between runs). Needs QEMU >= 10 (Debian 12: bookworm-backports), gcc,
-# cpio, and apt with Debian's bookworm and bookworm-security; nothing is installed and no system configuration is changed. One run
-# of all takes about five minutes on two cores. With -icount a guest does the same each time, so the same packages give the same
-# records. KVMMU=... is the command to record with.
+# WORK is a directory for packages, kernels and results (kept between runs). Needs QEMU >= 10 (Debian 12:
+# bookworm-backports), gcc, cpio, and apt with Debian's bookworm and bookworm-security; nothing is installed and no
+# system configuration is changed. One run of all takes about five minutes on two cores. With -icount a guest does the
+# same each time, so the same packages and options give the same records, give or take a handful. KVMMU=... is the
+# command to record with.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 work=$1
 shift
-names=${*:-linux-6.12-boot linux-6.12-boot-4level linux-6.12-smp2 linux-6.12-processes linux-686-pae-boot linux-686-boot}
+all="linux-6.12-boot linux-6.12-boot-4level linux-6.12-smp2 linux-6.12-processes"
+all="$all linux-686-pae-boot linux-686-boot"
+names=${*:-$all}
 kvmmu=${KVMMU:-kvmmu}
 kernel=${KERNEL:-linux-image-6.12.107+deb12-cloud-amd64}
 kernel_686=${KERNEL_686:-linux-image-6.1.0-50-686}
@@ -23,8 +26,8 @@ i386() {
     touch i386/status
     sed -n '/^URIs:/{p;q}' /etc/apt/sources.list.d/debian.sources > i386/uri
     key=$(sed -n 's/^Signed-By: *//p' /etc/apt/sources.list.d/debian.sources | head -n 1)
-    { echo "Types: deb"; cat i386/uri; echo "Suites: bookworm"; echo "Components: main"; echo "Architectures: i386"
-      echo "Signed-By: $key"; } > i386/sources/bookworm.sources
+    { echo "Types: deb"; cat i386/uri; echo "Suites: bookworm"; echo "Components: main"
+      echo "Architectures: i386"; echo "Signed-By: $key"; } > i386/sources/bookworm.sources
     cat > i386/apt.conf << CONF
 Dir::State "$work/i386"; Dir::State::status "$work/i386/status"; Dir::State::lists "$work/i386/lists";
 Dir::Cache "$work/i386/cache"; Dir::Etc::sourcelist "/dev/null"; Dir::Etc::sourceparts "$work/i386/sources";
@@ -62,11 +65,13 @@ for name in $names; do
         unpack amd64 "$kernel" 'boot/vmlinuz-*' vmlinuz-6.12-cloud-amd64 ;;
     esac
     case $name in
-    linux-6.12-boot) record "$name" kernel -cpu max -m 256 -kernel vmlinuz-6.12-cloud-amd64 -initrd initrd-amd64.gz ;;
+    linux-6.12-boot)
+        record "$name" kernel -cpu max -m 256 -kernel vmlinuz-6.12-cloud-amd64 -initrd initrd-amd64.gz ;;
     linux-6.12-boot-4level)
         record "$name" kernel -cpu max,la57=off -m 256 -kernel vmlinuz-6.12-cloud-amd64 -initrd initrd-amd64.gz ;;
     linux-6.12-smp2)
-        record "$name" kernel -cpu max,la57=off -smp 2 -m 256 -kernel vmlinuz-6.12-cloud-amd64 -initrd initrd-amd64.gz ;;
+        record "$name" kernel -cpu max,la57=off -smp 2 -m 256 \
+            -kernel vmlinuz-6.12-cloud-amd64 -initrd initrd-amd64.gz ;;
     linux-6.12-processes)
         gcc -O1 -static -s -o processes "$here/processes.c"
         "$here/mkinitramfs.sh" busybox-amd64 processes initrd-processes.gz

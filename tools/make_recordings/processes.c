@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The first process of a guest that lives from processes: fork and copy-on-write, mmap, mprotect and munmap, exec, pipes with a
- * context switch for every byte. At the end it switches the machine off.
+ * The first process of a guest that lives from processes: fork and copy-on-write, mmap, mprotect and munmap, exec,
+ * pipes with a context switch for every byte. At the end it switches the machine off.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -22,7 +22,8 @@ static void touch(volatile char *base, int pages, int step)
         base[k * PAGE + (k * 64) % PAGE]++;
 }
 
-/* A child: writes to pages that it shares with its parent, maps, protects and unmaps memory, and every third one becomes another program. */
+/* A child: writes to pages that it shares with its parent, maps, protects and unmaps memory. Every third one becomes
+ * another program. */
 static void child(int number, char **argv)
 {
     touch(shared[0], SHARED_PAGES, 1 + number % 3);
@@ -59,7 +60,8 @@ static int again(int number)
     return (sum + number) & 127;
 }
 
-/* A ring of processes that pass one byte around; whoever has it works on memory of its own and on memory that all share. */
+/* A ring of processes that pass one byte around; whoever has it works on memory of its own and on memory that all
+ * share. */
 static void player(int number, int in, int out, volatile char *board)
 {
     char byte;

@@ -45,7 +45,7 @@ class _Commands(TyperGroup):
         return typer.main.get_command(app)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        # An epilog would lose its lines.
+        """An epilog would lose its lines."""
         super().format_help(ctx, formatter)
         typer.echo(f" Exit statuses\n\n{describe_statuses()}\n")
 

@@ -190,7 +190,7 @@ class FaultReplay:
         self.has_begun = True
 
     def _mark_op(self, step: Step, rest: str) -> None:
-        self.last_op = int(rest.split()[0])
+        self.last_op = int(rest.split(maxsplit=1)[0])
         self.guest.begin(self.last_op)
 
     def _mark_host(self, step: Step, rest: str) -> None:
@@ -341,7 +341,9 @@ class FaultReplay:
             self.run_errno = -action
         elif action != RESUME:
             if access is None:
-                raise RecordingError(f"{self.outcome.recording}: {self.place}: the access at {exit_.info2:#x} is unknown")
+                raise RecordingError(
+                    f"{self.outcome.recording}: {self.place}: the access at {exit_.info2:#x} is unknown"
+                )
             self._emulate(access)
 
     def _emulate(self, access: Access) -> None:

@@ -200,8 +200,9 @@ class Guest:
             raise Parted(
                 f"operation {execution.index} ({execution.op.name})",
                 f"no exit for {access!r}",
-                f"exits: error code {self.vcpu.cpu.error_code:#x}" if status == PAGE_FAULT else
-                f"exits: gpa {self.vcpu.cpu.fault_gpa:#x} error code {self.vcpu.cpu.fault_code:#x}",
+                f"exits: error code {self.vcpu.cpu.error_code:#x}"
+                if status == PAGE_FAULT
+                else f"exits: gpa {self.vcpu.cpu.fault_gpa:#x} error code {self.vcpu.cpu.fault_code:#x}",
             )
         execution.pending.popleft()
         self.pdptes.note_walk(access.gva)

@@ -70,6 +70,8 @@ class Machine:
     def __init__(self, scenario: Scenario, mode: str) -> None:
         if mode not in ("shadow", "tdplegacy"):
             raise RecordingError(f"mode {mode!r}: recordings of shadow and tdplegacy can be played")
+        for name, _ in scenario.caps:
+            raise RecordingError(f"{scenario.name}: cap {name}: the model cannot do this")
         self.scenario = scenario
         self.is_nested = mode == "tdplegacy"
         params = Params(npt=self.is_nested, host_maxphyaddr=HOST_MAXPHYADDR)

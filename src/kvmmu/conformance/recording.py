@@ -16,9 +16,7 @@ from pathlib import Path
 
 from ..errors import RecordingError
 
-_EXIT = re.compile(
-    r"exit (.+?) rip=0x([0-9a-f]+) info1=([0-9a-f]+) info2=([0-9a-f]+) intr=([0-9a-f]+) err=([0-9a-f]+)"
-)
+_EXIT = re.compile(r"exit (.+?) rip=0x([0-9a-f]+) info1=([0-9a-f]+) info2=([0-9a-f]+) intr=([0-9a-f]+) err=([0-9a-f]+)")
 _SPT = re.compile(r"spt L(\d) ([0-9a-f]+) ([0-9a-f]+) at ([0-9a-f]+)")
 _SPT_ROOT = re.compile(r"spt root=([0-9a-f]+) level=(\d+)")
 _RESULT = re.compile(r"res (\d+) (\w+) a=([0-9a-f]+) b=([0-9a-f]+) -> (ok|FAULT) ([0-9a-f]+)")

@@ -334,7 +334,7 @@ class Tlb:
         return self._forget(gva, (_ONE * self.space << _SPACE_SHIFT) | (_ONE * pcid << _PCID_SHIFT))
 
     def invlpg_space(self, gva: Gva) -> int:
-        """Flush the page of ``gva``, of any size, under every PCID of the current space, global ones included. Return 0."""
+        """Flush the page of ``gva``, of any size, under every PCID of the current space and if global. Return 0."""
         self._tick()
         if self.keep_all:
             for owner in [owner for owner in self.kept_owners if owner >> _SPACE_SHIFT == self.space]:

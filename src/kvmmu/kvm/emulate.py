@@ -9,12 +9,13 @@ Reference: "Emulator memory path, retry and unprotect".
 
 from __future__ import annotations
 
-from ..addr import INVALID_PAGE, PAGE_MASK, PAGE_SIZE, Gpa, Gva, gpa_to_gfn, page_offset
+from ..addr import INVALID_PAGE, PAGE_MASK, PAGE_SIZE, U64, Gpa, Gva, gpa_to_gfn, page_offset
 from ..host.mm import NO_HPA
 from ..hw.bits import (
     ACCESS_IMPLICIT,
     ACCESS_USER,
     ACCESS_WRITE,
+    EFER_LMA,
     PFERR_FETCH,
     PFERR_IMPLICIT_ACCESS,
     PFERR_USER,
@@ -52,6 +53,9 @@ APIC_DEFAULT_PHYS_BASE = 0xFEE0_0000
 _INVALID_PAGE = INVALID_PAGE
 _PAGE_MASK = PAGE_MASK
 _PAGE_SIZE = PAGE_SIZE
+_U64 = U64
+_U32 = 0xFFFF_FFFF
+_EFER_LMA = EFER_LMA
 _NO_HPA = NO_HPA
 _PFERR_WRITE = PFERR_WRITE
 _PFERR_USER = PFERR_USER
@@ -73,7 +77,7 @@ _EMULTYPE_ALLOW_RETRY_PF = EMULTYPE_ALLOW_RETRY_PF
 
 
 def walk_access(kind: int) -> int:
-    # The software walk's access word for an access of this kind.
+    """The software walk's access word for an access of this kind."""
     access = _PFERR_WRITE if kind & _KIND_WRITE else 0
     if kind & _KIND_IMPLICIT:
         return access | _PFERR_IMPLICIT
@@ -81,7 +85,7 @@ def walk_access(kind: int) -> int:
 
 
 def fetch_insn(vcpu: Vcpu, kind: int) -> bool:
-    # Fetch the instruction at rip as the emulator must without decode assists; False: that faults.
+    """Fetch the instruction at rip as the emulator must without decode assists; False: that faults."""
     gw = vcpu.guest_walk
     access = _PFERR_FETCH | (_PFERR_USER if kind & _KIND_USER else 0)
     if gva_to_gpa_walk(vcpu, gw, vcpu.rip, access) != _INVALID_PAGE:  # type: ignore[arg-type]
@@ -105,7 +109,7 @@ def decode_insn(vcpu: Vcpu, kind: int) -> bool:
 
 
 def is_mmio_gpa(vcpu: Vcpu, gva: Gva, gpa: Gpa, is_write: bool) -> bool:
-    # Whether gpa is known not to be RAM without asking the slots.
+    """Whether gpa is known not to be RAM without asking the slots."""
     if gpa & _PAGE_MASK == _APIC_DEFAULT_PHYS_BASE:
         return True
     if not match_gpa(vcpu, gpa):
@@ -116,7 +120,7 @@ def is_mmio_gpa(vcpu: Vcpu, gva: Gva, gpa: Gpa, is_write: bool) -> bool:
 
 
 def find_gpa(vcpu: Vcpu, gva: Gva, kind: int, has_exit_gpa: bool) -> int:
-    # Set vcpu.mmio_gpa to the address of gva. Returns MMIO (known to be), EMULATED (try RAM), or EMULATED_FAULT.
+    """Set vcpu.mmio_gpa to the address of gva. Returns MMIO (known to be), EMULATED (try RAM), or EMULATED_FAULT."""
     mmu = vcpu.mmu
     is_write = kind & _KIND_WRITE != 0
     if has_exit_gpa:
@@ -140,7 +144,7 @@ def find_gpa(vcpu: Vcpu, gva: Gva, kind: int, has_exit_gpa: bool) -> int:
 
 
 def write_ram(vcpu: Vcpu, gpa: Gpa, data: bytes) -> int:
-    # Store data, which lies in one page, on the guest's behalf. EMULATED, or MMIO: no RAM there.
+    """Store data, which lies in one page, on the guest's behalf. EMULATED, or MMIO: no RAM there."""
     vm = vcpu.vm
     slots = vcpu.memslots()
     hpa = gpa_to_hpa(slots, vm.mm, gpa, True)
@@ -153,7 +157,7 @@ def write_ram(vcpu: Vcpu, gpa: Gpa, data: bytes) -> int:
 
 
 def one_page(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int, has_exit_gpa: bool) -> int:
-    # The part of an access that lies in one page.
+    """The part of an access that lies in one page."""
     ret = find_gpa(vcpu, gva, kind, has_exit_gpa)
     if ret == _FAULT:
         return _FAULT
@@ -165,12 +169,39 @@ def one_page(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int, has
             ret = _MMIO
         if ret == _DONE:
             return _DONE
-    if vcpu.vm.trace.on:
-        if data is not None:
-            value = int.from_bytes(data[:8], "little")
-            trace_kvm_mmio(vcpu.vm.trace, _MMIO_WRITE, size, gpa, value)
-        else:
-            trace_kvm_mmio(vcpu.vm.trace, _MMIO_READ_UNSATISFIED, size, gpa, 0)
+    if data is not None and vcpu.vm.trace.on:
+        trace_kvm_mmio(vcpu.vm.trace, _MMIO_WRITE, size, gpa, int.from_bytes(data[:8], "little"))
+    return _MMIO
+
+
+def emulate_memory(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int) -> int:
+    """Make one access of an instruction that is being emulated: arguments and result as of :func:`emulate`.
+
+    Each page of an access that crosses is translated by itself; what is a device's there becomes one device access,
+    whose address is that of its first part (``vcpu.mmio_gpa``).
+    """
+    direct = role_direct(vcpu.mmu.root_role)
+    offset = page_offset(vcpu.exit_address)
+    first = min(size, _PAGE_SIZE - page_offset(gva))
+    is_mmio = False
+    fragment = vcpu.mmio_gpa
+    ret = one_page(vcpu, gva, kind, None if data is None else data[:first], first, direct and offset == page_offset(gva))
+    if ret == _MMIO:
+        is_mmio = True
+        fragment = vcpu.mmio_gpa
+    if ret != _FAULT and size > first:
+        size -= first
+        gva = (gva + first) & (_U64 if vcpu.efer & _EFER_LMA else _U32)  # type: ignore[assignment]
+        ret = one_page(vcpu, gva, kind, None if data is None else data[first:], size, direct and offset == 0)
+        if ret == _MMIO and not is_mmio:
+            is_mmio = True
+            fragment = vcpu.mmio_gpa
+    if ret == _FAULT or not is_mmio:
+        return ret
+    vcpu.mmio_gpa = fragment
+    if data is None and vcpu.vm.trace.on:
+        trace_kvm_mmio(vcpu.vm.trace, _MMIO_READ_UNSATISFIED, size, fragment, 0)
+    vcpu.stat.mmio_exits += 1
     return _MMIO
 
 
@@ -186,28 +217,7 @@ def emulate(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int) -> i
     if kind & _KIND_NOT_PT_INSN and vcpu.exit_action & _EMULTYPE_ALLOW_RETRY_PF:
         if unprotect_and_retry(vcpu, vcpu.exit_address, False):
             return _RETRY
-    direct = role_direct(vcpu.mmu.root_role)
-    has_exit_gpa = direct and page_offset(vcpu.exit_address) == page_offset(gva)
-    first = _PAGE_SIZE - page_offset(gva)
-    if size <= first:
-        ret = one_page(vcpu, gva, kind, data, size, has_exit_gpa)
-    else:
-        ret = one_page(vcpu, gva, kind, None if data is None else data[:first], first, has_exit_gpa)
-        if ret == _FAULT:
-            return _FAULT
-        second = one_page(
-            vcpu,
-            gva + first,  # type: ignore[arg-type]
-            kind,
-            None if data is None else data[first:],
-            size - first,
-            False,
-        )
-        if second != _DONE:
-            ret = second
-    if ret == _MMIO:
-        vcpu.stat.mmio_exits += 1
-    return ret
+    return emulate_memory(vcpu, gva, kind, data, size)
 
 
 def complete_mmio_read(vcpu: Vcpu, size: int, value: int) -> int:

@@ -56,7 +56,7 @@ cdef class Memslot:
 
 @cython.final
 cdef class Memslots:
-    # One address space's published set; replaced as a whole by each swap (section 19.2).
+    # One address space's published set; replaced as a whole by each swap.
     cdef readonly int as_id
     cdef readonly u64 generation    # bit 63: an update is in progress
     cdef readonly list slots        # sorted by base_gfn

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Running a vCPU: serve its requests, enter, let the CPU make an access, handle the exit, until the access is done.
 
-Reference: "TLB flush rules, vCPU modes, requests" 23.2 and 23.3.
+Reference: "TLB flush rules, vCPU modes, requests".
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def destroy_vcpu(vcpu: Vcpu) -> None:
 
 
 def flush_tlb_guest(vcpu: Vcpu) -> int:
-    # What the guest flushed is gone from the TLB, and from shadow tables that stand in for it.
+    """What the guest flushed is gone from the TLB, and from shadow tables that stand in for it."""
     vcpu.stat.tlb_flush += 1
     if not vcpu.vm.tdp_enabled:
         sync_roots(vcpu)
@@ -83,7 +83,7 @@ def flush_tlb_guest(vcpu: Vcpu) -> int:
 
 
 def serve_requests(vcpu: Vcpu) -> int:
-    # In the kernel's order: sync before the flush, which throws away what stale sptes allowed.
+    """In the kernel's order: sync before the flush, which throws away what stale sptes allowed."""
     if check_request(vcpu, _REQ_FREE_OBSOLETE_ROOTS):
         free_obsolete_roots(vcpu)
     if check_request(vcpu, _REQ_MMU_SYNC):
@@ -162,6 +162,7 @@ def access(vcpu: Vcpu, gva: Gva, kind: int) -> int:
 
 
 def access_missed(vcpu: Vcpu, gva: Gva, kind: int, status: int) -> int:
+    """Go on with an access that ended with ``status``: exit, enter, try again, until it is decided."""
     tries = 0
     while True:
         # Under nested paging a #PF is the guest's own affair: the CPU delivers it without an exit.

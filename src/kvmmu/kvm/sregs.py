@@ -88,12 +88,12 @@ def is_pae_paging(vcpu: Vcpu) -> bool:
 
 
 def is_paging_32(vcpu: Vcpu) -> bool:
-    # Paging outside long mode, with or without PAE.
+    """Paging outside long mode, with or without PAE."""
     return vcpu.cr0 & _CR0_PG != 0 and vcpu.efer & _EFER_LMA == 0
 
 
 def reload_pdptrs(vcpu: Vcpu, cr3: int) -> bool:
-    # Read the four PDPTEs at cr3; False: reserved bits, so #GP. Changed ones are baked into the PAE root: drop it.
+    """Read the four PDPTEs at cr3; False: reserved bits, so #GP. Changed ones are baked into the PAE root: drop it."""
     result = load_pdptrs(vcpu, cr3)
     if result == PDPTRS_BAD:
         return False
@@ -113,7 +113,7 @@ def reset_context(vcpu: Vcpu) -> int:
 
 
 def is_valid_cr0(vcpu: Vcpu, cr0: int) -> bool:
-    # CS.L is not modelled: long mode is entered and left with it clear.
+    """CS.L is not modelled: long mode is entered and left with it clear."""
     if cr0 >> 32 or (cr0 & _CR0_NW and not cr0 & _CR0_CD) or (cr0 & _CR0_PG and not cr0 & _CR0_PE):
         return False
     if not cr0 & _CR0_PG:
@@ -142,6 +142,7 @@ def set_cr0(vcpu: Vcpu, cr0: int) -> int:
 
 
 def post_set_cr0(vcpu: Vcpu, old: int, cr0: int) -> int:
+    """What follows from CR0 having changed from ``old`` to ``cr0`` (``kvm_post_set_cr0``)."""
     changed = old ^ cr0
     if changed == _CR0_WP:
         if not cr0 & _CR0_PG:
@@ -157,7 +158,7 @@ def post_set_cr0(vcpu: Vcpu, old: int, cr0: int) -> int:
 
 
 def is_valid_cr4(vcpu: Vcpu, cr4: int) -> bool:
-    # Protection keys are hidden from the guest without nested paging.
+    """Protection keys are hidden from the guest without nested paging."""
     if cr4 & _CR4_PKE and not vcpu.vm.tdp_enabled:
         return False
     changed = vcpu.cr4 ^ cr4
@@ -226,12 +227,12 @@ def set_cr3(vcpu: Vcpu, cr3: int) -> int:
 
 
 def active_pcid(vcpu: Vcpu, pgd: int) -> int:
-    # The PCID in pgd; 0 while PCIDs are off.
+    """The PCID in pgd; 0 while PCIDs are off."""
     return pgd & _CR3_PCID_MASK if vcpu.cr4 & _CR4_PCIDE else 0
 
 
 def invalidate_pcid(vcpu: Vcpu, pcid: int) -> int:
-    # The guest flushes one PCID.
+    """The guest flushes one PCID."""
     if vcpu.vm.tdp_enabled:
         make_request(vcpu, _TLB_FLUSH_GUEST)
         return 0

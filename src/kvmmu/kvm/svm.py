@@ -45,7 +45,7 @@ _EFER_LME = EFER_LME
 
 
 def load_shadow(vcpu: Vcpu) -> int:
-    # Run the guest on kvm's root: the mode is that of the shadow tables, SMEP and SMAP are the guest's if it pages.
+    """Run the guest on kvm's root: the mode is that of the shadow tables, SMEP and SMAP are the guest's if it pages."""
     mmu = vcpu.mmu
     cr0 = vcpu.cr0 | _CR0_PG | _CR0_WP | _CR0_PE
     # The guest's PCIDs tag its translations: a MOV to CR3 that keeps them must not meet those of another CR3.

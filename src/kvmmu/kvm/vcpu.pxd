@@ -49,12 +49,12 @@ cdef class Vcpu:
     cdef public bint exception_has_error
     cdef public u32 exception_error_code
     cdef public u64 exception_address   # CR2 of a page fault
-    # MMIO record (section 17.1).
+    # MMIO record.
     cdef public gva_t mmio_gva
     cdef public u32 mmio_access
     cdef public gfn_t mmio_gfn
     cdef public u64 mmio_gen
-    # Retry memo (section 18.3).
+    # Retry memo.
     cdef public u64 last_retry_eip
     cdef public u64 last_retry_addr
 

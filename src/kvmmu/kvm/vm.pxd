@@ -29,7 +29,7 @@ cdef class Vm:
     cdef readonly bint flush_on_reuse
     cdef readonly SpteFormat fmt
     cdef readonly gfn_t max_gfn             # largest gfn that sptes may map
-    # Locks, outer first (section 28).
+    # Locks, outer first.
     cdef readonly Mutex slots_lock
     cdef readonly Mutex slots_arch_lock
     cdef readonly RwLock mmu_lock
@@ -39,7 +39,7 @@ cdef class Vm:
     cdef public u64 nr_memslot_pages
     cdef public int nr_memslots_dirty_logging
     cdef public bint shadow_root_allocated
-    # Host invalidations (section 21.2).
+    # Host invalidations.
     cdef public u64 mmu_invalidate_seq
     cdef public int mmu_invalidate_in_progress
     cdef public gfn_t mmu_invalidate_range_start    # all ones: no range yet

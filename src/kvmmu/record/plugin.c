@@ -6,11 +6,13 @@
  * Arguments: ram=FILE (the guest's memory-backend-file), out=FD (the stream of records), control=FD (answers of the
  * driver), and what begins the recording: start=firmware | entry | user | port, with lo=GPA,hi=GPA (entry) or port=N.
  *
- * How it stays small. A filter per vCPU remembers the pages that were accessed since the last flush, and only the
- * first access passes. How it stays complete. Before an access is written, the guest's tables are walked in the
- * mapped RAM file, and each table page of the walk is written as a snapshot when it is new; from then on every store
- * to it is a record. A page that changed by other means (a device, a store that QEMU's helpers make without telling)
- * is found by comparing each entry that a walk reads with a copy, and written again.
+ * How it stays small: a filter per vCPU remembers the pages that were accessed since the last flush, and only the
+ * first access passes.
+ *
+ * How it stays complete: before an access is written, the guest's tables are walked in the mapped RAM file, and each
+ * table page of the walk is written as a snapshot when it is new; from then on every store to it is a record. A page
+ * that changed by other means (a device, the CPU's own stores when it delivers an interrupt) is found by comparing each
+ * entry that a walk reads with a copy, and written again.
  *
  * plugin_decode.h reads instructions; everything else is here, because all of it works on the state below.
  *
@@ -54,6 +56,7 @@ _Static_assert(sizeof(struct record) == 32, "the stream's records have 32 bytes"
 #define NONE (~0ull)
 #define ADDRESS 0x000ffffffffff000ull
 #define CR0_PE (1ull << 0)
+#define CR0_WP (1ull << 16)
 #define CR0_PG (1ull << 31)
 #define CR4_PSE (1ull << 4)
 #define CR4_PAE (1ull << 5)
@@ -61,11 +64,14 @@ _Static_assert(sizeof(struct record) == 32, "the stream's records have 32 bytes"
 #define CR4_PKE (1ull << 22)
 #define CR3_NOFLUSH (1ull << 63)
 #define EFER_LMA (1ull << 10)
+#define EFER_NXE (1ull << 11)
 #define FLAG_VM (1ull << 17)
 #define FLAG_AC (1ull << 18)
 #define PTE_P 1ull
+#define PTE_W 2ull
 #define PTE_U 4ull
 #define PTE_PS 128ull
+#define PTE_NX (1ull << 63)
 /* Set by the CPU's own walks. */
 #define PTE_AD 0x60ull
 
@@ -121,7 +127,7 @@ struct region {
     int kind, memory;
 };
 struct walk {
-    bool ok, user;
+    bool ok, user, writable, executable;
     unsigned shift;
     uint64_t gpa;
 };
@@ -434,11 +440,12 @@ static bool is_pae_32(const struct vcpu *v)
 
 static struct walk walk_32(struct vcpu *v, uint64_t va, bool record)
 {
-    struct walk w = {.user = true, .shift = 12};
+    struct walk w = {.user = true, .writable = true, .executable = true, .shift = 12};
     uint64_t entry, table = v->cr3 & 0xfffff000;
     if (!read_entry(v, table + (va >> 22 & 1023) * 4, 4, record, &entry) || !(entry & PTE_P))
         return w;
     w.user = entry & PTE_U;
+    w.writable = entry & PTE_W;
     if (entry & PTE_PS && v->cr4 & CR4_PSE) {
         w.gpa = (entry & 0xffc00000) | (entry >> 13 & 0xff) << 32 | (va & 0x3fffff);
         w.shift = 22;
@@ -448,6 +455,7 @@ static struct walk walk_32(struct vcpu *v, uint64_t va, bool record)
     if (!read_entry(v, (entry & 0xfffff000) + (va >> 12 & 1023) * 4, 4, record, &entry) || !(entry & PTE_P))
         return w;
     w.user &= !!(entry & PTE_U);
+    w.writable &= !!(entry & PTE_W);
     w.gpa = (entry & 0xfffff000) | (va & 0xfff);
     w.ok = true;
     return w;
@@ -456,9 +464,9 @@ static struct walk walk_32(struct vcpu *v, uint64_t va, bool record)
 /* Walk the guest's tables for `va` as the CPU does; `record`: write down each table that is used. */
 static struct walk walk(struct vcpu *v, uint64_t va, bool record)
 {
-    struct walk w = {.user = true, .shift = 12};
+    struct walk w = {.user = true, .writable = true, .executable = true, .shift = 12};
     if (!(v->cr0 & CR0_PG))
-        return (struct walk){.ok = true, .user = true, .shift = 12, .gpa = va};
+        return (struct walk){.ok = true, .user = true, .writable = true, .executable = true, .shift = 12, .gpa = va};
     if (!(v->cr4 & CR4_PAE))
         return walk_32(v, va, record);
     bool pae = is_pae_32(v);
@@ -469,8 +477,11 @@ static struct walk walk(struct vcpu *v, uint64_t va, bool record)
         if (!read_entry(v, table + (va >> shift & (pae && level == 3 ? 3 : 511)) * 8, 8, record, &entry) ||
             !(entry & PTE_P))
             return w;
-        if (!(pae && level == 3))
+        if (!(pae && level == 3)) {
             w.user &= !!(entry & PTE_U);
+            w.writable &= !!(entry & PTE_W);
+            w.executable &= !(entry & PTE_NX && v->efer & EFER_NXE);
+        }
         if (level == 1 || (level <= 3 && entry & PTE_PS && !(pae && level == 3))) {
             w.gpa = (entry & ADDRESS & ~in_page) | (va & in_page);
             w.shift = shift;
@@ -588,6 +599,14 @@ static bool begins_here(struct vcpu *v, const struct block *b)
 static struct entry *filter_slot(struct entry *filter, unsigned slots, uint64_t key)
 { return &filter[(key * 0x9e3779b97f4a7c15ull) >> 40 & (slots - 1)]; }
 
+/* Whether the tables allow what the machine did, as far as a later change of theirs can take it away. */
+static bool allows(const struct vcpu *v, const struct walk *w, uint16_t access)
+{
+    if (access & A_WRITE && !w->writable && (access & A_USER || v->cr0 & CR0_WP))
+        return false;
+    return !(access & A_FETCH) || w->executable;
+}
+
 /* Check an access against the tables and the map; 0: it is left out, else log2 of the guest's page. `*access` learns
  * whether it was implicit. */
 static unsigned place(struct vcpu *v, uint64_t va, uint64_t *gpa, bool io, uint16_t *access)
@@ -598,13 +617,13 @@ static unsigned place(struct vcpu *v, uint64_t va, uint64_t *gpa, bool io, uint1
     /* Nobody knows where a block's second page is but the tables, and they may have forgotten it since. */
     if (*gpa == NONE && !w.ok)
         return 0;
-    if (!w.ok || w.gpa != *gpa) {
+    if (*access & A_USER && !w.user)
+        *access = (*access & ~A_USER) | A_IMPLICIT;
+    if (!w.ok || w.gpa != *gpa || !allows(v, &w, *access)) {
         /* The machine used a TLB entry that the tables no longer back, as it may until the guest flushes. */
         stale++;
         return 0;
     }
-    if (*access & A_USER && !w.user)
-        *access = (*access & ~A_USER) | A_IMPLICIT;
     check_meaning(v, *gpa, io);
     return w.shift;
 }
@@ -1106,6 +1125,9 @@ __attribute__((visibility("default"))) int qemu_plugin_install(plugin_id id, con
     for (int k = 0; k < argc; k++)
         if (!parse(argv[k]))
             return fail(argv[k]);
+    const char *target = *(const char *const *)info; /* QEMU's facts begin with the target's name */
+    if (strcmp(target, "x86_64") && strcmp(target, "i386"))
+        return fail("only x86 guests can be recorded");
     int fd = ram_path ? open(ram_path, O_RDONLY) : -1;
     if (fd < 0 || fstat(fd, &status) || !control || out_fd < 0)
         return fail("ram=FILE, out=FD and control=FD are needed");

@@ -164,13 +164,14 @@ class Player:
         return _STOP_LIMIT
 
     def is_break(self) -> bool:
-        # Whether the record in hand raised a fault of the cause that the user waits for.
+        """Whether the record in hand raised a fault of the cause that the user waits for."""
         for vcpu in self.vcpus:
             if vcpu.nr_faults(self.break_cause):
                 return True
         return False
 
     def play_record(self, kind: int) -> int:
+        """Play the record in hand, of ``kind``."""
         if kind == _PAGE:
             self.play_page()
             return self.clean_pdptes_in(self.reader.gpa >> 12)
@@ -190,12 +191,13 @@ class Player:
         return self.play_invalidation(kind)
 
     def fail(self, problem: str) -> int:
+        """Note a mismatch: what is wrong with the record in hand."""
         self.problem = problem
         self.mismatches += 1
         return 0
 
     def verify_hpa(self, vcpu: Vcpu) -> int:
-        # The access went to vcpu.cpu.hpa: is that where the recorded gpa is?
+        """The access went to vcpu.cpu.hpa: is that where the recorded gpa is?"""
         expected = gpa_to_hpa(vcpu.memslots(), self.vm.mm, self.reader.gpa, False)  # type: ignore[union-attr, arg-type]
         if vcpu.cpu.hpa != expected:
             if expected == _NO_HPA:
@@ -204,6 +206,7 @@ class Player:
         return 0
 
     def play_access(self) -> int:
+        """Make the recorded access, and verify where it goes."""
         vcpu = self.vcpus[self.reader.cpu]
         self.accesses += 1
         vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & _AC else 2
@@ -224,13 +227,13 @@ class Player:
         return self.emulate_until_done(vcpu, data, size)
 
     def store_data(self) -> bytes:
-        # What the record in hand stores.
+        """What the record in hand stores."""
         if self.reader.size > 8:
             return self.reader.payload()
         return self.reader.value.to_bytes(8, "little")[: self.reader.size]
 
     def store_record(self, hpa: Hpa) -> int:
-        # Store what the record in hand (STORE, PAGE) stores, entries in one piece.
+        """Store what the record in hand (STORE, PAGE) stores, entries in one piece."""
         reader = self.reader
         if reader.size == 8 and hpa & 7 == 0:
             return self.memory.write_once(hpa, reader.value)  # type: ignore[no-any-return]
@@ -239,6 +242,7 @@ class Player:
         return self.memory.write(hpa, reader.raw[reader.content : reader.content + reader.size])  # type: ignore[no-any-return]
 
     def play_store(self) -> int:
+        """Make the recorded store to a guest table, and verify where it goes."""
         vcpu = self.vcpus[self.reader.cpu]
         self.accesses += 1
         self.stores += 1
@@ -253,7 +257,7 @@ class Player:
         return self.emulate_until_done(vcpu, self.store_data(), self.reader.size)
 
     def emulate_until_done(self, vcpu: Vcpu, data: bytes | None, size: int) -> int:
-        # kvm makes the access in the guest's place.
+        """Let kvm make the access in the guest's place."""
         outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, size)  # type: ignore[arg-type]
         if outcome == _EMULATED or outcome == _MMIO_OUT:
             if vcpu.mmio_gpa != self.reader.gpa:
@@ -265,6 +269,7 @@ class Player:
         return self.fail("the guest gets an exception for an access that the machine made")
 
     def play_mmio(self) -> int:
+        """Make the recorded device access; it must end at the same device address."""
         vcpu = self.vcpus[self.reader.cpu]
         self.accesses += 1
         vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & _AC else 2
@@ -285,8 +290,10 @@ class Player:
         return 0
 
     def play_page(self) -> int:
-        # The table at gpa is now known to hold these bytes. What differs was written unseen: kvm must not go on
-        # mirroring the old content.
+        """The table at gpa is now known to hold these bytes.
+
+        What differs was written unseen: kvm must not go on mirroring the old content.
+        """
         hpa = self.machine.hpa_of(self.reader.gpa)
         if self.vm is not None and self.vm.indirect_shadow_pages:
             if self.machine.differs(hpa, self.reader.payload()):
@@ -294,7 +301,7 @@ class Player:
         return self.store_record(hpa)
 
     def clean_pdptes_in(self, gfn: int) -> int:
-        # A snapshot that holds PDPTEs in use brings QEMU's A bits along.
+        """A snapshot that holds PDPTEs in use brings QEMU's A bits along."""
         for cpu in self.cpus:
             holder = cpu if self.bare else self.vcpus[cpu.number]
             if holder.cr3 >> 12 == gfn:
@@ -302,6 +309,7 @@ class Player:
         return 0
 
     def play_regs(self) -> int:
+        """Execute the recorded register change; the registers must come out as the machine's."""
         reader = self.reader
         vcpu = self.vcpus[reader.cpu]
         cr4 = reader.cr4 & self.cr4_mask
@@ -326,6 +334,7 @@ class Player:
         return 0
 
     def play_invalidation(self, kind: int) -> int:
+        """Execute the recorded INVLPG or INVPCID."""
         vcpu = self.vcpus[self.reader.cpu]
         if kind == _INVLPG:
             return insn_invlpg(vcpu, self.reader.gva)  # type: ignore[arg-type]
@@ -334,7 +343,7 @@ class Player:
         return 0
 
     def play_bare(self, kind: int) -> int:
-        # The machine without a hypervisor: the CPU walks the guest's tables.
+        """The machine without a hypervisor: the CPU walks the guest's tables."""
         cpu = self.cpus[self.reader.cpu]
         if kind == _REGS:
             return self.play_bare_regs()
@@ -353,6 +362,7 @@ class Player:
         return 0
 
     def play_bare_regs(self) -> int:
+        """Execute the recorded register change on a CPU without a hypervisor."""
         reader = self.reader
         cpu = self.cpus[reader.cpu]
         clean_pdptes(self.machine, reader.cr0, reader.cr3, reader.cr4, reader.efer)

@@ -28,7 +28,7 @@ _SHADOW_NONPRESENT_VALUE = SHADOW_NONPRESENT_VALUE
 
 
 def count_pages(vm: Vm, level: int, nr: int) -> int:
-    # pages_4k, pages_2m, pages_1g by nr, which may be negative.
+    """pages_4k, pages_2m, pages_1g by nr, which may be negative."""
     if level == 1:
         vm.stat.pages_4k += nr
     elif level == 2:
@@ -39,16 +39,16 @@ def count_pages(vm: Vm, level: int, nr: int) -> int:
 
 
 def set_spte(vm: Vm, sptep: Hpa, new_spte: int) -> int:
-    # Nonpresent to present, or to an MMIO spte.
+    """Nonpresent to present, or to an MMIO spte."""
     old = vm.memory.read_once(sptep)
     if is_shadow_present(old):
-        raise KvmBug(f"set over a present spte at {sptep:#x}: {old:#x} -> {new_spte:#x} ({describe_spte(old, vm.fmt, 1)})")
+        raise KvmBug(f"set over a present spte at {sptep:#x}: {describe_spte(old, vm.fmt, 1)} -> {new_spte:#x}")
     vm.memory.write_once(sptep, new_spte)
     return 0
 
 
 def update_spte_no_track(vm: Vm, sptep: Hpa, new_spte: int) -> int:
-    # Present to present of the same pfn; returns the old word.
+    """Present to present of the same pfn; returns the old word."""
     old = vm.memory.read_once(sptep)
     if not is_shadow_present(old):
         vm.memory.write_once(sptep, new_spte)
@@ -63,7 +63,7 @@ def update_spte_no_track(vm: Vm, sptep: Hpa, new_spte: int) -> int:
 
 
 def update_spte(vm: Vm, sptep: Hpa, new_spte: int) -> bool:
-    # As above, with the page told what was lost; returns whether TLBs must be flushed before mmu_lock is dropped.
+    """As above, with the page told what was lost; returns whether TLBs must be flushed before mmu_lock is dropped."""
     fmt = vm.fmt
     old = update_spte_no_track(vm, sptep, new_spte)
     if not is_shadow_present(old):
@@ -79,7 +79,7 @@ def update_spte(vm: Vm, sptep: Hpa, new_spte: int) -> bool:
 
 
 def clear_track_bits(vm: Vm, sptep: Hpa) -> int:
-    # A leaf goes: store the nonpresent value, account, hand A and D to the page. Returns the old word.
+    """A leaf goes: store the nonpresent value, account, hand A and D to the page. Returns the old word."""
     fmt = vm.fmt
     old = vm.memory.read_once(sptep)
     if is_shadow_present(old) and is_volatile(fmt, old):
@@ -98,6 +98,6 @@ def clear_track_bits(vm: Vm, sptep: Hpa) -> int:
 
 
 def clear_no_track(vm: Vm, sptep: Hpa) -> int:
-    # A nonleaf or an MMIO spte goes.
+    """A nonleaf or an MMIO spte goes."""
     vm.memory.write_once(sptep, _SHADOW_NONPRESENT_VALUE)
     return 0

@@ -24,7 +24,7 @@ cdef u64 _BITS_62_0
 
 @cython.final
 cdef class Mmu:
-    # struct kvm_mmu (section 3.4): what one vCPU's MMU is now.
+    # struct kvm_mmu: what one vCPU's MMU is now.
     cdef public hpa_t root_hpa          # INVALID_PAGE: none
     cdef public gpa_t root_pgd          # the guest CR3 that it was built for; 0 for direct roots
     cdef u64 prev_hpa[3]                # previous roots, most recent first

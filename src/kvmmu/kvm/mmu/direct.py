@@ -23,7 +23,7 @@ _RETRY = RET_PF_RETRY
 
 
 def direct_map(vcpu: Vcpu, fault: PageFault, leaf: Leaf) -> int:
-    # Map fault.gfn at the largest allowed level, with tables linked as needed. Returns a verdict.
+    """Map fault.gfn at the largest allowed level, with tables linked as needed. Returns a verdict."""
     vm = vcpu.vm
     adjust(vcpu, fault)
     if vm.trace.on:

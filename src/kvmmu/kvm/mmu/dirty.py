@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Dirty logging by write protection, with the bitmap of a memslot: on, read and clear, off.
 
-Huge pages are split by faults: a logged slot gets 4K leaves only. Reference: "Dirty logging" 20.1, 20.3, 20.5 for the
-legacy MMU without PML; "Huge pages ..." collapse.
+Huge pages are split by faults: a logged slot gets 4K leaves only. Reference: "Dirty logging" for the legacy
+MMU without PML; "Huge pages and the NX mitigation", collapse.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def slot_log_disabled(vm: Vm, slot: Memslot) -> None:
 
 
 def write_protect_slot(vm: Vm, slot: Memslot) -> bool:
-    # Take W (not MMU-writable) from every leaf of slot; returns whether TLBs must be flushed.
+    """Take W (not MMU-writable) from every leaf of slot; returns whether TLBs must be flushed."""
     flush = False
     for level in range(1, 4):
         at = slot.offset[level]
@@ -58,7 +58,7 @@ def write_protect_slot(vm: Vm, slot: Memslot) -> bool:
 
 
 def zap_one_collapsible(vm: Vm, slot: Memslot, at: int) -> bool:
-    # Zap the first leaf of one rmap that a larger page could replace; False: there is none (any more).
+    """Zap the first leaf of one rmap that a larger page could replace; False: there is none (any more)."""
     place = pte_list_first(slot.rmap[at])
     while place:
         sptep: Hpa = pte_list_sptep(vm, place)
@@ -72,6 +72,7 @@ def zap_one_collapsible(vm: Vm, slot: Memslot, at: int) -> bool:
 
 
 def zap_collapsible(vm: Vm, slot: Memslot) -> bool:
+    """Zap every leaf of ``slot`` that a larger page could replace; return whether TLBs must be flushed."""
     flush = False
     for level in range(1, 3):
         at = slot.offset[level]
@@ -84,7 +85,7 @@ def zap_collapsible(vm: Vm, slot: Memslot) -> bool:
 
 
 def protect_masked(vm: Vm, slot: Memslot, base_gfn: Gfn, mask: int) -> int:
-    # Take W from the 4K leaves of the gfns whose bit is set in mask, bit 0 meaning base_gfn.
+    """Take W from the 4K leaves of the gfns whose bit is set in mask, bit 0 meaning base_gfn."""
     for i in range(64):
         if (mask >> i) & _ONE:
             gfn: Gfn = base_gfn + i  # type: ignore[assignment]
@@ -93,7 +94,7 @@ def protect_masked(vm: Vm, slot: Memslot, base_gfn: Gfn, mask: int) -> int:
 
 
 def take_words(vm: Vm, slot: Memslot) -> list[int]:
-    # Read and clear the bitmap, protecting again what was set.
+    """Read and clear the bitmap, protecting again what was set."""
     words = []
     nr = slot.nr_dirty_words()
     for i in range(nr):

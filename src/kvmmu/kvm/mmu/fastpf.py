@@ -36,7 +36,7 @@ _PT_PRESENT = PT_PRESENT
 
 
 def may_be_fast(vm: Vm, fault: PageFault) -> bool:
-    # Only a write to a present page can be, or any access where kvm tracks accesses for want of A bits.
+    """Only a write to a present page can be, or any access where kvm tracks accesses for want of A bits."""
     if fault.rsvd:
         return False
     if not fault.present:
@@ -45,6 +45,7 @@ def may_be_fast(vm: Vm, fault: PageFault) -> bool:
 
 
 def is_access_allowed(fmt: SpteFormat, fault: PageFault, spte: int) -> bool:
+    """Whether ``spte`` allows the access of ``fault`` already."""
     if fault.exec:
         return is_executable(fmt, spte)
     if fault.write:
@@ -53,7 +54,7 @@ def is_access_allowed(fmt: SpteFormat, fault: PageFault, spte: int) -> bool:
 
 
 def fixed_spte(vm: Vm, fault: PageFault, spte: int, level: int) -> int:
-    # What spte could become without the lock; spte itself if nothing.
+    """What spte could become without the lock; spte itself if nothing."""
     fmt = vm.fmt
     new = spte
     if not ad_enabled(spte) and is_access_tracked(fmt, spte):
@@ -66,7 +67,7 @@ def fixed_spte(vm: Vm, fault: PageFault, spte: int, level: int) -> int:
 
 
 def try_fix(vcpu: Vcpu, fault: PageFault, sptep: Hpa, spte: int) -> int:
-    # One round: INVALID (the slow path must), SPURIOUS, FIXED, or -1: lost the race, look again.
+    """One round: INVALID (the slow path must), SPURIOUS, FIXED, or -1: lost the race, look again."""
     vm = vcpu.vm
     level = role_level(sptep_to_sp(vm, sptep).role)
     if not is_shadow_present(spte) or not is_last(spte, level):
@@ -84,7 +85,7 @@ def try_fix(vcpu: Vcpu, fault: PageFault, sptep: Hpa, spte: int) -> int:
 
 
 def fast_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
-    # INVALID: take the slow path. Takes no lock.
+    """INVALID: take the slow path. Takes no lock."""
     vm = vcpu.vm
     if not may_be_fast(vm, fault):
         return _INVALID

@@ -28,6 +28,7 @@ cdef int _CAUSE_ERROR
 
 @cython.final
 @cython.freelist(8)
+@cython.no_gc
 cdef class PageFault:
     # Given by the exit; fixed afterwards.
     cdef readonly u64 addr          # gva, or gpa for a direct MMU

@@ -121,8 +121,8 @@ class PageFault:
     def __init__(self, addr: int, error_code: int, prefetch: bool = False) -> None:
         self.begin(addr, error_code, prefetch)
 
-    # What __init__ does, without boxed arguments.
     def begin(self, addr: int, error_code: int, prefetch: bool) -> int:
+        """Do what ``__init__`` does, without boxed arguments (compiled rooms make objects with it)."""
         self.addr = addr
         self.error_code = error_code
         self.prefetch = prefetch

@@ -2,7 +2,7 @@
 """From a gfn to the host's page, and the test whether the answer has gone stale meanwhile.
 
 Sample the invalidate sequence, then ask the host; under ``mmu_lock``, before anything is installed, look whether an
-invalidation passed in between. Reference: "Page-fault pipeline" 13.6-13.8, "MMU notifiers" retry rule.
+invalidation passed in between. Reference: "Page-fault pipeline", "MMU notifiers" retry rule.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _REQ_FREE_OBSOLETE_ROOTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 
 
 def is_invalidated(vm: Vm, mmu_seq: int, gfn: Gfn) -> bool:
-    # Whether an invalidation covers gfn now, or any has ended since mmu_seq was sampled.
+    """Whether an invalidation covers gfn now, or any has ended since mmu_seq was sampled."""
     if vm.mmu_invalidate_in_progress:
         if vm.mmu_invalidate_range_start == _INVALID_PAGE:
             return True
@@ -55,7 +55,7 @@ def is_invalidated(vm: Vm, mmu_seq: int, gfn: Gfn) -> bool:
 
 
 def find_pfn(vm: Vm, fault: PageFault) -> int:
-    # Set hva, pfn (or an error pfn) and map_writable of fault, whose slot is visible.
+    """Set hva, pfn (or an error pfn) and map_writable of fault, whose slot is visible."""
     mm = vm.mm
     slot = fault.slot
     readonly = slot.is_readonly()  # type: ignore[union-attr]
@@ -83,7 +83,7 @@ def find_pfn(vm: Vm, fault: PageFault) -> int:
 
 
 def handle_noslot(vcpu: Vcpu, fault: PageFault, access: int) -> int:
-    # MMIO: remember it, and go on to an MMIO spte unless that is impossible.
+    """MMIO: remember it, and go on to an MMIO spte unless that is impossible."""
     vm = vcpu.vm
     gva = 0 if vcpu.mmu.fault_op == _FAULT_TDP else fault.addr
     cache_record(vcpu, gva, fault.gfn, access & vm.fmt.mmio_access_mask)  # type: ignore[arg-type]
@@ -97,7 +97,7 @@ def handle_noslot(vcpu: Vcpu, fault: PageFault, access: int) -> int:
 
 
 def faultin(vcpu: Vcpu, fault: PageFault, access: int) -> int:
-    # Find the page of fault.gfn. CONTINUE: fault.pfn is set (a reference is held, unless MMIO); else the verdict.
+    """Find the page of fault.gfn. CONTINUE: fault.pfn is set (a reference is held, unless MMIO); else the verdict."""
     vm = vcpu.vm
     fault.mmu_seq = vm.mmu_invalidate_seq
     if fault.slot is None:
@@ -116,7 +116,7 @@ def faultin(vcpu: Vcpu, fault: PageFault, access: int) -> int:
 
 
 def is_stale(vcpu: Vcpu, fault: PageFault) -> bool:
-    # mmu_lock held: has what fault found been taken back, or the root with it?
+    """mmu_lock held: has what fault found been taken back, or the root with it?"""
     sp = root_to_sp(vcpu.vm, vcpu.mmu.root_hpa)
     if sp is not None and is_obsolete(vcpu.vm, sp):
         return True
@@ -126,7 +126,7 @@ def is_stale(vcpu: Vcpu, fault: PageFault) -> bool:
 
 
 def release_pfn(vm: Vm, pfn: Pfn) -> int:
-    # Drop the reference that faultin() took.
+    """Drop the reference that faultin() took."""
     if not is_error_pfn(pfn) and not is_noslot_pfn(pfn):
         vm.frames.put(pfn)
     return 0

@@ -3,7 +3,7 @@
 
 An aligned write zaps the sptes of the entries that it changed. A misaligned one, and the third in a row to a table that
 nobody walks meanwhile (a flood: the page is no table any more), zap the whole page.
-Reference: "Write tracking and emulated writes to guest tables", "Emulator memory path" unprotect_and_retry.
+Reference: "Write tracking and emulated writes to guest tables", "Emulator memory path, retry and unprotect".
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FLOOD_LIMIT = 3
 
 
 def is_misaligned(sp: ShadowPage, gpa: Gpa, nr_bytes: int) -> bool:
-    # Whether the write does not fit the entries of sp; one byte at an entry's start is how clear_bit() writes.
+    """Whether the write does not fit the entries of sp; one byte at an entry's start is how clear_bit() writes."""
     offset = page_offset(gpa)
     mask = 3 if role_has_4_byte_gpte(sp.role) else 7
     if offset & mask == 0 and nr_bytes == 1:
@@ -36,7 +36,7 @@ def is_misaligned(sp: ShadowPage, gpa: Gpa, nr_bytes: int) -> bool:
 
 
 def is_flood(sp: ShadowPage) -> bool:
-    # Count a write to sp. Level-1 pages are exempt: they go out of sync instead of being written under protection.
+    """Count a write to sp. Level-1 pages are exempt: they go out of sync instead of being written under protection."""
     if role_level(sp.role) == 1:
         return False
     sp.write_flooding_count += 1
@@ -44,7 +44,7 @@ def is_flood(sp: ShadowPage) -> bool:
 
 
 def written_sptep(sp: ShadowPage, gpa: Gpa) -> Hpa:
-    # First spte of sp that mirrors the entry at gpa; 0 if another quadrant does.
+    """First spte of sp that mirrors the entry at gpa; 0 if another quadrant does."""
     offset = page_offset(gpa)
     if role_has_4_byte_gpte(sp.role):
         offset <<= 1
@@ -58,12 +58,12 @@ def written_sptep(sp: ShadowPage, gpa: Gpa) -> Hpa:
 
 
 def nr_written(sp: ShadowPage) -> int:
-    # Sptes of sp that mirror one entry.
+    """Sptes of sp that mirror one entry."""
     return 2 if role_has_4_byte_gpte(sp.role) and role_level(sp.role) == 2 else 1
 
 
 def written_gpte(vcpu: Vcpu, gpa: Gpa, nr_bytes: int) -> int:
-    # The entry as it is after the write; 0 if it is not a whole one or cannot be read.
+    """The entry as it is after the write; 0 if it is not a whole one or cannot be read."""
     if nr_bytes != 4 and nr_bytes != 8:
         return 0
     place = gpte_place(vcpu, gpa)
@@ -73,7 +73,7 @@ def written_gpte(vcpu: Vcpu, gpa: Gpa, nr_bytes: int) -> int:
 
 
 def zap_written(vcpu: Vcpu, sp: ShadowPage, gpa: Gpa, gpte: int) -> bool:
-    # Zap the sptes of sp that mirror what was written at gpa; returns whether TLBs must be flushed.
+    """Zap the sptes of sp that mirror what was written at gpa; returns whether TLBs must be flushed."""
     vm = vcpu.vm
     sptep = written_sptep(sp, gpa)
     if sptep == 0:

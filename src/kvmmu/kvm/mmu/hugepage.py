@@ -31,7 +31,7 @@ def max_mapping_level(vm: Vm, slot: Memslot, gfn: Gfn, max_level: int) -> int:
 
 
 def adjust(vcpu: Vcpu, fault: PageFault) -> int:
-    # Choose the level of fault (req_level, goal_level) and round its pfn down accordingly.
+    """Choose the level of fault (req_level, goal_level) and round its pfn down accordingly."""
     slot = fault.slot
     if fault.max_level == 1 or fault.pfn & _KVM_PFN_ERR_NOSLOT_MASK or slot is None or slot.is_dirty_logged():
         return 0

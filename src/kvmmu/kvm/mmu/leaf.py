@@ -83,8 +83,8 @@ class Leaf:
     def __init__(self) -> None:
         self.begin()
 
-    # What __init__ does, without a Python call.
     def begin(self) -> int:
+        """Do what ``__init__`` does, without a Python call (compiled rooms make objects with it)."""
         self.slot: Memslot | None = None
         self.gfn: Gfn = 0  # type: ignore[assignment]
         self.pfn = 0
@@ -99,14 +99,14 @@ class Leaf:
 
 
 def make_leaf() -> Leaf:
-    # Leaf() for compiled rooms.
+    """Leaf() for compiled rooms."""
     leaf = Leaf.__new__(Leaf)
     leaf.begin()
     return leaf
 
 
 def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
-    # The word for leaf in sp, where old_spte is now; says in leaf.wrprot whether W was refused for a guest table.
+    """The word for leaf in sp, where old_spte is now; says in leaf.wrprot whether W was refused for a guest table."""
     fmt = vcpu.vm.fmt
     level = role_level(sp.role)
     access = leaf.access
@@ -144,7 +144,7 @@ def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
 
 
 def replace_present(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
-    # What a present spte at sptep means for leaf: 0 nothing was there, 1 dropped, so flush, 2 the same pfn.
+    """What a present spte at sptep means for leaf: 0 nothing was there, 1 dropped, so flush, 2 the same pfn."""
     vm = vcpu.vm
     level = role_level(sp.role)
     old = vm.memory.read_once(sptep)
@@ -160,7 +160,7 @@ def replace_present(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
 
 
 def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
-    # Install leaf at sptep of sp. Returns FIXED, SPURIOUS, WRITE_PROTECTED, or EMULATE for an MMIO spte.
+    """Install leaf at sptep of sp. Returns FIXED, SPURIOUS, WRITE_PROTECTED, or EMULATE for an MMIO spte."""
     vm = vcpu.vm
     level = role_level(sp.role)
     state = replace_present(vcpu, sp, sptep, leaf)
@@ -197,7 +197,7 @@ def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
 
 
 def prefetch_slot(vcpu: Vcpu, gfn: Gfn, access: int) -> Memslot | None:
-    # The slot of gfn, unless it must not be mapped ahead of need: going away, or logged and writable.
+    """The slot of gfn, unless it must not be mapped ahead of need: going away, or logged and writable."""
     slot = vcpu.gfn_to_memslot(gfn)
     if slot is None or slot.is_invalid() or (access & _ACC_WRITE and slot.is_dirty_logged()):
         return None
@@ -205,7 +205,7 @@ def prefetch_slot(vcpu: Vcpu, gfn: Gfn, access: int) -> Memslot | None:
 
 
 def prefetch_one(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> bool:
-    # Map leaf.gfn if the host has its page writable at hand; False: stop prefetching.
+    """Map leaf.gfn if the host has its page writable at hand; False: stop prefetching."""
     leaf.slot = prefetch_slot(vcpu, leaf.gfn, leaf.access)
     if leaf.slot is None or leaf.slot.is_readonly():
         return False
@@ -219,7 +219,7 @@ def prefetch_one(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> bool:
 
 
 def prefetch_run(vcpu: Vcpu, sp: ShadowPage, start: Hpa, end: Hpa) -> bool:
-    # Map the run of nonpresent entries [start, end) of a direct page; a short result maps what it got.
+    """Map the run of nonpresent entries [start, end) of a direct page; a short result maps what it got."""
     mm = vcpu.vm.mm
     access = role_access(sp.role)
     gfn = sp_gfn(vcpu.vm, sp, sptep_index(start))
@@ -244,7 +244,7 @@ def prefetch_run(vcpu: Vcpu, sp: ShadowPage, start: Hpa, end: Hpa) -> bool:
 
 
 def prefetch_direct(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa) -> int:
-    # The neighbours of sptep in the direct page sp, as maximal runs of nonpresent entries.
+    """The neighbours of sptep in the direct page sp, as maximal runs of nonpresent entries."""
     mem = vcpu.vm.memory
     place: Hpa = sptep & ~63  # type: ignore[assignment]
     end = place + _PREFETCH_NUM * 8

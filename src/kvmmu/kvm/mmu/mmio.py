@@ -3,7 +3,7 @@
 
 The generation is that of the memslots of the vCPU's own address space: a slot that comes or goes makes every MMIO spte
 and record of the past useless at once, without zapping any. The record's gva half also dies with the guest's flushes.
-Reference: "MMIO" 17.1, 17.2, 17.4, 17.5.
+Reference: "MMIO".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def generation(vcpu: Vcpu) -> int:
 
 
 def mark_mmio_spte(vcpu: Vcpu, sptep: Hpa, gfn: Gfn, access: int) -> int:
-    # Write an MMIO spte over a nonpresent entry or another MMIO spte.
+    """Write an MMIO spte over a nonpresent entry or another MMIO spte."""
     vm = vcpu.vm
     spte = make_mmio(vm.fmt, gfn, access, generation(vcpu) & _MMIO_SPTE_GEN_MASK)
     if vm.trace.on:

@@ -38,8 +38,8 @@ class ShadowPage:
     def __init__(self, gfn: Gfn, role: int, spt: Hpa) -> None:
         self.begin(gfn, role, spt)
 
-    # What __init__ does, without boxed arguments.
     def begin(self, gfn: Gfn, role: int, spt: Hpa) -> int:
+        """Do what ``__init__`` does, without boxed arguments (compiled rooms make objects with it)."""
         self.gfn = gfn
         self.role = role
         self.spt = spt
@@ -91,7 +91,7 @@ class ShadowPage:
 
 
 def make_page(gfn: Gfn, role: int, spt: Hpa) -> ShadowPage:
-    # ShadowPage() for compiled rooms.
+    """ShadowPage() for compiled rooms."""
     sp = ShadowPage.__new__(ShadowPage)
     sp.begin(gfn, role, spt)
     return sp

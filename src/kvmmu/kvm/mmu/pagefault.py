@@ -110,7 +110,7 @@ _CAUSE_RETRY = CAUSE_RETRY
 
 
 def topup_caches(vm: Vm) -> int:
-    # Everything that the fault may need under the lock must be at hand before it is taken.
+    """Everything that the fault may need under the lock must be at hand before it is taken."""
     return 0 if vm.frames.nr_free >= _MIN_FREE_FRAMES else -_ENOMEM
 
 
@@ -130,14 +130,14 @@ def inject_page_fault(vcpu: Vcpu, gw: GuestWalk) -> int:
 
 
 def is_tracked_write(vcpu: Vcpu, fault: PageFault) -> bool:
-    # A write to a present, write-tracked page: it must not be let through.
+    """A write to a present, write-tracked page: it must not be let through."""
     if fault.rsvd or not fault.present or not fault.write:
         return False
     return is_write_tracked(vcpu.vm, fault.gfn)
 
 
 def effective_access(vcpu: Vcpu, fault: PageFault, gw: GuestWalk) -> int:
-    # The guest's rights; with CR0.WP clear, a supervisor's write to a read-only page turns it kernel-only, writable.
+    """The guest's rights; with CR0.WP clear, a supervisor's write makes a read-only page kernel-only and writable."""
     mmu = vcpu.mmu
     access = gw.pte_access
     if fault.write and not access & _ACC_WRITE and not fault.user and fault.slot is not None:
@@ -149,7 +149,7 @@ def effective_access(vcpu: Vcpu, fault: PageFault, gw: GuestWalk) -> int:
 
 
 def paging_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
-    # Shadow paging, guest paging on: walk the guest's tables, then mirror what they say.
+    """Shadow paging, guest paging on: walk the guest's tables, then mirror what they say."""
     vm = vcpu.vm
     gw = vcpu.guest_walk
     if not walk(vcpu, gw, fault.addr, fault.error_code & ~_PFERR_RSVD):  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ def paging_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
 
 
 def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
-    # No guest tables in the way: nested paging, or a guest without paging.
+    """No guest tables in the way: nested paging, or a guest without paging."""
     vm = vcpu.vm
     fault.gfn = gpa_to_gfn(fault.addr)  # type: ignore[arg-type]
     fault.slot = vcpu.gfn_to_memslot(fault.gfn)
@@ -217,7 +217,7 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
 
 
 def walk_for_mmio(vcpu: Vcpu, addr: int) -> int:
-    # The last spte on the way to addr, found without the lock; 0: no walk. Reserved bits on the way are a bug.
+    """The last spte on the way to addr, found without the lock; 0: no walk. Reserved bits on the way are a bug."""
     spte = 0
     step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
     while step:
@@ -229,7 +229,7 @@ def walk_for_mmio(vcpu: Vcpu, addr: int) -> int:
 
 
 def handle_mmio_page_fault(vcpu: Vcpu, addr: int, direct: bool) -> int:
-    # A reserved-bit fault: EMULATE if record or spte say that addr is MMIO; INVALID: the slow path must look.
+    """A reserved-bit fault: EMULATE if record or spte say that addr is MMIO; INVALID: the slow path must look."""
     vm = vcpu.vm
     if match_gpa(vcpu, addr) if direct else match_gva(vcpu, addr):  # type: ignore[arg-type]
         return _EMULATE
@@ -254,6 +254,7 @@ def handle_mmio_page_fault(vcpu: Vcpu, addr: int, direct: bool) -> int:
 
 
 def count_verdict(vcpu: Vcpu, verdict: int) -> int:
+    """Count ``verdict`` in pf_fixed, pf_emulate or pf_spurious."""
     if verdict == _FIXED:
         vcpu.stat.pf_fixed += 1
     elif verdict == _EMULATE:
@@ -264,7 +265,7 @@ def count_verdict(vcpu: Vcpu, verdict: int) -> int:
 
 
 def do_page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
-    # The op of the MMU's mode, with its cause noted.
+    """The op of the MMU's mode, with its cause noted."""
     vcpu.stat.pf_taken += 1
     fault = make_fault(addr, error_code)
     if vcpu.mmu.fault_op == _FAULT_PAGING:
@@ -278,7 +279,7 @@ def do_page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
 
 
 def handle_write_protected(vcpu: Vcpu, addr: int, error_code: int) -> int:
-    # RETRY if the page was unprotected, else the EMULTYPE_* bits to emulate with.
+    """RETRY if the page was unprotected, else the EMULTYPE_* bits to emulate with."""
     direct = role_direct(vcpu.mmu.root_role)
     if vcpu.last_retry_eip == vcpu.rip and vcpu.last_retry_addr == addr and addr:
         return _EMULTYPE_PF

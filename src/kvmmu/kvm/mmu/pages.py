@@ -98,7 +98,7 @@ def first_gfn_sp(vm: Vm, gfn: Gfn) -> ShadowPage | None:
 
 
 def alloc_page(vm: Vm, gfn: Gfn, role: int) -> ShadowPage:
-    # Header, table filled with the nonpresent value, and a translation array for indirect pages up to level 3.
+    """Header, table filled with the nonpresent value, and a translation array for indirect pages up to level 3."""
     pfn = vm.frames.alloc()
     spt: Hpa = pfn << 12  # type: ignore[assignment]
     vm.memory.fill_words(spt, _SHADOW_NONPRESENT_VALUE, _ENTRIES)
@@ -124,7 +124,7 @@ def alloc_page(vm: Vm, gfn: Gfn, role: int) -> ShadowPage:
 
 
 def list_del(sp: ShadowPage) -> int:
-    # Take sp off the active list.
+    """Take sp off the active list."""
     sp.link_prev.link_next = sp.link_next  # type: ignore[union-attr]
     sp.link_next.link_prev = sp.link_prev  # type: ignore[union-attr]
     sp.link_next = None
@@ -133,7 +133,7 @@ def list_del(sp: ShadowPage) -> int:
 
 
 def free_page(vm: Vm, sp: ShadowPage) -> int:
-    # Out of the hash, frames back. The caller has unlinked, flushed, and taken sp off the active list.
+    """Out of the hash, frames back. The caller has unlinked, flushed, and taken sp off the active list."""
     if sp.hash_prev is not None:
         sp.hash_prev.hash_next = sp.hash_next
     else:
@@ -152,5 +152,5 @@ def free_page(vm: Vm, sp: ShadowPage) -> int:
 
 
 def slot_of_sp(vm: Vm, sp: ShadowPage, gfn: Gfn) -> Memslot | None:
-    # The slot that accounts for what sp does to gfn: always by the page's own address space.
+    """The slot that accounts for what sp does to gfn: always by the page's own address space."""
     return vm.gfn_to_memslot(gfn, role_smm(sp.role))

@@ -3,7 +3,7 @@
 
 A whole page is synced when its table is used again after the guest's flush, one entry when the guest invalidates one
 address. What changed is dropped or rebuilt with less; nothing new is mapped here.
-Reference: "Unsync / sync" 11.3-11.5, "Roots ..." invalidate_addr.
+Reference: "Unsync / sync", "Roots, CR3, PCID, invalidation instructions" invalidate_addr.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _U64 = U64
 
 
 def is_syncable(vcpu: Vcpu, sp: ShadowPage) -> bool:
-    # Whether the current MMU context may interpret the guest table that sp mirrors.
+    """Whether the current MMU context may interpret the guest table that sp mirrors."""
     if role_direct(sp.role) or not vcpu.mmu.can_sync:
         return False
     return (sp.role ^ vcpu.mmu.root_role) & ~_SYNC_ROLE_IGNORED == 0
@@ -66,13 +66,13 @@ def is_invalid_gpte(vcpu: Vcpu, gpte: int) -> bool:
 
 
 def gpte_table(vcpu: Vcpu, sp: ShadowPage) -> Hpa:
-    # Where the gptes that level-1 page sp mirrors begin; INVALID_PAGE: they cannot be read.
+    """Where the gptes that level-1 page sp mirrors begin; INVALID_PAGE: they cannot be read."""
     offset = role_quadrant(sp.role) << 11 if role_has_4_byte_gpte(sp.role) else 0
     return gpte_place(vcpu, gfn_to_gpa(sp.gfn) + offset)  # type: ignore[arg-type]
 
 
 def sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, table: Hpa) -> int:
-    # Make one entry agree with its gpte. 0: it does; 1: it changed so that TLBs must be flushed; -1: unreadable.
+    """Make one entry agree with its gpte. 0: it does; 1: it changed so that TLBs must be flushed; -1: unreadable."""
     vm = vcpu.vm
     sptep: Hpa = sp.spt + (index << 3)  # type: ignore[assignment]
     spte = vm.memory.read_once(sptep)
@@ -103,7 +103,7 @@ def sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, table: Hpa) -> int:
 
 
 def sync_access(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, gfn: Gfn, access: int) -> int:
-    # Rebuild the leaf at sptep for other rights to the same page, never letting another table go out of sync.
+    """Rebuild the leaf at sptep for other rights to the same page, never letting another table go out of sync."""
     old = vcpu.vm.memory.read_once(sptep)
     leaf = make_leaf()
     leaf.slot = vcpu.gfn_to_memslot(gfn)
@@ -116,7 +116,7 @@ def sync_access(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, gfn: Gfn, access: int) -
 
 
 def sync_page(vcpu: Vcpu, sp: ShadowPage, invalid_list: list[ShadowPage]) -> int:
-    # Make every entry of sp agree. 0 or 1 as sync_spte(); -1: sp was zapped, to invalid_list.
+    """Make every entry of sp agree. 0 or 1 as sync_spte(); -1: sp was zapped, to invalid_list."""
     failed = not is_syncable(vcpu, sp)
     flush = 0
     if not failed:
@@ -137,7 +137,7 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage, invalid_list: list[ShadowPage]) -> int
 
 
 def protect_walked(vcpu: Vcpu, walk: UnsyncWalk) -> bool:
-    # Write-protect the guest table of every unsync page found; returns whether TLBs must be flushed.
+    """Write-protect the guest table of every unsync page found; returns whether TLBs must be flushed."""
     done = False
     i = walk.first()
     while i < len(walk.pages):
@@ -150,7 +150,7 @@ def protect_walked(vcpu: Vcpu, walk: UnsyncWalk) -> bool:
 
 
 def sync_children(vcpu: Vcpu, parent: ShadowPage) -> int:
-    # Sync every unsync page below parent; mmu_lock exclusive. First no guest may write them, then they are read.
+    """Sync every unsync page below parent; mmu_lock exclusive. First no guest may write them, then they are read."""
     vm = vcpu.vm
     vm.mmu_lock.assert_exclusive()
     if parent.unsync_children == 0:
@@ -202,7 +202,7 @@ def sync_roots(vcpu: Vcpu) -> int:
 
 
 def invalidate_root(vcpu: Vcpu, addr: Gva, root: Hpa) -> int:
-    # Sync the one spte of addr on every unsync page of the way down from root.
+    """Sync the one spte of addr on every unsync page of the way down from root."""
     vm = vcpu.vm
     if root == _INVALID_PAGE:
         return 0

@@ -45,7 +45,7 @@ _RMAP_RECYCLE_THRESHOLD = RMAP_RECYCLE_THRESHOLD
 
 
 def alloc_desc(vm: Vm) -> Hpa:
-    # From the free list, which takes one more frame of 32 descriptors when it is empty.
+    """From the free list, which takes one more frame of 32 descriptors when it is empty."""
     if vm.desc_free == 0:
         frame: Hpa = vm.frames.alloc() << 12  # type: ignore[assignment]
         vm.nr_desc_frames += 1
@@ -59,6 +59,7 @@ def alloc_desc(vm: Vm) -> Hpa:
 
 
 def free_desc(vm: Vm, desc: Hpa) -> int:
+    """Put descriptor ``desc`` on the free list."""
     vm.memory.write_once(desc, vm.desc_free)
     vm.desc_free = desc
     return 0
@@ -122,7 +123,7 @@ def pte_list_remove(vm: Vm, head: int, sptep: Hpa) -> int:
 
 
 def remove_from_desc(vm: Vm, first: Hpa, desc: Hpa, i: int) -> int:
-    # Fill the hole with the last entry of the head descriptor; free that one when it has no more.
+    """Fill the hole with the last entry of the head descriptor; free that one when it has no more."""
     mem = vm.memory
     word = mem.read_once(first + 8)  # type: ignore[arg-type]
     last = (word & _COUNT_MASK) - 1
@@ -164,7 +165,7 @@ def pte_list_next(vm: Vm, place: int) -> int:
 
 
 def rmap_add(vm: Vm, slot: Memslot, sptep: Hpa, gfn: Gfn, access: int) -> int:
-    # A leaf was installed at sptep: note its translation, count it, enter it into the rmap of its gfn and level.
+    """A leaf was installed at sptep: note its translation, count it, enter it into the rmap of its gfn and level."""
     sp = sptep_to_sp(vm, sptep)
     level = role_level(sp.role)
     set_translation(vm, sp, sptep_index(sptep), gfn, access)
@@ -182,7 +183,7 @@ def rmap_add(vm: Vm, slot: Memslot, sptep: Hpa, gfn: Gfn, access: int) -> int:
 
 
 def rmap_remove(vm: Vm, sptep: Hpa) -> int:
-    # The inverse of rmap_add(), by the page's own idea of gfn, level and address space.
+    """The inverse of rmap_add(), by the page's own idea of gfn, level and address space."""
     sp = sptep_to_sp(vm, sptep)
     gfn = sp_gfn(vm, sp, sptep_index(sptep))
     slot = slot_of_sp(vm, sp, gfn)
@@ -202,7 +203,7 @@ def drop_spte(vm: Vm, sptep: Hpa) -> int:
 
 
 def zap_rmap(vm: Vm, slot: Memslot, at: int) -> bool:
-    # Clear every leaf of one rmap and empty it; returns whether there was any.
+    """Clear every leaf of one rmap and empty it; returns whether there was any."""
     head = slot.rmap[at]
     if head == 0:
         return False
@@ -221,7 +222,7 @@ def zap_rmap(vm: Vm, slot: Memslot, at: int) -> bool:
 
 
 def spte_write_protect(vm: Vm, sptep: Hpa, pt_protect: bool) -> bool:
-    # Clear W, and for a guest table (pt_protect) MMU-writable too; returns whether TLBs must be flushed.
+    """Clear W, and for a guest table (pt_protect) MMU-writable too; returns whether TLBs must be flushed."""
     spte = vm.memory.read_once(sptep)
     if not is_writable(spte) and not (pt_protect and is_mmu_writable(vm.fmt, spte)):
         return False
@@ -232,7 +233,7 @@ def spte_write_protect(vm: Vm, sptep: Hpa, pt_protect: bool) -> bool:
 
 
 def rmap_write_protect(vm: Vm, head: int, pt_protect: bool) -> bool:
-    # Write-protect every leaf of one rmap; returns whether TLBs must be flushed.
+    """Write-protect every leaf of one rmap; returns whether TLBs must be flushed."""
     flush = False
     place = pte_list_first(head)
     while place:
@@ -243,7 +244,7 @@ def rmap_write_protect(vm: Vm, head: int, pt_protect: bool) -> bool:
 
 
 def write_protect_gfn(vm: Vm, slot: Memslot, gfn: Gfn, min_level: int) -> bool:
-    # Protect a guest table: every leaf that maps gfn at min_level and above. Returns whether TLBs must be flushed.
+    """Protect a guest table: every leaf that maps gfn at min_level and above. Returns whether TLBs must be flushed."""
     done = False
     for level in range(min_level, 4):
         if rmap_write_protect(vm, slot.rmap[slot.offset[level] + slot.index(gfn, level)], True):

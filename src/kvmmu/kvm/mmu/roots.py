@@ -53,7 +53,7 @@ def destroy_mmu(vcpu: Vcpu) -> None:
 
 
 def alloc_root(vcpu: Vcpu, gfn: Gfn, quadrant: int, level: int) -> Hpa:
-    # One more user of the page of (gfn, quadrant, level) as a root.
+    """One more user of the page of (gfn, quadrant, level) as a root."""
     role = role_with_quadrant(role_with_level(vcpu.mmu.root_role, level), quadrant)
     sp = get_page(vcpu, gfn, role)
     sp.root_count += 1
@@ -61,6 +61,7 @@ def alloc_root(vcpu: Vcpu, gfn: Gfn, quadrant: int, level: int) -> Hpa:
 
 
 def alloc_direct_roots(vcpu: Vcpu) -> int:
+    """Make the root of a direct MMU: one page, or four of level 2 behind the PAE root; ``mmu_lock`` exclusive."""
     mmu = vcpu.mmu
     vm = vcpu.vm
     level = role_level(mmu.root_role)
@@ -78,7 +79,7 @@ def alloc_direct_roots(vcpu: Vcpu) -> int:
 
 
 def alloc_shadow_roots(vcpu: Vcpu) -> int:
-    # Roots for the guest's CR3. 0 or a negative errno.
+    """Roots for the guest's CR3. 0 or a negative errno."""
     mmu = vcpu.mmu
     vm = vcpu.vm
     slots = vcpu.memslots()
@@ -104,7 +105,7 @@ def alloc_shadow_roots(vcpu: Vcpu) -> int:
 
 
 def visible_pdptrs(vcpu: Vcpu) -> list[int]:
-    # The guest's four PDPTEs, those that lie in no slot as if not present.
+    """The guest's four PDPTEs, those that lie in no slot as if not present."""
     slots = vcpu.memslots()
     entries = []
     for i in range(4):
@@ -116,7 +117,7 @@ def visible_pdptrs(vcpu: Vcpu) -> list[int]:
 
 
 def alloc_pae_roots(vcpu: Vcpu, root_gfn: Gfn, pdptrs: list[int]) -> int:
-    # Four roots of level 2: the tables of the guest's PDPTEs, or the four quarters of its page directory.
+    """Four roots of level 2: the tables of the guest's PDPTEs, or the four quarters of its page directory."""
     mmu = vcpu.mmu
     vm = vcpu.vm
     for i in range(4):
@@ -170,7 +171,7 @@ def load(vcpu: Vcpu) -> int:
 
 
 def put_root(vm: Vm, root: Hpa, invalid_list: list[ShadowPage]) -> int:
-    # One user of root less; a root that was zapped while in use goes with the last.
+    """One user of root less; a root that was zapped while in use goes with the last."""
     sp = root_to_sp(vm, root)
     if sp is None or sp.root_count <= 0:
         raise KvmBug(f"root {root:#x} is not in use: {sp!r}")
@@ -181,6 +182,7 @@ def put_root(vm: Vm, root: Hpa, invalid_list: list[ShadowPage]) -> int:
 
 
 def free_current(vm: Vm, mmu: Mmu, invalid_list: list[ShadowPage]) -> int:
+    """Drop the current root, whatever kind it is; ``mmu_lock`` exclusive."""
     mem = vm.memory
     if is_dummy_root(vm, mmu.root_hpa):
         pass
@@ -219,7 +221,7 @@ def free_roots(vm: Vm, mmu: Mmu, roots: int) -> int:
 
 
 def is_usable(vm: Vm, mmu: Mmu, pgd: int) -> bool:
-    # Whether the current root serves pgd in the current mode.
+    """Whether the current root serves pgd in the current mode."""
     if mmu.root_hpa == _INVALID_PAGE:
         return False
     if not role_direct(mmu.root_role) and mmu.root_pgd != pgd:
@@ -229,6 +231,7 @@ def is_usable(vm: Vm, mmu: Mmu, pgd: int) -> bool:
 
 
 def swap_prev(mmu: Mmu, i: int) -> int:
+    """Exchange the current root with previous root ``i``."""
     hpa = mmu.root_hpa
     pgd = mmu.root_pgd
     mmu.root_hpa = mmu.prev_hpa[i]
@@ -239,7 +242,7 @@ def swap_prev(mmu: Mmu, i: int) -> int:
 
 
 def find_cached_root(vm: Vm, mmu: Mmu, pgd: int) -> bool:
-    # Make the root of pgd the current one if it is cached, keeping the others most recent first.
+    """Make the root of pgd the current one if it is cached, keeping the others most recent first."""
     if mmu.root_hpa != _INVALID_PAGE and root_to_sp(vm, mmu.root_hpa) is None:
         free_roots(vm, mmu, 1)
     if mmu.root_hpa != _INVALID_PAGE:
@@ -281,7 +284,7 @@ def new_pgd(vcpu: Vcpu, pgd: int) -> int:
 
 
 def is_obsolete_root(vm: Vm, root: Hpa) -> bool:
-    # Special tables and the dummy root always count as obsolete: what they hold cannot be told.
+    """Special tables and the dummy root always count as obsolete: what they hold cannot be told."""
     if root == _INVALID_PAGE:
         return False
     sp = root_to_sp(vm, root)

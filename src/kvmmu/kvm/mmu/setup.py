@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Choosing a vCPU's MMU: roles from its registers, then ops and tables from the roles (``kvm_init_mmu``).
 
-Whoever changes a register that paging depends on frees roots first where the reference says "reset", and calls
-:func:`init_mmu` then. Reference: "Selecting and rebuilding".
+Whoever changes a register that paging depends on frees roots first (``sregs.reset_context()``) where cached
+ones would be wrong, and calls :func:`init_mmu` then. Reference: "Selecting and rebuilding".
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Shadow paging proper: getting the shadow page of a guest table, linking it, and ``fetch()``, which builds the way
 down to a leaf as the guest's tables say. All under ``mmu_lock`` exclusive.
 
-Reference: "Shadow pages" 8.1-8.4, "Page-fault pipeline" fetch.
+Reference: "Shadow pages" from lookup to link, "Page-fault pipeline" fetch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _PREFETCH_NUM = PTE_PREFETCH_NUM
 
 
 def find_page(vcpu: Vcpu, gfn: Gfn, role: int) -> ShadowPage | None:
-    # The page of (gfn, role), transiently synced if it is unsync; None: there is none (any more).
+    """The page of (gfn, role), transiently synced if it is unsync; None: there is none (any more)."""
     vm = vcpu.vm
     found = None
     invalid_list: list[ShadowPage] = []
@@ -83,7 +83,7 @@ def find_page(vcpu: Vcpu, gfn: Gfn, role: int) -> ShadowPage | None:
 
 
 def get_page(vcpu: Vcpu, gfn: Gfn, role: int) -> ShadowPage:
-    # The page of (gfn, role), made if need be.
+    """The page of (gfn, role), made if need be."""
     vm = vcpu.vm
     sp = find_page(vcpu, gfn, role)
     created = sp is None
@@ -97,7 +97,7 @@ def get_page(vcpu: Vcpu, gfn: Gfn, role: int) -> ShadowPage:
 
 
 def get_child(vcpu: Vcpu, sptep: Hpa, gfn: Gfn, direct: bool, access: int) -> ShadowPage | None:
-    # The page to link at sptep; None if just that one is linked there already.
+    """The page to link at sptep; None if just that one is linked there already."""
     vm = vcpu.vm
     parent = sptep_to_sp(vm, sptep)
     if role_invalid(parent.role):
@@ -112,7 +112,7 @@ def get_child(vcpu: Vcpu, sptep: Hpa, gfn: Gfn, direct: bool, access: int) -> Sh
 
 
 def link_page(vcpu: Vcpu, sptep: Hpa, sp: ShadowPage) -> int:
-    # Make the entry at sptep point to sp, replacing what is there (which needs a flush at once).
+    """Make the entry at sptep point to sp, replacing what is there (which needs a flush at once)."""
     vm = vcpu.vm
     if is_shadow_present(vm.memory.read_once(sptep)):
         zap_pte(vm, sptep_to_sp(vm, sptep), sptep)
@@ -125,7 +125,7 @@ def link_page(vcpu: Vcpu, sptep: Hpa, sp: ShadowPage) -> int:
 
 
 def validate_direct(vcpu: Vcpu, sptep: Hpa, access: int) -> int:
-    # A direct child with other rights than the guest's huge page has now must go; it stays hashed.
+    """A direct child with other rights than the guest's huge page has now must go; it stays hashed."""
     vm = vcpu.vm
     spte = vm.memory.read_once(sptep)
     if not is_shadow_present(spte) or is_large(spte):
@@ -138,7 +138,7 @@ def validate_direct(vcpu: Vcpu, sptep: Hpa, access: int) -> int:
 
 
 def fetch_tables(vcpu: Vcpu, fault: PageFault, gw: GuestWalk, step: int) -> int:
-    # Link the pages of the guest's tables from step down to its leaf level. Returns the step there; 0: RETRY.
+    """Link the pages of the guest's tables from step down to its leaf level. Returns the step there; 0: RETRY."""
     mem = vcpu.vm.memory
     while step:
         sptep = walk_sptep(step, fault.addr)
@@ -162,7 +162,7 @@ def fetch_tables(vcpu: Vcpu, fault: PageFault, gw: GuestWalk, step: int) -> int:
 
 
 def fetch_direct_tables(vcpu: Vcpu, fault: PageFault, access: int, step: int) -> int:
-    # Below the guest's leaf, or for a direct MMU: link direct pages down to the goal level. Returns the step there.
+    """Below the guest's leaf, or for a direct MMU: link direct pages down to the goal level. Returns the step there."""
     mem = vcpu.vm.memory
     while step:
         if walk_level(step) == fault.goal_level:
@@ -180,7 +180,7 @@ def fetch_direct_tables(vcpu: Vcpu, fault: PageFault, access: int, step: int) ->
 
 
 def install(vcpu: Vcpu, fault: PageFault, leaf: Leaf, step: int) -> int:
-    # Put the leaf of fault into the table in hand; the caller has set leaf.access.
+    """Put the leaf of fault into the table in hand; the caller has set leaf.access."""
     sptep = walk_sptep(step, fault.addr)
     leaf.slot = fault.slot
     leaf.gfn = round_gfn(fault.gfn, walk_level(step))
@@ -194,7 +194,7 @@ def install(vcpu: Vcpu, fault: PageFault, leaf: Leaf, step: int) -> int:
 
 
 def fetch(vcpu: Vcpu, fault: PageFault, gw: GuestWalk, leaf: Leaf) -> int:
-    # Build the way to the page that gw found and map it with leaf.access. Returns a verdict.
+    """Build the way to the page that gw found and map it with leaf.access. Returns a verdict."""
     vm = vcpu.vm
     mmu = vcpu.mmu
     top = cpu_role_level(mmu.cpu_role)
@@ -222,7 +222,7 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: GuestWalk, leaf: Leaf) -> int:
 
 
 def prefetch_gptes(vcpu: Vcpu, gw: GuestWalk, sptep: Hpa, leaf: Leaf) -> int:
-    # Map the neighbours of sptep that the guest has mapped and used; the first that cannot be ends it.
+    """Map the neighbours of sptep that the guest has mapped and used; the first that cannot be ends it."""
     vm = vcpu.vm
     sp = sptep_to_sp(vm, sptep)
     if role_level(sp.role) > 1 or vm.mmu_invalidate_in_progress:

@@ -71,7 +71,7 @@ def find_last_sptep(vcpu: Vcpu, addr: int) -> Hpa:
 
 
 def clear_flood_counts(vcpu: Vcpu, addr: int) -> int:
-    # The guest uses these tables: what was written to them so far is no flood. Takes no lock.
+    """The guest uses these tables: what was written to them so far is no flood. Takes no lock."""
     step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
     while step:
         sptep = walk_sptep(step, addr)

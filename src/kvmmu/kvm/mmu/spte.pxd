@@ -23,7 +23,7 @@ cdef u64 _FROZEN
 cdef u64 _NONPRESENT
 
 cdef class SpteFormat:
-    # Which bits mean what in the tables of one VM (section 4.2).
+    # Which bits mean what in the tables of one VM.
     cdef readonly str name                  # "shadow" or "npt"
     cdef readonly u64 present_mask
     cdef readonly u64 user_mask

@@ -20,14 +20,14 @@ from .role import role_level
 
 
 def count_lpage(slot: Memslot, gfn: Gfn, nr: int) -> int:
-    # One more (or less) reason not to map gfn with 2M or 1G.
+    """One more (or less) reason not to map gfn with 2M or 1G."""
     slot.disallow_lpage[slot.offset[2] + slot.index(gfn, 2)] += nr
     slot.disallow_lpage[slot.offset[3] + slot.index(gfn, 3)] += nr
     return 0
 
 
 def add_gfn(vm: Vm, slot: Memslot, gfn: Gfn) -> int:
-    # Track writes to gfn: count, forbid large pages, protect what maps it now.
+    """Track writes to gfn: count, forbid large pages, protect what maps it now."""
     at = slot.index(gfn, 1)
     if slot.gfn_write_track[at] == 65535:
         raise KvmBug(f"write tracking of gfn {gfn:#x}: more than 65535 pages")
@@ -39,6 +39,7 @@ def add_gfn(vm: Vm, slot: Memslot, gfn: Gfn) -> int:
 
 
 def remove_gfn(vm: Vm, slot: Memslot, gfn: Gfn) -> int:
+    """Undo one ``add_gfn()``; what was protected stays so until it is written."""
     if slot.gfn_write_track[slot.index(gfn, 1)] == 0:
         raise KvmBug(f"write tracking of gfn {gfn:#x} ends more often than it began")
     slot.gfn_write_track[slot.index(gfn, 1)] -= 1
@@ -57,7 +58,7 @@ def is_write_tracked(vm: Vm, gfn: Gfn) -> bool:
 
 
 def account_shadowed(vm: Vm, sp: ShadowPage) -> int:
-    # A guest table at sp.gfn is mirrored from now on. The count comes first: track_write() tests it without the lock.
+    """A guest table at ``sp.gfn`` is mirrored from now on; the count, tested without the lock, comes first."""
     vm.indirect_shadow_pages += 1
     slot = slot_of_sp(vm, sp, sp.gfn)
     if slot is None:
@@ -71,6 +72,7 @@ def account_shadowed(vm: Vm, sp: ShadowPage) -> int:
 
 
 def unaccount_shadowed(vm: Vm, sp: ShadowPage) -> int:
+    """Undo ``account_shadowed()``: the guest table at ``sp.gfn`` is no longer mirrored by ``sp``."""
     vm.indirect_shadow_pages -= 1
     slot = slot_of_sp(vm, sp, sp.gfn)
     if slot is None:

@@ -43,7 +43,7 @@ class UnsyncWalk:
         self.parent_indices = [0] * 6
 
     def add(self, sp: ShadowPage, index: int) -> bool:
-        # Enter sp once, if it is itself unsync; returns whether the array is full.
+        """Enter sp once, if it is itself unsync; returns whether the array is full."""
         if sp.unsync:
             for known in self.pages:
                 if known is sp:
@@ -53,7 +53,7 @@ class UnsyncWalk:
         return len(self.pages) == _NR_PAGES
 
     def next(self, i: int) -> int:
-        # The next level-1 page after position i, with parents set up to it; len(pages) at the end.
+        """The next level-1 page after position i, with parents set up to it; len(pages) at the end."""
         i += 1
         while i < len(self.pages):
             sp = self.pages[i]
@@ -66,6 +66,7 @@ class UnsyncWalk:
         return i
 
     def first(self) -> int:
+        """The first level-1 page found, with parents set up to it; 0 when nothing was found."""
         if not self.pages:
             return 0
         sp = self.pages[0]
@@ -75,7 +76,7 @@ class UnsyncWalk:
         return self.next(0)
 
     def clear_parents(self) -> int:
-        # The page in hand is in sync: its bit goes in the parent, and further up while a count drops to 0.
+        """The page in hand is in sync: its bit goes in the parent, and further up while a count drops to 0."""
         level = 0
         while True:
             sp = self.parents[level]
@@ -88,6 +89,7 @@ class UnsyncWalk:
 
 
 def clear_unsync_child_bit(sp: ShadowPage, index: int) -> int:
+    """Entry ``index`` of ``sp`` no longer leads to an unsync page."""
     if sp.unsync_children == 0:
         raise KvmBug(f"unsync children of {sp!r} would become negative")
     sp.unsync_children -= 1
@@ -96,7 +98,7 @@ def clear_unsync_child_bit(sp: ShadowPage, index: int) -> int:
 
 
 def mark_unsync(vm: Vm, sptep: Hpa) -> int:
-    # The spte at sptep leads to an unsync page: tell its table, and the tables above if that is news.
+    """The spte at sptep leads to an unsync page: tell its table, and the tables above if that is news."""
     sp = sptep_to_sp(vm, sptep)
     if sp.is_unsync_child(sptep_index(sptep)):
         return 0
@@ -108,6 +110,7 @@ def mark_unsync(vm: Vm, sptep: Hpa) -> int:
 
 
 def mark_parents_unsync(vm: Vm, sp: ShadowPage) -> int:
+    """Tell every table that links ``sp`` that it leads to an unsync page."""
     place = pte_list_first(sp.parent_ptes)
     while place:
         mark_unsync(vm, pte_list_sptep(vm, place))
@@ -116,7 +119,7 @@ def mark_parents_unsync(vm: Vm, sp: ShadowPage) -> int:
 
 
 def try_to_unsync(vm: Vm, gfn: Gfn, can_unsync: bool, prefetch: bool) -> int:
-    # May a writable leaf map gfn? 0: yes, the level-1 pages that mirror it are unsync now; else a negative errno.
+    """May a writable leaf map gfn? 0: yes, the level-1 pages that mirror it are unsync now; else a negative errno."""
     if is_write_tracked(vm, gfn):
         return -_EPERM
     locked = False
@@ -139,6 +142,7 @@ def try_to_unsync(vm: Vm, gfn: Gfn, can_unsync: bool, prefetch: bool) -> int:
 
 
 def unsync_page(vm: Vm, sp: ShadowPage) -> int:
+    """Let ``sp`` go out of sync; ``mmu_unsync_pages_lock`` held."""
     if role_level(sp.role) != 1:
         raise KvmBug(f"only level 1 may be unsync: {sp!r}")
     if vm.trace.on:
@@ -149,7 +153,7 @@ def unsync_page(vm: Vm, sp: ShadowPage) -> int:
 
 
 def unlink_unsync_page(vm: Vm, sp: ShadowPage) -> int:
-    # sp is about to agree with its guest table again.
+    """``sp`` is about to agree with its guest table again."""
     if not sp.unsync:
         raise KvmBug(f"not unsync: {sp!r}")
     if vm.trace.on:
@@ -160,7 +164,7 @@ def unlink_unsync_page(vm: Vm, sp: ShadowPage) -> int:
 
 
 def unsync_walk(vm: Vm, sp: ShadowPage, walk: UnsyncWalk) -> int:
-    # Collect pages on the way from sp to unsync ones. 0: none; else the number found or "full".
+    """Collect pages on the way from sp to unsync ones. 0: none; else the number found or "full"."""
     walk.pages.clear()
     walk.indices.clear()
     if sp.unsync_children == 0:
@@ -170,6 +174,7 @@ def unsync_walk(vm: Vm, sp: ShadowPage, walk: UnsyncWalk) -> int:
 
 
 def unsync_walk_below(vm: Vm, sp: ShadowPage, walk: UnsyncWalk) -> int:
+    """The walk of ``unsync_walk()`` below ``sp``, which is entered already; clears bits that lead nowhere."""
     nr = 0
     index = sp.next_unsync_child(0)
     while index < 512:

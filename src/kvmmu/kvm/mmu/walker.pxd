@@ -53,7 +53,7 @@ cdef u64 _PDPT_MASK
 
 @cython.final
 cdef class GuestWalk:
-    # One software walk of the guest's tables (section 7); arrays are indexed by level, 1 to 5.
+    # One software walk of the guest's tables; arrays are indexed by level, 1 to 5.
     cdef readonly int level             # level of the leaf, or of the entry that ended the walk
     cdef readonly int max_level         # level where the loop began (PAE: 2)
     cdef u64 table_gfn[6]               # guest table that holds the level's gpte

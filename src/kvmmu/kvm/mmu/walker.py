@@ -286,6 +286,7 @@ def _descend(vcpu: Vcpu, gw: GuestWalk, addr: Gva) -> bool:
 # PDPTE of a PAE guest. With nested paging the processor has no PDPTE registers: memory is what counts, and one that
 # cannot be loaded leaves the last good ones (svm_cache_reg()).
 def read_pdptr(vcpu: Vcpu, index: int) -> int:
+    """The guest's PDPTE ``index``: as cached when CR3 was loaded, or from memory under nested paging."""
     if vcpu.vm.tdp_enabled:
         load_pdptrs(vcpu, vcpu.cr3)
     return vcpu.mmu.pdptrs[index]

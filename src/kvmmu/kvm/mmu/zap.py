@@ -39,18 +39,19 @@ _ENOSPC = errno.ENOSPC
 
 
 def add_parent_pte(vm: Vm, sp: ShadowPage, sptep: Hpa) -> int:
+    """The entry at ``sptep`` links ``sp`` from now on."""
     sp.parent_ptes = pte_list_add(vm, sp.parent_ptes, sptep)
     return 0
 
 
 def drop_parent_pte(vm: Vm, sp: ShadowPage, sptep: Hpa) -> int:
-    # Unlink sp from the entry at sptep; sp itself stays as it is.
+    """Unlink sp from the entry at sptep; sp itself stays as it is."""
     sp.parent_ptes = pte_list_remove(vm, sp.parent_ptes, sptep)
     return clear_no_track(vm, sptep)
 
 
 def zap_pte(vm: Vm, sp: ShadowPage, sptep: Hpa) -> int:
-    # Whatever sptep holds, it holds nothing afterwards. A child table stays active, hashed and reusable.
+    """Whatever sptep holds, it holds nothing afterwards. A child table stays active, hashed and reusable."""
     spte = vm.memory.read_once(sptep)
     if is_shadow_present(spte):
         if is_last(spte, role_level(sp.role)):
@@ -63,7 +64,7 @@ def zap_pte(vm: Vm, sp: ShadowPage, sptep: Hpa) -> int:
 
 
 def zap_unsync_children(vm: Vm, sp: ShadowPage, invalid_list: list[ShadowPage]) -> int:
-    # Prepare-zap every unsync page below sp; the tables in between only lose their bits.
+    """Prepare-zap every unsync page below sp; the tables in between only lose their bits."""
     if role_level(sp.role) == 1 or sp.unsync_children == 0:
         return 0
     nr = 0
@@ -80,6 +81,7 @@ def zap_unsync_children(vm: Vm, sp: ShadowPage, invalid_list: list[ShadowPage]) 
 
 
 def unlink_children(vm: Vm, sp: ShadowPage) -> int:
+    """Empty the table of ``sp``: leaves are dropped, child tables only unlinked."""
     mem = vm.memory
     sptep = sp.spt
     end = sptep + _PAGE_SIZE
@@ -91,6 +93,7 @@ def unlink_children(vm: Vm, sp: ShadowPage) -> int:
 
 
 def unlink_parents(vm: Vm, sp: ShadowPage) -> int:
+    """Clear every entry that links ``sp``."""
     while sp.parent_ptes:
         drop_parent_pte(vm, sp, pte_list_sptep(vm, pte_list_first(sp.parent_ptes)))
     return 0
@@ -152,7 +155,7 @@ def commit_zap(vm: Vm, invalid_list: list[ShadowPage]) -> int:
 
 
 def flush_or_zap(vm: Vm, invalid_list: list[ShadowPage], flush: bool) -> int:
-    # One flush serves both needs.
+    """One flush serves both needs."""
     if invalid_list:
         return commit_zap(vm, invalid_list)
     if flush:
@@ -161,14 +164,14 @@ def flush_or_zap(vm: Vm, invalid_list: list[ShadowPage], flush: bool) -> int:
 
 
 def available_pages(vm: Vm) -> int:
-    # Pages that may still be made before the limit.
+    """Pages that may still be made before the limit."""
     if vm.n_max_mmu_pages > vm.n_used_mmu_pages:
         return vm.n_max_mmu_pages - vm.n_used_mmu_pages
     return 0
 
 
 def zap_oldest(vm: Vm, nr_to_zap: int) -> int:
-    # Zap from the tail of the active list, in order of creation, sparing roots in use. Returns how many.
+    """Zap from the tail of the active list, in order of creation, sparing roots in use. Returns how many."""
     invalid_list: list[ShadowPage] = []
     total = 0
     sp = vm.active_mmu_pages.link_prev
@@ -188,7 +191,7 @@ def zap_oldest(vm: Vm, nr_to_zap: int) -> int:
 
 
 def make_pages_available(vm: Vm) -> int:
-    # Before a fault links tables: recycle when fewer than 5 pages are free. 0 or a negative errno.
+    """Before a fault links tables: recycle when fewer than 5 pages are free. 0 or a negative errno."""
     available = available_pages(vm)
     if available >= _MIN_FREE:
         return 0
@@ -224,7 +227,7 @@ def zap_all_fast(vm: Vm) -> None:
 
 
 def zap_obsolete_pages(vm: Vm) -> None:
-    # New pages are made at the head, so the obsolete ones are the tail; stop at the first of today.
+    """New pages are made at the head, so the obsolete ones are the tail; stop at the first of today."""
     invalid_list: list[ShadowPage] = []
     sp = vm.active_mmu_pages.link_prev
     while sp is not None and sp is not vm.active_mmu_pages and is_obsolete(vm, sp):

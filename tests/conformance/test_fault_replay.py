@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Ground truth: the recordings of real KVM, played into the model, come out equal."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kvmmu.conformance.faultreplay import FaultReplay, Outcome, comparable, replay_file
+from kvmmu.conformance.recording import Recording, read_recording
+from kvmmu.conformance.scenario import read_scenario
+from kvmmu.errors import RecordingError
+
+DATA = Path(__file__).parent / "data" / "6.12"
+#: The scenarios that each file of recordings belongs to; both modes are recorded for each.
+SCENARIOS = sorted(path.stem for path in DATA.glob("*.scn"))
+#: What the project's first release promises in shadow mode.
+PROMISED = ("basic-long", "basic-pae", "basic-pse32", "features", "many-small", "nopaging-prot", "nopaging-real")
+
+
+def describe(outcome: Outcome) -> str:
+    """The differences of ``outcome`` as text."""
+    return "\n".join(str(difference) for difference in outcome.differences)
+
+
+def test_the_promised_scenarios_are_here() -> None:
+    assert set(PROMISED) <= set(SCENARIOS)
+
+
+@pytest.mark.parametrize("mode", ["shadow", "tdplegacy"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_model_does_what_real_kvm_did(name: str, mode: str) -> None:
+    outcome = replay_file(DATA, name, mode)
+    assert outcome.is_equal, describe(outcome)
+    # Everything that was recorded was compared: events, every table dump, counters, the results of all operations.
+    recording = read_recording(DATA, name, mode)
+    wanted = sum(comparable(line) is not None for step in recording.steps for line in step.events)
+    assert outcome.nr_events == wanted
+    assert outcome.nr_exits == sum(step.exit is not None for step in recording.steps)
+    assert outcome.nr_dumps == len(recording.dumps)
+    assert outcome.nr_counters == len(recording.counters)
+    assert outcome.nr_results >= len(recording.results) - 3
+
+
+# What follows: the comparison itself can fail. Each changes one thing that was recorded.
+
+
+def basic_long(mode: str = "shadow") -> Recording:
+    """A fresh copy of one recording."""
+    return read_recording(DATA, "basic-long", mode)
+
+
+def replay(recording: Recording) -> Outcome:
+    """Play ``recording`` of basic-long."""
+    return FaultReplay(read_scenario(DATA / "basic-long.scn"), recording).run()
+
+
+def test_a_missing_event_is_found_with_its_place() -> None:
+    recording = basic_long()
+    step = next(step for step in recording.steps if any("kvm_mmu_unsync_page" in line for line in step.events))
+    step.events = [line for line in step.events if "kvm_mmu_unsync_page" not in line]
+    first = replay(recording).differences[0]
+    assert first.line == step.number
+    assert first.place == "op 4 w8 14000 203067"
+    assert first.got.startswith("kvm_mmu_unsync_page")
+    assert first.expected.startswith("set_spte gfn=14 ")
+
+
+def test_an_event_too_many_is_found() -> None:
+    recording = basic_long()
+    step = next(step for step in recording.steps if step.text.startswith("op 3 "))
+    step.events.append("kvm_mmu_sync_page sp gen 0 gfn 14 l1 8-byte q0 wux nxe ad root 0 unsync")
+    first = replay(recording).differences[0]
+    assert (first.line, first.expected) == (step.number, step.events[0])
+
+
+def test_the_order_of_events_counts() -> None:
+    recording = basic_long()
+    step = next(step for step in recording.steps if sum("set_spte" in line for line in step.events) > 4)
+    step.events[-1], step.events[-2] = step.events[-2], step.events[-1]
+    assert replay(recording).differences[0].line == step.number
+
+
+def test_one_bit_of_an_spte_counts() -> None:
+    recording = basic_long()
+    step = next(step for step in recording.steps if any("spte=e63|" in line for line in step.events))
+    step.events = [line.replace("spte=e63|", "spte=e43|") for line in step.events]
+    assert replay(recording).differences[0].expected.startswith("set_spte gfn=1 spte=e43|")
+
+
+def test_the_pages_zapped_at_the_end_count() -> None:
+    recording = basic_long()
+    step = next(step for step in recording.steps if step.text == "hlt")
+    del step.events[-1]
+    assert replay(recording).differences[0].got.startswith("kvm_mmu_prepare_zap_page")
+
+
+def test_a_counter_counts() -> None:
+    recording = basic_long()
+    recording.counters[-1].values["mmu_cache_miss"] += 1
+    (only,) = replay(recording).differences
+    assert only.what == "counter mmu_cache_miss"
+    assert int(only.expected) == int(only.got) + 1
+
+
+def test_a_counter_that_was_0_counts() -> None:
+    recording = basic_long()
+    del recording.counters[-1].values["mmu_pte_write"]
+    (only,) = replay(recording).differences
+    assert (only.what, only.expected) == ("counter mmu_pte_write", "0")
+
+
+def test_the_rmap_histogram_counts() -> None:
+    recording = basic_long()
+    recording.counters[-1].rmaps["4K"][1] += 1
+    (only,) = replay(recording).differences
+    assert only.what == "mmu_rmaps_stat 4K"
+
+
+def test_a_flag_in_a_table_counts_and_a_and_d_bits_do_not() -> None:
+    recording = basic_long()
+    entries = recording.dumps[0].entries
+    at = next(i for i, spte in enumerate(entries) if spte.level == 1 and spte.word & 1)
+    entry = entries[at]
+    entries[at] = type(entry)(entry.level, entry.address, entry.word ^ 0x60, entry.sptep)
+    assert replay(recording).is_equal
+    entries[at] = type(entry)(entry.level, entry.address, entry.word ^ 2, entry.sptep)
+    (only,) = replay(recording).differences
+    assert only.what == "live tables"
+
+
+def test_two_pages_on_one_frame_are_found_in_a_table() -> None:
+    recording = basic_long()
+    entries = recording.dumps[0].entries
+    one, other = [i for i, spte in enumerate(entries) if spte.level == 1 and spte.word & 1][:2]
+    pfn_mask = 0x000F_FFFF_FFFF_F000
+    word = (entries[other].word & ~pfn_mask) | (entries[one].word & pfn_mask)
+    entries[other] = type(entries[other])(1, entries[other].address, word, entries[other].sptep)
+    (only,) = replay(recording).differences
+    assert only.what == "live tables"
+
+
+def test_a_result_counts() -> None:
+    recording = basic_long()
+    last = recording.results[5]
+    recording.results[5] = type(last)(last.index, last.op, last.is_fault, last.value + 1, last.cr2)
+    (only,) = replay(recording).differences
+    assert only.what == "result 5 (r4)"
+
+
+def test_an_exit_that_the_model_would_have_had_is_missed() -> None:
+    recording = basic_long()
+    at = next(i for i, step in enumerate(recording.steps) if step.exit is not None and step.exit.info2 == 0x400000)
+    del recording.steps[at]
+    first = replay(recording).differences[0]
+    assert first.expected == "no exit for <Access load of 4 bytes at 0x400000>"
+
+
+# Files that cannot be played.
+
+
+def copy(folder: Path, name: str = "basic-long") -> Path:
+    """The files of one recording in ``folder``, to be damaged."""
+    for path in DATA.glob(f"{name}.*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["shadow.norm.xz", "shadow.res.xz"])
+def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
+    path = copy(tmp_path) / f"basic-long.{suffix}"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RecordingError, match=rf"basic-long\.{suffix}: cannot be read"):
+        replay_file(tmp_path, "basic-long", "shadow")
+
+
+def test_a_recording_of_the_tdp_mmu_is_refused(tmp_path: Path) -> None:
+    for path in copy(tmp_path).glob("*.tdplegacy.*"):
+        path.rename(tmp_path / path.name.replace("tdplegacy", "tdp"))
+    with pytest.raises(RecordingError, match="mode 'tdp'"):
+        replay_file(tmp_path, "basic-long", "tdp")
+
+
+def test_a_host_action_that_the_model_has_not_is_named(tmp_path: Path) -> None:
+    scenario = copy(tmp_path) / "basic-long.scn"
+    recording = basic_long()
+    step = next(step for step in recording.steps if step.text == "host dumpspt")
+    step.text = "host collapse 0x400000 0x200000"
+    with pytest.raises(RecordingError, match="host collapse 0x400000 0x200000: the model cannot do this"):
+        FaultReplay(read_scenario(scenario), recording).run()
+
+
+def test_a_capability_that_the_model_has_not_is_named(tmp_path: Path) -> None:
+    scenario = copy(tmp_path) / "basic-long.scn"
+    scenario.write_text("cap manual_dirty 3\n" + scenario.read_text())
+    with pytest.raises(RecordingError, match="cap manual_dirty"):
+        replay_file(tmp_path, "basic-long", "shadow")
