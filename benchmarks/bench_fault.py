@@ -154,7 +154,8 @@ def measure() -> list[Figure]:
     figures = []
     for name, one_round, target in cases:
         figures += _figures(name, [one_round() for _ in range(_ROUNDS)], target)
-    return [*figures, Figure("one turn of the loop", _loop_ns(_world(False, 8, True)[1]), "ns", note="part of each figure")]
+    loop = _loop_ns(_world(False, 8, True)[1])
+    return [*figures, Figure("one turn of the loop", loop, "ns", note="part of each figure")]
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def _page_figures() -> list[Figure]:
     _map_guest(world, vcpu, 1)
     shadow, nr_shadow = _per_page(world, vcpu, [_BASE + table * (2 << 20) for table in range(_NR_TABLES)])
     world, vcpu = _machine(True)
-    direct, nr_direct = _per_page(world, vcpu, [gpa for gpa in range(0, 64 << 20, 2 << 20)])
+    direct, nr_direct = _per_page(world, vcpu, list(range(0, 64 << 20, 2 << 20)))
     return [
         Figure("indirect shadow page, beyond its two frames", shadow, "bytes", 512.0, note=f"{nr_shadow} pages"),
         Figure("direct page, beyond its frame", direct, "bytes", 512.0, note=f"{nr_direct} pages"),

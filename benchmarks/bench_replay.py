@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The bundled boot through shadow paging, legacy TDP, and bare CPUs: how much dearer kvm's MMU is than the hardware walk.
+"""The bundled boot through shadow paging, legacy TDP, and bare CPUs: what kvm's MMU costs beside the hardware walk.
 
 All of it is replay as ``kvmmu run`` does it: each record is decoded, played and verified. Event recording is off.
 
@@ -80,11 +80,14 @@ def _kind_figures(path: str, mode: str) -> list[Figure]:
         times.sort()
         kept = times[: max(1, len(times) - len(times) // 1000)]
         means[kind] = sum(kept) / len(kept)
-    return [
-        Figure(f"{mode}: {KIND_NAMES[kind]}", max(0.0, means[kind] - means[0]), "ns a record", note=f"{len(samples[kind]):,} records")
-        for kind in sorted(means)
-        if kind
-    ]
+    figures = []
+    for kind in sorted(means):
+        if kind:
+            note = f"{len(samples[kind]):,} records"
+            figures.append(
+                Figure(f"{mode}: {KIND_NAMES[kind]}", max(0.0, means[kind] - means[0]), "ns a record", note=note)
+            )
+    return figures
 
 
 def measure() -> list[Figure]:

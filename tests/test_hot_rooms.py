@@ -23,37 +23,46 @@ import house
 #: change or invalidation, not per access or fault.
 HOT = {
     "addr": (),
-    "hw/cpu": (
-        "_load_pdptrs_from",
-        "invpcid",
-        "is_canonical",
-        "write_cr0",
-        "write_cr4",
-        "write_efer",
-    ),
+    "host/frames": ("alloc_block", "_alloc_slow", "_carve", "_break_down", "_free"),
+    "host/mm": ("is_anonymous", "_try_map_block", "_map", "_break_cow", "_split_mapping"),
+    "hw/cpu": ("_load_pdptrs_from", "invpcid", "is_canonical", "write_cr0", "write_cr4", "write_efer"),
     "hw/memory": ("read",),
     "hw/paging": (),
     "hw/tdp": (),
+    "hw/tlb": (
+        *("_floor_of", "flush_space", "flush_non_global", "flush_pcid", "flush_current", "invlpg_space"),
+        # The TLB without bounds is a dictionary.
+        *("_probe_kept", "_keep", "_sweep", "_forget_kept"),
+    ),
+    "kvm/emulate": (),
     "kvm/guestmem": (),
+    "kvm/memslots": ("_forbid_lpages",),
     "kvm/mmu/change": (),
     "kvm/mmu/direct": (),
     "kvm/mmu/fastpf": (),
     "kvm/mmu/fault": (),
     "kvm/mmu/faultin": (),
+    "kvm/mmu/gptewrite": (),
     "kvm/mmu/hugepage": (),
     "kvm/mmu/leaf": (),
     "kvm/mmu/mmio": (),
     "kvm/mmu/page": (),
     "kvm/mmu/pagefault": (),
     "kvm/mmu/pages": (),
+    "kvm/mmu/resync": ("sync_children",),
     "kvm/mmu/rmap": (),
+    "kvm/mmu/role": (),
     "kvm/mmu/shadow": (),
     "kvm/mmu/shadowwalk": (),
+    "kvm/mmu/spte": (),
     "kvm/mmu/track": (),
+    "kvm/mmu/unsync": ("add", "next", "unsync_walk"),
     "kvm/mmu/walker": ("gva_to_gpa", "load_pdptrs"),
+    "kvm/mmu/zap": ("zap_unsync_children",),
     "kvm/requests": (),
     "kvm/run": (),
     "kvm/vcpu": (),
+    "record/reader": ("payload", "_load_block", "_check_memory", "_read_map"),
 }
 
 # Boxing and unboxing of integers, lookups of names, arithmetic and comparisons of objects, calls from Python to Python.
@@ -84,7 +93,7 @@ def costly_lines(c_code: str, source: str, file_name: str, cold: tuple[str, ...]
 def _cold_lines(tree: ast.Module, cold: tuple[str, ...]) -> Iterator[int]:
     # Lines that may cost: definitions, raising, tracing, announcing at the gate, and the functions named as cold.
     for node in ast.walk(tree):
-        if isinstance(node, ast.Raise):
+        if isinstance(node, ast.Raise) or _is_contradiction(node):
             yield from range(node.lineno, (node.end_lineno or node.lineno) + 1)
         elif isinstance(node, ast.If) and re.search(r"\btrace\.on\b|\bgate\.armed\b", ast.unparse(node.test)):
             yield from range(node.body[0].lineno, (node.body[-1].end_lineno or 0) + 1)
@@ -92,6 +101,11 @@ def _cold_lines(tree: ast.Module, cold: tuple[str, ...]) -> Iterator[int]:
             yield node.lineno
             if node.name in cold or node.name.startswith("__"):
                 yield from range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
+def _is_contradiction(node: ast.AST) -> bool:
+    # A method that raises, called as a statement.
+    return isinstance(node, ast.Expr) and ast.unparse(node.value).startswith("self._contradict(")
 
 
 def _translate(package: pathlib.Path, room: str) -> str:

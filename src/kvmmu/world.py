@@ -16,7 +16,7 @@ from .errors import GuestMisuse, KvmIoctlError
 from .guest.tables import ControlRegisters, GuestTables, TablePages
 from .host.frames import FrameAllocator
 from .host.mm import Mm
-from .hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE
+from .hw.bits import ACCESS_AC, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, CR4_LA57, EFER_LMA
 from .hw.cpu import Cpu
 from .hw.memory import PhysicalMemory
 from .hw.params import CpuParams
@@ -24,6 +24,7 @@ from .kvm import emulate as emulator
 from .kvm import guestmem, insn, regions, run, sregs
 from .kvm.mmu import audit as mmu_audit
 from .kvm.mmu import dirty, shadowwalk, zap
+from .kvm.mmu.context import X86_EFLAGS_AC
 from .kvm.mmu.notify import MmuNotifier
 from .kvm.mmu.page import ShadowPage
 from .kvm.mmu.spte import describe_spte
@@ -242,7 +243,7 @@ class World:
         """INVPCID of type ``kind``: 0 one address of one PCID, 1 one PCID, 2 all, 3 all but global pages."""
         return insn.insn_invpcid(vcpu, kind, pcid, Gva(gva)) == sregs.DONE
 
-    # The guest's accesses.
+    # The guest's accesses. SMAP looks at EFLAGS.AC in ``vcpu.rflags``.
 
     def read(self, vcpu: Vcpu, gva: Gva | int, size: int = 8, *, user: bool = False) -> Access:
         """A load of ``size`` bytes at ``gva``."""
@@ -258,8 +259,11 @@ class World:
         return self._access(vcpu, gva, ACCESS_WRITE | (ACCESS_USER if user else 0), raw, len(raw))
 
     def _access(self, vcpu: Vcpu, gva: Gva | int, kind: int, data: bytes | None, size: int) -> Access:
+        if vcpu.rflags & X86_EFLAGS_AC:
+            kind |= ACCESS_AC
         if not 1 <= size <= PAGE_SIZE:
             raise GuestMisuse(f"an access of {size} bytes: one instruction touches 1 to 4096")
+        self._check_linear(vcpu, gva, size)
         first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
         # Every page must be reachable before anything is stored.
         places: list[tuple[int, int, int]] = []
@@ -280,6 +284,17 @@ class World:
             self.memory.write(hpa, data[start:end])  # type: ignore[arg-type]
         return Access("done")
 
+    @staticmethod
+    def _check_linear(vcpu: Vcpu, gva: int, size: int) -> None:
+        last = gva + size - 1
+        if not vcpu.efer & EFER_LMA:
+            if last >> 32:
+                raise GuestMisuse(f"gva {gva:#x}: outside long mode, addresses have 32 bits and accesses do not wrap")
+            return
+        unused = 56 if vcpu.cr4 & CR4_LA57 else 47
+        if gva >> unused not in (0, (1 << (64 - unused)) - 1) or last >> unused != gva >> unused:
+            raise GuestMisuse(f"gva {gva:#x}: not canonical (bits 63 to {unused} must be equal); the guest gets #GP")
+
     def _emulate(self, vcpu: Vcpu, gva: Gva | int, kind: int, data: bytes | None, size: int) -> Access:
         outcome = emulator.emulate(vcpu, Gva(gva), kind, data, size)
         if outcome == emulator.EMULATED_FAULT:
@@ -298,7 +313,7 @@ class World:
         self.vm.trace.attach(sink)
 
     def walk(self, vcpu: Vcpu, address: Gva | Gpa | int) -> list[SpteElement]:
-        """kvm's own entries on the way to ``address``, top first, down to a leaf or one that is not present.
+        """Kvm's own entries on the way to ``address``, top first, down to a leaf or one that is not present.
 
         ``address`` is a gva under shadow paging, a gpa under nested paging. Empty while the vCPU has no root.
         """

@@ -17,7 +17,7 @@ VM_ORDER = (
 )
 VCPU_ORDER = (
     "pf_taken pf_fixed pf_emulate pf_spurious pf_fast pf_mmio_spte_created pf_guest tlb_flush invlpg exits mmio_exits"
-    " insn_emulation"
+    " insn_emulation insn_emulation_fail"
 )
 
 

@@ -16,15 +16,16 @@ from typing import ClassVar
 
 from ..addr import Gva
 from ..errors import KvmBug, KvmIoctlError, RecordingError
-from ..hw.bits import ACCESS_USER
+from ..hw.bits import ACCESS_USER, ACCESS_WRITE
 from ..kvm import emulate, run, sregs
-from ..kvm.mmu.pagefault import RESUME
+from ..kvm.mmu.pagefault import RESUME, queue_exception
+from ..kvm.mmu.walker import gva_to_gpa
 from ..kvm.vcpu import OUTSIDE_GUEST_MODE
 from ..trace.norm import Normaliser
 from ..tracepoint import Event
 from .guest import PF_VECTOR, Guest, Parted
 from .machine import OP_SIZE, OPS, Machine
-from .program import Access
+from .program import Access, modified
 from .recording import Exit, Recording, Result, Step, read_recording
 from .scenario import Scenario, read_scenario
 from .tables import compare_tables, dump_tables, rmap_histogram
@@ -49,6 +50,7 @@ _U32 = 0xFFFF_FFFF
 #: What the VMM answers to a device read, beside the address in the low half.
 _MMIO_FILL = 0xA5A5_A5A5_0000_0000
 _RSVD = 8
+_PAGE_MASK = 0xFFF
 _END = "(nothing more before the next input)"
 _SLOT_ACTIONS = ("setflags", "move", "delete", "restore")
 #: Marks after which the VMM dumps the tables and ends.
@@ -129,9 +131,11 @@ class FaultReplay:
         self.machine.world.on_event(self.events.append)
         self.outcome = Outcome(f"{scenario.name}.{recording.mode}")
         self.place = "before the first mark"
-        self.has_begun = False
+        # Between the first KVM_RUN and the last.
+        self.has_begun = self.has_ended = False
         # A device access that the VMM is to answer; whether KVM_RUN failed with an errno.
         self.mmio: Access | None = None
+        self.mmio_data = b""
         self.run_errno = 0
         self.nr_dirty_logs = 0
         self.unknown_results: set[int] = set()
@@ -175,7 +179,7 @@ class FaultReplay:
             return
         if following.text == "end":
             self._end(step)
-        elif name in ("begin", "op", "mmio") or (following.exit is not None and self.has_begun):
+        elif self.mmio is None and not self.has_ended and (name in ("begin", "op", "mmio") or (following.exit is not None and self.has_begun)):
             self._enter()
 
     def _finish_op(self) -> None:
@@ -221,18 +225,40 @@ class FaultReplay:
         if not answer.endswith(f"failed errno={error.errno}"):
             raise Parted("a change of memory slots", answer, str(error)) from None
 
+    # The VMM answers one part of a device access; kvm goes on with the last.
     def _mark_mmio(self, step: Step, rest: str) -> None:
         access = self.mmio
         if access is None:
             raise Parted("a device access", step.text, "no device access is under way")
+        kind, address, length, _ = rest.split()
+        size = int(length.removeprefix("len="))
+        self.mmio_data += ((_MMIO_FILL | int(address, 16)) & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+        if self._has_more_mmio(step):
+            return
         self.mmio = None
-        if not rest.startswith("read"):
+        data, self.mmio_data = self.mmio_data, b""
+        if kind == "write":
             self.guest.done(access, None)
             return
-        size = min(access.size, 8)
-        value = (_MMIO_FILL | self.vcpu.mmio_gpa) & ((1 << 8 * size) - 1)
-        emulate.complete_mmio_read(self.vcpu, size, value)
-        self.guest.done(access, value.to_bytes(size, "little"))
+        if len(data) < access.size:
+            data = self._with_ram(access, data)
+        emulate.complete_mmio_read(self.vcpu, access.size, int.from_bytes(data, "little"))
+        self.guest.done(access, data)
+
+    # A load that crosses between RAM and a device: data is the device's part.
+    def _with_ram(self, access: Access, data: bytes) -> bytes:
+        size = access.size - len(data)
+        is_ram_first = self.vcpu.mmio_gpa & _PAGE_MASK == 0
+        gva = access.gva if is_ram_first else access.gva + len(data)
+        nr_events = len(self.events)
+        ram = self.machine.peek(gva_to_gpa(self.vcpu, Gva(gva), access.kind & ACCESS_USER), size)
+        del self.events[nr_events:]
+        return ram + data if is_ram_first else data + ram
+
+    def _has_more_mmio(self, step: Step) -> bool:
+        steps = self.recording.steps
+        number = steps.index(step) + 1
+        return not step.events and number < len(steps) and steps[number].text.startswith("mmio ")
 
     def _mark_kvm_run(self, step: Step, rest: str) -> None:
         if f"errno={self.run_errno} " not in f"{rest} ":
@@ -280,7 +306,7 @@ class FaultReplay:
         pdptes.show()
         self._handle_exit(exit_, access)
         pdptes.hide()
-        if self.mmio is None and not self.run_errno and exit_.reason != "hlt":
+        if self.mmio is None and not self.run_errno and not self.has_ended:
             self._enter()
 
     def _handle_exit(self, exit_: Exit, access: Access | None) -> None:
@@ -314,19 +340,16 @@ class FaultReplay:
         vcpu.exception_pending = False
         vcpu.exception_reinjected = False
 
-    def _inject(self, vector: int, error_code: int | None) -> None:
-        vcpu = self.vcpu
-        vcpu.exception_pending = True
-        vcpu.exception_reinjected = False
-        vcpu.exception_vector = vector
-        vcpu.exception_has_error = error_code is not None
-        vcpu.exception_error_code = error_code or 0
-
     # Fetch and decode the instruction at rip, as kvm must do without the CPU's help; False: that faulted.
     def _decode(self, exit_: Exit) -> bool:
         execution = self.guest.execution
         is_user = execution is not None and execution.is_user_code(exit_.rip)
-        return emulate.decode_insn(self.vcpu, ACCESS_USER if is_user else 0)
+        kind = ACCESS_USER if is_user else 0
+        self.vcpu.exit_action = 0
+        outcome = emulate.decode_insn(self.vcpu, kind)
+        if outcome != emulate.EMULATED:
+            emulate.decode_failed(self.vcpu, kind, outcome)
+        return outcome == emulate.EMULATED
 
     def _operand(self, *names: str) -> int:
         execution = self.guest.execution
@@ -347,12 +370,30 @@ class FaultReplay:
             self._emulate(access)
 
     def _emulate(self, access: Access) -> None:
+        if access.is_modify:
+            self._emulate_modify(access)
+            return
         outcome = emulate.emulate(self.vcpu, Gva(access.gva), access.kind, access.data, access.size)
-        if outcome == emulate.MMIO:
+        if outcome == emulate.UNHANDLEABLE:
+            self.has_ended = True
+        elif outcome == emulate.MMIO:
             self.mmio = access
         elif outcome == emulate.EMULATED:
             found = None if access.data is not None else self.machine.peek(self.vcpu.mmio_gpa, access.size)
             self.guest.done(access, found)
+
+    # A load and a store by one instruction, of a kind that does not write page tables as a rule.
+    def _emulate_modify(self, access: Access) -> None:
+        kind = access.kind & ~ACCESS_WRITE | emulate.ACCESS_NOT_PT_INSN
+        outcome = emulate.emulate(self.vcpu, Gva(access.gva), kind, None, access.size)
+        if outcome == emulate.EMULATED and self.guest.execution is not None:
+            old = int.from_bytes(self.machine.peek(self.vcpu.mmio_gpa, access.size), "little")
+            data = modified(access, self.guest.execution.op, old).to_bytes(access.size, "little")
+            outcome = emulate.emulate_memory(self.vcpu, Gva(access.gva), access.kind, data, access.size)
+            if outcome == emulate.EMULATED:
+                self.guest.done(access, None)
+        if outcome == emulate.MMIO:
+            raise RecordingError(f"{self.outcome.recording}: {self.place}: reads and writes a device at once")
 
     def _exit_invlpg(self, exit_: Exit) -> None:
         if self._decode(exit_):
@@ -360,18 +401,18 @@ class FaultReplay:
 
     def _exit_cr0(self, exit_: Exit) -> None:
         if self._decode(exit_) and sregs.set_cr0(self.vcpu, self._operand("cr0")):
-            self._inject(_GP_VECTOR, 0)
+            queue_exception(self.vcpu, _GP_VECTOR, True, 0)
 
     def _exit_cr3(self, exit_: Exit) -> None:
         if self._decode(exit_) and sregs.set_cr3(self.vcpu, self._operand("cr3")):
-            self._inject(_GP_VECTOR, 0)
+            queue_exception(self.vcpu, _GP_VECTOR, True, 0)
 
     def _exit_cr4(self, exit_: Exit) -> None:
         if not self._decode(exit_):
             return
         value = self._operand("cr4")
         if not self.machine.is_valid_cr4(value) or sregs.set_cr4(self.vcpu, value):
-            self._inject(_GP_VECTOR, 0)
+            queue_exception(self.vcpu, _GP_VECTOR, True, 0)
 
     # The MSR is written before the instruction is skipped.
     def _exit_msr(self, exit_: Exit) -> None:
@@ -379,16 +420,24 @@ class FaultReplay:
         execution = self.guest.execution
         value = execution.op.b & _U32 if execution is not None else 0
         if msr == _MSR_EFER and sregs.set_efer(self.vcpu, value):
-            self._inject(_GP_VECTOR, 0)
+            queue_exception(self.vcpu, _GP_VECTOR, True, 0)
             return
         self._decode(exit_)
 
     def _exit_undefined(self, exit_: Exit) -> None:
-        self._decode(exit_)
-        self._inject(_UD_VECTOR, None)
+        if self._decode(exit_):
+            queue_exception(self.vcpu, _UD_VECTOR, False, 0)
 
-    def _exit_skipped(self, exit_: Exit) -> None:
+    def _exit_hlt(self, exit_: Exit) -> None:
         self._decode(exit_)
+        self.has_ended = True
+
+    def _exit_read_cr(self, exit_: Exit) -> None:
+        self._decode(exit_)
+        execution = self.guest.execution
+        if execution is not None and execution.op.name == "rdcr3":
+            execution.has_insn = False
+            execution.result = self.vcpu.cr3
 
     _EXITS: ClassVar[dict[str, Callable[[FaultReplay, Exit], None]]] = {
         "invlpg": _exit_invlpg,
@@ -398,9 +447,12 @@ class FaultReplay:
         "write_cr4": _exit_cr4,
         "msr": _exit_msr,
         "UD excp": _exit_undefined,
-        "hlt": _exit_skipped,
-        "read_cr2": _exit_skipped,
-        "read_cr3": _exit_skipped,
+        "hlt": _exit_hlt,
+        # QEMU 10 says read_cr0 when the guest reads CR2, which 7.2 does not intercept.
+        "read_cr0": _exit_read_cr,
+        "read_cr2": _exit_read_cr,
+        "read_cr3": _exit_read_cr,
+        "read_cr4": _exit_read_cr,
     }
 
     # Comparisons.

@@ -111,13 +111,15 @@ class Guest:
         return execution.pending[0] if execution.pending else None
 
     def done(self, access: Access, data: bytes | None) -> None:
-        """Kvm made ``access`` on the guest's behalf; ``data`` is what a load found."""
+        """Kvm made ``access`` on the guest's behalf; ``data`` is what a load found, None if that is not known."""
         execution = self.execution
         if execution is None or not execution.pending or execution.pending[0] is not access:
             return
         execution.pending.popleft()
         if data is not None:
             execution.note_read(access, data)
+        elif access.data is None and not access.is_modify:
+            execution.result = None
 
     def got_exception(self, vector: int, error_code: int) -> None:
         """An exception was delivered: the operation ends with it."""
@@ -156,7 +158,8 @@ class Guest:
         if op.name == "flags":
             vcpu.rflags = a | 2
         elif op.name == "rdcr3":
-            execution.result = vcpu.cr3
+            # Without an exit under shadow paging the CPU shows kvm's own CR3.
+            execution.result = vcpu.cr3 if self.machine.is_nested else None
         elif op.name == "invlpg" and self.machine.is_nested:
             insn.insn_invlpg(vcpu, Gva(a))
         elif op.name == "cr3" and self.machine.is_nested:

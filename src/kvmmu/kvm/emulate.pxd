@@ -10,13 +10,16 @@ from .vm cimport Vm
 from .mmu.context cimport Mmu, permission_fault
 from .mmu.gptewrite cimport track_write, unprotect_and_retry
 from .mmu.mmio cimport match_gpa, match_gva
-from .mmu.pagefault cimport inject_page_fault
+from .mmu.pagefault cimport inject_page_fault, queue_exception
 from .mmu.role cimport cpu_role_paging, role_direct
 from .mmu.walker cimport GuestWalk, gva_to_gpa_walk
 
 cdef u64 _INVALID_PAGE
 cdef u64 _PAGE_MASK
 cdef u64 _PAGE_SIZE
+cdef u64 _U64
+cdef u64 _U32
+cdef u64 _EFER_LMA
 cdef u64 _NO_HPA
 cdef u64 _PFERR_WRITE
 cdef u64 _PFERR_USER
@@ -31,22 +34,29 @@ cdef int _DONE
 cdef int _MMIO
 cdef int _FAULT
 cdef int _RETRY
+cdef int _UNHANDLEABLE
+cdef int _UD_VECTOR
+cdef int _EMULTYPE_WRITE_PF_TO_SP
 cdef int _MMIO_WRITE
 cdef int _MMIO_READ_UNSATISFIED
 cdef int _MMIO_READ
 cdef int _EMULTYPE_ALLOW_RETRY_PF
 
 cpdef u64 walk_access(u32 kind) noexcept
-@cython.locals(gw=GuestWalk, access=u64)
-cpdef bint fetch_insn(Vcpu vcpu, u32 kind) except -1
-cpdef bint decode_insn(Vcpu vcpu, u32 kind) except -1
+@cython.locals(gpa=gpa_t, access=u64)
+cpdef int fetch_insn(Vcpu vcpu, u32 kind) except -1
+@cython.locals(fetched=int)
+cpdef int decode_insn(Vcpu vcpu, u32 kind) except -1
+cpdef int decode_failed(Vcpu vcpu, u32 kind, int outcome) except -1
 cpdef bint is_mmio_gpa(Vcpu vcpu, gva_t gva, gpa_t gpa, bint is_write) except -1
 @cython.locals(mmu=Mmu, gpa=gpa_t, access=u64, is_write=bint)
 cpdef int find_gpa(Vcpu vcpu, gva_t gva, u32 kind, bint has_exit_gpa) except -1
 @cython.locals(slots=Memslots, hpa=hpa_t, gpa=gpa_t)
 cpdef int write_ram(Vcpu vcpu, gpa_t gpa, bytes data) except -1
-@cython.locals(gpa=gpa_t, value=u64, size=u64)
+@cython.locals(ret=int, gpa=gpa_t)
 cpdef int one_page(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size, bint has_exit_gpa) except -1
-@cython.locals(vm=Vm, direct=bint, has_exit_gpa=bint, first=u64, ret=int, second=int)
+@cython.locals(direct=bint, offset=u64, first=u64, is_mmio=bint, fragment=gpa_t, ret=int)
+cpdef int emulate_memory(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
+@cython.locals(outcome=int)
 cpdef int emulate(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
 cpdef int complete_mmio_read(Vcpu vcpu, u64 size, u64 value) except -1

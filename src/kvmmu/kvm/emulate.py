@@ -23,6 +23,7 @@ from ..hw.bits import (
 )
 from .guestmem import gpa_to_hpa, mark_page_dirty_in_slot
 from .kvmtrace import (
+    EMUL_PROT64,
     MMIO_READ,
     MMIO_READ_UNSATISFIED,
     MMIO_WRITE,
@@ -33,7 +34,7 @@ from .kvmtrace import (
 from .mmu.context import permission_fault
 from .mmu.gptewrite import track_write, unprotect_and_retry
 from .mmu.mmio import match_gpa, match_gva
-from .mmu.pagefault import EMULTYPE_ALLOW_RETRY_PF, inject_page_fault
+from .mmu.pagefault import EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_WRITE_PF_TO_SP, inject_page_fault, queue_exception
 from .mmu.role import cpu_role_paging, role_direct
 from .mmu.walker import gva_to_gpa_walk
 from .vcpu import Vcpu
@@ -44,6 +45,9 @@ EMULATED = 0
 MMIO = 1
 EMULATED_FAULT = 2
 RETRY_INSN = 3
+#: Kvm gives up: the supervisor's instruction lies in a device.
+UNHANDLEABLE = 4
+UD_VECTOR = 6
 #: Beside the ACCESS_* bits of an access: the instruction is not of those that usually write page tables (it is a string
 #: move, an xor ...), so kvm rather stops mirroring the table than emulates.
 ACCESS_NOT_PT_INSN = 1 << 16
@@ -70,6 +74,9 @@ _DONE = EMULATED
 _MMIO = MMIO
 _FAULT = EMULATED_FAULT
 _RETRY = RETRY_INSN
+_UNHANDLEABLE = UNHANDLEABLE
+_UD_VECTOR = UD_VECTOR
+_EMULTYPE_WRITE_PF_TO_SP = EMULTYPE_WRITE_PF_TO_SP
 _MMIO_WRITE = MMIO_WRITE
 _MMIO_READ_UNSATISFIED = MMIO_READ_UNSATISFIED
 _MMIO_READ = MMIO_READ
@@ -84,28 +91,48 @@ def walk_access(kind: int) -> int:
     return access | (_PFERR_USER if kind & _KIND_USER else 0)
 
 
-def fetch_insn(vcpu: Vcpu, kind: int) -> bool:
-    """Fetch the instruction at rip as the emulator must without decode assists; False: that faults."""
-    gw = vcpu.guest_walk
+def fetch_insn(vcpu: Vcpu, kind: int) -> int:
+    """Fetch the instruction at rip as the emulator must without decode assists: EMULATED, _FAULT, or UNHANDLEABLE."""
     access = _PFERR_FETCH | (_PFERR_USER if kind & _KIND_USER else 0)
-    if gva_to_gpa_walk(vcpu, gw, vcpu.rip, access) != _INVALID_PAGE:  # type: ignore[arg-type]
-        return True
-    inject_page_fault(vcpu, gw)
-    return False
+    gpa = gva_to_gpa_walk(vcpu, vcpu.guest_walk, vcpu.rip, access)  # type: ignore[arg-type]
+    if gpa == _INVALID_PAGE:
+        return _FAULT
+    if gpa_to_hpa(vcpu.memslots(), vcpu.vm.mm, gpa, False) == _NO_HPA:
+        return _UNHANDLEABLE
+    return _DONE
 
 
-def decode_insn(vcpu: Vcpu, kind: int) -> bool:
+def decode_insn(vcpu: Vcpu, kind: int) -> int:
     """Begin to emulate or skip the instruction at ``rip``: fetch and count it; ``kind``: ACCESS_USER at CPL 3.
 
-    Drops an exception that was to be delivered. Return False if the fetch faulted: that ``#PF`` is pending then.
+    Drops an exception that was to be delivered. Return EMULATED; EMULATED_FAULT: the fetch faulted as
+    ``vcpu.guest_walk`` says; or UNHANDLEABLE: a device's address. Neither is acted upon yet.
     """
     vcpu.exception_pending = False
     vcpu.exception_reinjected = False
-    fetched = not vcpu.fetches_insns or fetch_insn(vcpu, kind)
+    fetched = fetch_insn(vcpu, kind) if vcpu.fetches_insns else _DONE
     vcpu.stat.insn_emulation += 1
     if vcpu.vm.trace.on:
         trace_emulate_insn(vcpu.vm.trace, vcpu.rip)
     return fetched
+
+
+def decode_failed(vcpu: Vcpu, kind: int, outcome: int) -> int:
+    """What ``outcome`` of ``decode_insn()``, not EMULATED, means: RETRY_INSN, EMULATED_FAULT or UNHANDLEABLE.
+
+    An instruction that wrote to a mirrored table is retried without the mirror, unless the table maps itself.
+    """
+    if vcpu.exit_action & _EMULTYPE_ALLOW_RETRY_PF and not vcpu.exit_action & _EMULTYPE_WRITE_PF_TO_SP:
+        unprotect_and_retry(vcpu, vcpu.exit_address, True)
+        return _RETRY
+    if outcome == _FAULT:
+        inject_page_fault(vcpu, vcpu.guest_walk)
+        return _FAULT
+    vcpu.stat.insn_emulation_fail += 1
+    if vcpu.vm.trace.on:
+        trace_emulate_insn(vcpu.vm.trace, vcpu.rip, EMUL_PROT64, True)
+    queue_exception(vcpu, _UD_VECTOR, False, 0)
+    return _FAULT if kind & _KIND_USER else _UNHANDLEABLE
 
 
 def is_mmio_gpa(vcpu: Vcpu, gva: Gva, gpa: Gpa, is_write: bool) -> bool:
@@ -210,10 +237,12 @@ def emulate(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int) -> i
 
     ``kind``: ACCESS_* bits, and ACCESS_NOT_PT_INSN. The access may cross into the next page. Return EMULATED, MMIO
     (``vcpu.mmio_gpa`` is the device's address; a read goes on with ``complete_mmio_read()``), EMULATED_FAULT
-    (``vcpu.exception_*``) or RETRY_INSN. Takes ``mmu_lock`` for stores to mirrored tables.
+    (``vcpu.exception_*``), RETRY_INSN, or UNHANDLEABLE (KVM_RUN ends with an internal error). Takes ``mmu_lock`` for
+    stores to mirrored tables.
     """
-    if not decode_insn(vcpu, kind):
-        return _FAULT
+    outcome = decode_insn(vcpu, kind)
+    if outcome != _DONE:
+        return decode_failed(vcpu, kind, outcome)
     if kind & _KIND_NOT_PT_INSN and vcpu.exit_action & _EMULTYPE_ALLOW_RETRY_PF:
         if unprotect_and_retry(vcpu, vcpu.exit_address, False):
             return _RETRY

@@ -8,7 +8,7 @@ cpdef int trace_inj_exception(Trace trace, u32 vector, bint has_error, u32 error
 cpdef int trace_kvm_cr(Trace trace, bint rw, u32 cr, u64 val) except -1
 cpdef int trace_kvm_mmio(Trace trace, u32 kind, u32 length, gpa_t gpa, u64 val) except -1
 cpdef int trace_vcpu_match_mmio(Trace trace, gva_t gva, gpa_t gpa, bint is_write, bint gpa_match) except -1
-cpdef int trace_emulate_insn(Trace trace, u64 rip, u32 flags=*) except -1
+cpdef int trace_emulate_insn(Trace trace, u64 rip, u32 flags=*, bint failed=*) except -1
 cpdef int trace_unmap_hva_range(Trace trace, hva_t start, hva_t end) except -1
 
 cpdef int _emit(Trace trace, object event) except -1

@@ -48,12 +48,12 @@ def trace_vcpu_match_mmio(trace: Trace, gva: Gva, gpa: Gpa, is_write: bool, gpa_
     return _emit(trace, ("vcpu_match_mmio", gva, gpa, bool(is_write), bool(gpa_match)))
 
 
-def trace_emulate_insn(trace: Trace, rip: int, flags: int = 9) -> int:
-    """KVM emulates the instruction at ``rip``; ``flags`` is the CPU mode (EMUL_*), 64-bit unless told.
+def trace_emulate_insn(trace: Trace, rip: int, flags: int = 9, failed: bool = False) -> int:
+    """KVM emulates the instruction at ``rip``, or cannot; ``flags`` is the CPU mode (EMUL_*), 64-bit unless told.
 
     The model has accesses, not instructions: no bytes are known, so csbase and len are 0 and insn is empty.
     """
-    return _emit(trace, ("kvm_emulate_insn", rip, 0, 0, b"", flags, False))
+    return _emit(trace, ("kvm_emulate_insn", rip, 0, 0, b"", flags, bool(failed)))
 
 
 def trace_unmap_hva_range(trace: Trace, start: Hva, end: Hva) -> int:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Hva
 from ..errors import KvmBug, KvmIoctlError, UserError
 from ..host.mm import USER_END
+from ..params import KVM_MIN_ALLOC_MMU_PAGES
 from . import requests
 from .memslots import (
     KVM_MEM_LOG_DIRTY_PAGES,
@@ -34,15 +35,13 @@ from .memslots import (
     Memslots,
 )
 from .mmu import dirty, zap
+from .mmu.spte import MMIO_SPTE_GEN_MASK
 
 if TYPE_CHECKING:
     from .vm import Vm
 
 #: Shadow pages allowed by default: one for so many pages of slots, and at least the minimum.
 KVM_MEMSLOT_PAGES_TO_MMU_PAGES_RATIO = 50
-KVM_MIN_ALLOC_MMU_PAGES = 64
-#: Bits of a generation that an MMIO spte can hold.
-MMIO_SPTE_GEN_MASK = (1 << 19) - 1
 
 _U32_END = 1 << 32
 _U64_END = 1 << 64

@@ -28,8 +28,10 @@ from ..hw.bits import (
     EFER_LME,
     EFER_NX,
 )
+from ..hw.cpu import INVPCID_ADDRESS, INVPCID_ALL, INVPCID_CONTEXT, INVPCID_NON_GLOBAL
+from .mmu.context import KVM_MMU_NUM_PREV_ROOTS
 from .mmu.resync import KVM_MMU_ROOTS_ALL, invalidate_addr, is_noncanonical
-from .mmu.roots import KVM_MMU_NUM_PREV_ROOTS, free_roots, new_pgd, unload
+from .mmu.roots import free_roots, new_pgd, unload
 from .mmu.setup import forget_roles, init_mmu
 from .mmu.walker import PDPTRS_BAD, PDPTRS_CHANGED, load_pdptrs
 from .requests import (
@@ -43,11 +45,6 @@ from .vcpu import Vcpu
 
 DONE = 0
 GP = 1
-
-INVPCID_ADDRESS = 0
-INVPCID_CONTEXT = 1
-INVPCID_ALL = 2
-INVPCID_NON_GLOBAL = 3
 
 _ONE = 1
 _U64 = U64

@@ -31,3 +31,4 @@ cdef class VcpuStat:
     cdef public u64 exits
     cdef public u64 mmio_exits
     cdef public u64 insn_emulation
+    cdef public u64 insn_emulation_fail

@@ -47,6 +47,7 @@ _VCPU_NAMES = (
     "exits",
     "mmio_exits",
     "insn_emulation",
+    "insn_emulation_fail",
 )
 
 
@@ -111,6 +112,7 @@ class VcpuStat:
     __slots__ = (
         "exits",
         "insn_emulation",
+        "insn_emulation_fail",
         "invlpg",
         "mmio_exits",
         "pf_emulate",
@@ -136,6 +138,7 @@ class VcpuStat:
         self.exits = 0
         self.mmio_exits = 0
         self.insn_emulation = 0
+        self.insn_emulation_fail = 0
 
     def names(self) -> tuple[str, ...]:
         """Names of the statistics in the order of the statistics file descriptor."""

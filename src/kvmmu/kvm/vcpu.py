@@ -22,6 +22,7 @@ _U64 = U64
 OUTSIDE_GUEST_MODE = 0
 IN_GUEST_MODE = 1
 EXITING_GUEST_MODE = 2
+#: A lockless walk is under way: a remote flush, and with it the freeing of tables, waits for its end.
 READING_SHADOW_PAGE_TABLES = 3
 
 #: Register values after reset: paging off, caches as the architecture leaves them.

@@ -92,6 +92,7 @@ cdef class Reader:
     cdef u8[::1] tables             # by frame: 1 once a snapshot was recorded
 
     cpdef int next(self) except -1
+    @cython.locals(done=u64)
     cpdef u64 skip(self, u64 count) except? 0x5A5A5A5A
     cpdef bytes payload(self)
     cdef bint _load_block(self) except -1

@@ -152,9 +152,7 @@ class Player:
             kind = self.reader.next()
             if kind == 0:
                 return _STOP_END
-            if kind == _PAGE:
-                self.store_record(self.machine.hpa_of(self.reader.gpa))
-            elif kind == _STORE:
+            if kind == _PAGE or kind == _STORE:
                 self.store_record(self.machine.hpa_of(self.reader.gpa))
             elif kind == _REGS:
                 self.machine.note_regs(self.reader)

@@ -40,8 +40,6 @@ cdef class Mmu:
     cdef u64 pdptrs[4]                  # the guest's, as cached when CR3 was loaded
     # Tables without a shadow page.
     cdef public hpa_t pae_root          # 0: not allocated
-    cdef public hpa_t pml4_root
-    cdef public hpa_t pml5_root
 
     cpdef u64 pdptr(self, int index) noexcept
     cpdef u32 permission_byte(self, int index) noexcept

@@ -73,8 +73,6 @@ class Mmu:
         "pdptrs",
         "permissions",
         "pkru_mask",
-        "pml4_root",
-        "pml5_root",
         "prev_hpa",
         "prev_pgd",
         "root_hpa",
@@ -98,8 +96,6 @@ class Mmu:
         self.shadow_rsvd = [0] * 10
         self.pdptrs = [0] * 4
         self.pae_root: Hpa = 0  # type: ignore[assignment]
-        self.pml4_root: Hpa = 0  # type: ignore[assignment]
-        self.pml5_root: Hpa = 0  # type: ignore[assignment]
 
     def pdptr(self, index: int) -> int:
         """PDPTE ``index`` (0 to 3) of a PAE guest, as it was when CR3 was loaded."""

@@ -27,8 +27,6 @@ cdef int _CAUSE_RETRY
 cdef int _CAUSE_ERROR
 
 @cython.final
-@cython.freelist(8)
-@cython.no_gc
 cdef class PageFault:
     # Given by the exit; fixed afterwards.
     cdef readonly u64 addr          # gva, or gpa for a direct MMU

@@ -49,7 +49,7 @@ def is_invalidated(vm: Vm, mmu_seq: int, gfn: Gfn) -> bool:
     if vm.mmu_invalidate_in_progress:
         if vm.mmu_invalidate_range_start == _INVALID_PAGE:
             return True
-        if vm.mmu_invalidate_range_start <= gfn and gfn < vm.mmu_invalidate_range_end:
+        if vm.mmu_invalidate_range_start <= gfn < vm.mmu_invalidate_range_end:
             return True
     return vm.mmu_invalidate_seq != mmu_seq
 

@@ -41,8 +41,6 @@ cdef int _CAUSE_UNSYNC
 cdef int _CAUSE_MAP
 
 @cython.final
-@cython.freelist(8)
-@cython.no_gc
 cdef class Leaf:
     # What is to be mapped.
     cdef public Memslot slot

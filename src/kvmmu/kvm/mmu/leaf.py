@@ -40,10 +40,8 @@ from .spte import (
     spte_to_pfn,
 )
 from .unsync import try_to_unsync
+from .walker import PTE_PREFETCH_NUM
 from .zap import drop_parent_pte
-
-#: Entries in the aligned group that is prefetched together.
-PTE_PREFETCH_NUM = 8
 
 _SPTE_MMU_PRESENT = SPTE_MMU_PRESENT
 _AD_DISABLED = SPTE_TDP_AD_DISABLED

@@ -34,6 +34,8 @@ cdef u64 _GEN_IN_PROGRESS
 cdef u64 _MMIO_SPTE_GEN_MASK
 cdef u64 _PAGE_MASK
 cdef u64 _INVALID_PAGE
+cdef int _READING
+cdef int _OUTSIDE
 cdef int _CONTINUE
 cdef int _RETRY
 cdef int _EMULATE
@@ -51,12 +53,18 @@ cdef int _RESUME
 cdef int _EMULTYPE_PF
 cdef int _EMULTYPE_ALLOW_RETRY_PF
 cdef int _EMULTYPE_WRITE_PF_TO_SP
+cdef int _DF_VECTOR
+cdef int _TS_VECTOR
+cdef int _GP_VECTOR
 cdef int _PF_VECTOR
 cdef int _CAUSE_GUEST
 cdef int _CAUSE_MMIO_CACHED
 cdef int _CAUSE_RETRY
 
 cpdef int topup_caches(Vm vm) noexcept
+cpdef bint is_contributory(int vector) noexcept
+@cython.locals(before=int)
+cpdef int queue_exception(Vcpu vcpu, int vector, bint has_error, u32 error_code) except -1
 cpdef int inject_page_fault(Vcpu vcpu, GuestWalk gw) except -1
 cpdef bint is_tracked_write(Vcpu vcpu, PageFault fault) except -1
 @cython.locals(mmu=Mmu, access=u32)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 
-from ...addr import INVALID_PAGE, PAGE_MASK, Gpa, Gva, gpa_to_gfn
+from ...addr import INVALID_PAGE, PAGE_MASK, gpa_to_gfn
 from ...errors import KvmBug
 from ...hw.bits import (
     PFERR_GUEST_PAGE,
@@ -20,7 +20,7 @@ from ...hw.bits import (
     PFERR_WRITE,
 )
 from ..memslots import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
-from ..vcpu import Vcpu
+from ..vcpu import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, Vcpu
 from ..vm import Vm
 from .context import FAULT_NONPAGING, FAULT_PAGING, is_rsvd_spte
 from .direct import direct_map
@@ -73,6 +73,7 @@ EMULTYPE_ALLOW_RETRY_PF = 1 << 3
 EMULTYPE_WRITE_PF_TO_SP = 1 << 8
 #: A frame reserve below which a fault does not start: what the caches of one fault may take.
 MIN_FREE_FRAMES = 64
+DF_VECTOR = 8
 PF_VECTOR = 14
 
 _PFERR_RSVD = PFERR_RSVD
@@ -86,6 +87,8 @@ _GEN_IN_PROGRESS = KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
 _MMIO_SPTE_GEN_MASK = MMIO_SPTE_GEN_MASK
 _PAGE_MASK = PAGE_MASK
 _INVALID_PAGE = INVALID_PAGE
+_READING = READING_SHADOW_PAGE_TABLES
+_OUTSIDE = OUTSIDE_GUEST_MODE
 _CONTINUE = RET_PF_CONTINUE
 _RETRY = RET_PF_RETRY
 _EMULATE = RET_PF_EMULATE
@@ -103,6 +106,9 @@ _RESUME = RESUME
 _EMULTYPE_PF = EMULTYPE_PF
 _EMULTYPE_ALLOW_RETRY_PF = EMULTYPE_ALLOW_RETRY_PF
 _EMULTYPE_WRITE_PF_TO_SP = EMULTYPE_WRITE_PF_TO_SP
+_DF_VECTOR = DF_VECTOR
+_TS_VECTOR = 10
+_GP_VECTOR = 13
 _PF_VECTOR = PF_VECTOR
 _CAUSE_GUEST = CAUSE_GUEST
 _CAUSE_MMIO_CACHED = CAUSE_MMIO_CACHED
@@ -114,18 +120,42 @@ def topup_caches(vm: Vm) -> int:
     return 0 if vm.frames.nr_free >= _MIN_FREE_FRAMES else -_ENOMEM
 
 
+def is_contributory(vector: int) -> bool:
+    """Whether exception ``vector`` makes a ``#DF`` of a contributory one before it: DE, TS, NP, SS, GP."""
+    return vector == 0 or (vector >= _TS_VECTOR and vector <= _GP_VECTOR)
+
+
+def queue_exception(vcpu: Vcpu, vector: int, has_error: bool, error_code: int) -> int:
+    """Queue exception ``vector`` for the next entry (``kvm_multiple_exception``); return the vector that is queued.
+
+    While another one waits to be delivered, or is to be delivered again, two that are not benign make a ``#DF``; any
+    other takes its place. After a ``#DF`` the guest would shut down: that ``#DF`` stays.
+    """
+    if vcpu.exception_pending or vcpu.exception_reinjected:
+        before = vcpu.exception_vector
+        if before == _DF_VECTOR:
+            return before
+        if is_contributory(vector) if is_contributory(before) else before == _PF_VECTOR:
+            if is_contributory(vector) or vector == _PF_VECTOR:
+                vector = _DF_VECTOR
+                has_error = True
+                error_code = 0
+    vcpu.exception_pending = True
+    vcpu.exception_reinjected = False
+    vcpu.exception_vector = vector
+    vcpu.exception_has_error = has_error
+    vcpu.exception_error_code = error_code
+    return vector
+
+
 def inject_page_fault(vcpu: Vcpu, gw: GuestWalk) -> int:
     """Queue the ``#PF`` that walk ``gw`` ended with; first forget a stale translation that would repeat it forever."""
     if gw.error_code & _PFERR_PRESENT and not gw.error_code & _PFERR_RSVD:
         invalidate_addr(vcpu, gw.fault_address, 1)  # type: ignore[arg-type]
     vcpu.stat.pf_guest += 1
-    vcpu.exception_pending = True
-    vcpu.exception_reinjected = False
-    vcpu.exception_vector = _PF_VECTOR
-    vcpu.exception_has_error = True
-    vcpu.exception_error_code = gw.error_code
-    vcpu.exception_address = gw.fault_address
-    vcpu.cr2 = gw.fault_address
+    if queue_exception(vcpu, _PF_VECTOR, True, gw.error_code) == _PF_VECTOR:
+        vcpu.exception_address = gw.fault_address
+        vcpu.cr2 = gw.fault_address
     return 0
 
 
@@ -219,12 +249,14 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
 def walk_for_mmio(vcpu: Vcpu, addr: int) -> int:
     """The last spte on the way to addr, found without the lock; 0: no walk. Reserved bits on the way are a bug."""
     spte = 0
+    vcpu.mode = _READING
     step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
     while step:
         spte = vcpu.vm.memory.read_once(walk_sptep(step, addr))
         if is_shadow_present(spte) and is_rsvd_spte(vcpu.mmu, spte, walk_level(step)):
             raise KvmBug(f"reserved bits in {spte:#x}: {describe_spte(spte, vcpu.vm.fmt, walk_level(step))}")
         step = walk_next(step, spte)
+    vcpu.mode = _OUTSIDE
     return spte
 
 
@@ -275,6 +307,8 @@ def do_page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
     if verdict == _INVALID:
         raise KvmBug(f"the slow path cannot tell either: {fault!r}")
     vcpu.fault_cause = cause_of(fault, verdict)
+    if fault.write_fault_to_shadow_pgtable:
+        vcpu.exit_action = _EMULTYPE_WRITE_PF_TO_SP
     return verdict
 
 
@@ -301,8 +335,10 @@ def page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
     """
     direct = role_direct(vcpu.mmu.root_role)
     if vcpu.mmu.root_hpa == _INVALID_PAGE:
+        vcpu.fault_cause = _CAUSE_RETRY
         return _RESUME
     verdict = _INVALID
+    vcpu.exit_action = 0
     if error_code & _PFERR_RSVD:
         vcpu.fault_cause = _CAUSE_MMIO_CACHED
         verdict = handle_mmio_page_fault(vcpu, addr, direct)
@@ -320,4 +356,4 @@ def page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
             return _RESUME
         verdict = _EMULATE
     count_verdict(vcpu, verdict)
-    return flags if verdict == _EMULATE else _RESUME
+    return flags | vcpu.exit_action if verdict == _EMULATE else _RESUME

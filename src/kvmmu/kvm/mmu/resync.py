@@ -19,7 +19,7 @@ from .context import is_rsvd_bits_set
 from .leaf import make_leaf, make_spte
 from .mmio import clear_any_gva, clear_gva, mark_mmio_spte
 from .page import ShadowPage
-from .pages import root_to_sp, set_translation, slot_of_sp, sp_access, sp_gfn, sptep_to_sp
+from .pages import root_to_sp, set_translation, sp_access, sp_gfn, sptep_to_sp
 from .rmap import drop_spte, write_protect_gfn
 from .role import (
     ROLE_ACCESS_MASK,

@@ -31,7 +31,6 @@ PTE_LIST_EXT = 14
 DESC_SIZE = 128
 #: A gfn with more rmap entries than this before an add loses them all.
 RMAP_RECYCLE_THRESHOLD = 1000
-KVM_MAX_HUGEPAGE_LEVEL = 3
 
 _ONE = 1
 _PAGE_SIZE = PAGE_SIZE

@@ -18,16 +18,14 @@ from .context import Mmu
 from .mmio import clear_any_gva
 from .page import ShadowPage
 from .pagefault import topup_caches
-from .pages import is_obsolete, root_to_sp, sptep_to_sp
-from .resync import KVM_MMU_ROOT_CURRENT, KVM_MMU_ROOTS_ALL, is_unsync_root, sync_roots
+from .pages import is_obsolete, root_to_sp
+from .resync import KVM_MMU_ROOTS_ALL, is_unsync_root, sync_roots
 from .role import cpu_role_level, role_direct, role_invalid, role_level, role_with_level, role_with_quadrant
 from .shadow import get_page
 from .shadowwalk import is_dummy_root
 from .spte import SPTE_BASE_ADDR_MASK, spte_to_child
 from .walker import read_pdptr
 from .zap import commit_zap, make_pages_available, prepare_zap
-
-KVM_MMU_NUM_PREV_ROOTS = 3
 
 _INVALID_PAGE = INVALID_PAGE
 _PT_PRESENT = PT_PRESENT
@@ -315,19 +313,3 @@ def unload(vcpu: Vcpu) -> None:
     """Drop all roots and the gva half of the MMIO record (``kvm_mmu_unload``); the next entry loads a new root."""
     free_roots(vcpu.vm, vcpu.mmu, KVM_MMU_ROOTS_ALL)
     clear_any_gva(vcpu)
-
-
-__all__ = [
-    "KVM_MMU_NUM_PREV_ROOTS",
-    "KVM_MMU_ROOTS_ALL",
-    "KVM_MMU_ROOT_CURRENT",
-    "create_mmu",
-    "destroy_mmu",
-    "first_shadow_root",
-    "free_obsolete_roots",
-    "free_roots",
-    "load",
-    "new_pgd",
-    "sync_prev_roots",
-    "unload",
-]

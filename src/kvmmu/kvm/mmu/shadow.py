@@ -14,7 +14,7 @@ from ..vcpu import Vcpu
 from .change import set_spte
 from .fault import RET_PF_RETRY, RET_PF_SPURIOUS, PageFault
 from .hugepage import adjust
-from .leaf import PTE_PREFETCH_NUM, Leaf, prefetch_direct, prefetch_one, set_leaf
+from .leaf import Leaf, prefetch_direct, prefetch_one, set_leaf
 from .mmutrace import trace_get_page, trace_spte_requested
 from .page import ShadowPage
 from .pages import alloc_page, bucket_head, has_gptes, is_obsolete, sptep_index, sptep_to_sp
@@ -33,7 +33,7 @@ from .shadowwalk import is_dummy_root, walk_level, walk_next, walk_sptep, walk_s
 from .spte import is_large, is_shadow_present, make_nonleaf, spte_to_child
 from .track import account_shadowed
 from .unsync import mark_unsync
-from .walker import GuestWalk, gpte_access, gpte_to_gfn, is_gpte_changed, protect_clean
+from .walker import PTE_PREFETCH_NUM, GuestWalk, gpte_access, gpte_to_gfn, is_gpte_changed, protect_clean
 from .zap import add_parent_pte, commit_zap, drop_parent_pte, prepare_zap, zap_pte
 
 _RETRY = RET_PF_RETRY

@@ -9,16 +9,18 @@ Reference: "Roots, CR3, PCID, invalidation instructions", walk start.
 from __future__ import annotations
 
 from ...addr import INVALID_PAGE, Hpa
-from ..vcpu import Vcpu
+from ..vcpu import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, Vcpu
 from ..vm import Vm
 from .pages import sptep_to_sp
-from .role import cpu_role_level, role_direct, role_level
+from .role import role_level
 from .spte import SPTE_BASE_ADDR_MASK, is_last, is_shadow_present
 
 _INVALID_PAGE = INVALID_PAGE
 _FRAME_MASK = SPTE_BASE_ADDR_MASK
 _LEVEL_MASK = 7
 _INDEX_MASK = 0xFF8
+_READING = READING_SHADOW_PAGE_TABLES
+_OUTSIDE = OUTSIDE_GUEST_MODE
 
 
 def is_dummy_root(vm: Vm, root: Hpa) -> bool:
@@ -32,8 +34,6 @@ def walk_start(vcpu: Vcpu, root: Hpa, addr: int) -> int:
     if root == _INVALID_PAGE or is_dummy_root(vcpu.vm, root):
         return 0
     level = role_level(mmu.root_role)
-    if level >= 4 and cpu_role_level(mmu.cpu_role) < 4 and not role_direct(mmu.root_role):
-        level = 3
     if level == 3:
         entry = vcpu.vm.memory.read_once(mmu.pae_root + (((addr >> 30) & 3) << 3))  # type: ignore[arg-type]
         if entry & _FRAME_MASK == 0:
@@ -63,19 +63,23 @@ def walk_next(step: int, spte: int) -> int:
 def find_last_sptep(vcpu: Vcpu, addr: int) -> Hpa:
     """Location of the last entry on the way to ``addr``, present or not; 0 if there is no walk. Takes no lock."""
     sptep: Hpa = 0  # type: ignore[assignment]
+    vcpu.mode = _READING
     step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
     while step:
         sptep = walk_sptep(step, addr)
         step = walk_next(step, vcpu.vm.memory.read_once(sptep))
+    vcpu.mode = _OUTSIDE
     return sptep
 
 
 def clear_flood_counts(vcpu: Vcpu, addr: int) -> int:
     """The guest uses these tables: what was written to them so far is no flood. Takes no lock."""
+    vcpu.mode = _READING
     step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
     while step:
         sptep = walk_sptep(step, addr)
         sp = sptep_to_sp(vcpu.vm, sptep)
         sp.write_flooding_count = 0
         step = walk_next(step, vcpu.vm.memory.read_once(sptep))
+    vcpu.mode = _OUTSIDE
     return 0
