@@ -163,10 +163,7 @@ class Player:
 
     def is_break(self) -> bool:
         """Whether the record in hand raised a fault of the cause that the user waits for."""
-        for vcpu in self.vcpus:
-            if vcpu.nr_faults(self.break_cause):
-                return True
-        return False
+        return any(vcpu.nr_faults(self.break_cause) for vcpu in self.vcpus)
 
     def play_record(self, kind: int) -> int:
         """Play the record in hand, of ``kind``."""

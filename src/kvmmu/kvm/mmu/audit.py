@@ -551,7 +551,7 @@ class _Auditor:
     def pages_of_root(self, root: int, mmu: Mmu) -> list[int]:
         if root == INVALID_PAGE or root >> 12 == self.vm.frames.zero_pfn:
             return []
-        if root not in {mmu.pae_root}:
+        if root != mmu.pae_root:
             return [root]
         entries = self.read_words(mmu.pae_root, 4)
         return [entry & SPTE_BASE_ADDR_MASK for entry in entries if entry & 1]
