@@ -33,7 +33,7 @@ from oracle.access_oracle import Access, Machine, Ram, predict
 from oracle.tlb_oracle import Caches, Translation
 
 LONG = ("4", "5")
-MODES = ("32", "pae", "4", "5")
+MODES = ("32", "32pse", "pae", "4", "5")
 PG, WP, PE = 1 << 31, 1 << 16, 1
 PSE, PAE, PGE, LA57, PCIDE, SMEP, SMAP, PKE = (1 << bit for bit in (4, 5, 7, 12, 17, 20, 21, 22))
 LME, LMA, NXE = 1 << 8, 1 << 10, 1 << 11
@@ -144,12 +144,14 @@ class Mirror:
 
 
 class Rig:
-    """See the module. ``mode``: "32", "pae", "4", "5"; ``keep_all``: TLBs evict nothing by themselves."""
+    """See the module. ``mode``: one of MODES."""
 
     def __init__(
         self, mode: str, npt: bool, nr_vcpus: int = 2, host_page: str = "4k", flush_on_reuse: bool = False
     ) -> None:
-        self.mode = mode
+        self.mode = mode.removesuffix("pse")
+        self.has_pse = mode != self.mode
+        mode = self.mode
         self.npt = npt
         self.width = 4 if mode == "32" else 8
         self.index_bits = 10 if mode == "32" else 9
@@ -244,7 +246,7 @@ class Rig:
         return index % 4 if self.mode == "pae" and level == 3 else index
 
     def _start(self, mirror: Mirror) -> None:
-        cr4 = {"32": PSE, "pae": PAE, "4": PAE, "5": PAE | LA57}[self.mode]
+        cr4 = {"32": PSE if self.has_pse else 0, "pae": PAE, "4": PAE, "5": PAE | LA57}[self.mode]
         efer = (LME | LMA if self.mode in LONG else 0) | NXE
         self.was_nx_on = True
         self.world.load_registers(mirror.vcpu, ControlRegisters(PG | WP | PE | 0x10, TABLES, cr4, efer))
@@ -303,8 +305,32 @@ class Rig:
             bool(cr4 & PKE),
             nxe,
             vcpu.pkru,
-            WIDTH,
+            # A 4M page of KVM's guests has 36 address bits.
+            36 if paging == "32" else WIDTH,
         )
+
+    def is_beyond_oracle(self, machine: Machine) -> bool:
+        """Nested paging, where the CPU's walk and KVM's software walk (of emulated accesses) differ by design: 4M pages
+        above 2**36, and PDPTEs with reserved bits, which the CPU finds in memory and KVM keeps the old ones of."""
+        if not self.npt:
+            return False
+        if machine.paging == "pae":
+            return any(pdpte & 1 and pdpte & ~((1 << WIDTH) - 1 & ~0x1E6) for pdpte in machine.pdptes)
+        if machine.paging == "32" and machine.pse:
+            entries = [self.ram.load(machine.cr3 + 4 * i, 4) for i in (0, 1, 512, 767, 768)]
+            return any(entry & 0x81 == 0x81 and entry & 0x1E_0000 for entry in entries)
+        return False
+
+    def is_pdpt_bad(self, cr3: int) -> bool:
+        """Whether a PAE guest's load of CR3 gets #GP."""
+        if self.mode != "pae":
+            return False
+        self.ram.forget()
+        page = self.ram.page(cr3)
+        if page is None:
+            return True
+        entries = [self.ram.load((cr3 & 0xFFFF_FFE0) + 8 * i, 8) for i in range(4)]
+        return any(entry & 1 and entry & ~((1 << WIDTH) - 1 & ~0x1E6) for entry in entries)
 
     def _load_pdptes(self, mirror: Mirror, cr3: int) -> None:
         if self.mode == "pae" and mirror.vcpu.cr0 & PG:
@@ -382,6 +408,12 @@ class Rig:
     ) -> None:
         """Some explanation of each part must fit what the machine did."""
         after = self.snapshot()
+        self.ram.forget()
+        self.ram.cache = {page: memoryview(data) for page, data in before.items()}
+        is_beyond = self.is_beyond_oracle(self.machine(mirror))
+        self.ram.forget()
+        if is_beyond or self.is_beyond_oracle(self.machine(mirror)):
+            return
         tried: list[str] = []
         for stores_between in (False, True):
             for choice in itertools.product(("fresh", "cached"), repeat=len(self._parts(gva, size))):
@@ -527,7 +559,7 @@ class Rig:
             cr3 |= pcid
         is_loaded = self.world.mov_cr3(vcpu, cr3 | (NOFLUSH if has_pcid and is_kept else 0))
         if not is_loaded:
-            assert self.mode == "pae" and 0 not in self.slots
+            assert self.is_pdpt_bad(cr3)
             self.settle()
             return
         self._load_pdptes(mirror, cr3)
@@ -537,7 +569,9 @@ class Rig:
         self.settle()
 
     def toggle_cr4(self, cpu: int, bit: int) -> None:
-        """Flip one bit of CR4."""
+        """Flip one bit of CR4; CR4.PSE under nested paging only, as KVM shares shadow pages across it."""
+        if bit == PSE and (self.mode != "32" or not self.npt):
+            return
         mirror = self.mirrors[cpu]
         vcpu = mirror.vcpu
         old = vcpu.cr4
@@ -545,7 +579,7 @@ class Rig:
         is_done = self.world.mov_cr4(vcpu, new)
         if not is_done:
             assert vcpu.cr4 == old
-            may_refuse = self.mode == "pae" and 0 not in self.slots
+            may_refuse = self.is_pdpt_bad(vcpu.cr3)
             may_refuse |= bit == PCIDE and (self.mode not in LONG or vcpu.cr3 & 0xFFF != 0 or not vcpu.efer & LMA)
             assert may_refuse or (bit == PKE and not self.npt), hex(bit)
             self.settle()
@@ -564,7 +598,7 @@ class Rig:
         mirror = self.mirrors[cpu]
         vcpu = mirror.vcpu
         if not self.world.mov_cr0(vcpu, vcpu.cr0 ^ bit):
-            assert bit == PG and (vcpu.cr4 & PCIDE or (self.mode == "pae" and 0 not in self.slots))
+            assert bit == PG and (vcpu.cr4 & PCIDE or self.is_pdpt_bad(vcpu.cr3))
             self.settle()
             return
         if bit == PG:

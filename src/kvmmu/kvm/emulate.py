@@ -12,6 +12,7 @@ from __future__ import annotations
 from ..addr import INVALID_PAGE, PAGE_MASK, PAGE_SIZE, U64, Gpa, Gva, gpa_to_gfn, page_offset
 from ..host.mm import NO_HPA
 from ..hw.bits import (
+    ACCESS_FETCH,
     ACCESS_IMPLICIT,
     ACCESS_USER,
     ACCESS_WRITE,
@@ -68,6 +69,7 @@ _PFERR_IMPLICIT = PFERR_IMPLICIT_ACCESS
 _APIC_DEFAULT_PHYS_BASE = APIC_DEFAULT_PHYS_BASE
 _KIND_WRITE = ACCESS_WRITE
 _KIND_USER = ACCESS_USER
+_KIND_FETCH = ACCESS_FETCH
 _KIND_IMPLICIT = ACCESS_IMPLICIT
 _KIND_NOT_PT_INSN = ACCESS_NOT_PT_INSN
 _DONE = EMULATED
@@ -86,6 +88,8 @@ _EMULTYPE_ALLOW_RETRY_PF = EMULTYPE_ALLOW_RETRY_PF
 def walk_access(kind: int) -> int:
     """The software walk's access word for an access of this kind."""
     access = _PFERR_WRITE if kind & _KIND_WRITE else 0
+    if kind & _KIND_FETCH:
+        access = _PFERR_FETCH
     if kind & _KIND_IMPLICIT:
         return access | _PFERR_IMPLICIT
     return access | (_PFERR_USER if kind & _KIND_USER else 0)
