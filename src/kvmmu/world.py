@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .addr import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva, Hpa, Hva
+from .addr import INVALID_PAGE, PAGE_SHIFT, PAGE_SIZE, Gpa, Gva, Hpa, Hva
 from .errors import GuestMisuse, KvmIoctlError
 from .guest.tables import ControlRegisters, GuestTables, TablePages
 from .host.frames import FrameAllocator
@@ -23,7 +23,7 @@ from .hw.params import CpuParams
 from .kvm import emulate as emulator
 from .kvm import guestmem, insn, regions, run, sregs
 from .kvm.mmu import audit as mmu_audit
-from .kvm.mmu import dirty, shadowwalk, zap
+from .kvm.mmu import dirty, shadowwalk, walker, zap
 from .kvm.mmu.context import X86_EFLAGS_AC
 from .kvm.mmu.notify import MmuNotifier
 from .kvm.mmu.page import ShadowPage
@@ -302,9 +302,18 @@ class World:
             return Access("fault", error_code=vcpu.exception_error_code, address=vcpu.cr2)
         if outcome == emulator.MMIO:
             return Access("mmio", address=vcpu.mmio_gpa)
-        if outcome == emulator.RETRY_INSN or data is None:
+        if outcome == emulator.RETRY_INSN:
             return self._access(vcpu, gva, kind, data, size)
-        return Access("done")
+        return Access("done", b"" if data is not None else self._emulated_read(vcpu, gva, kind, size))
+
+    def _emulated_read(self, vcpu: Vcpu, gva: int, kind: int, size: int) -> bytes:
+        # What a read finds that kvm has just emulated; its last part lies at vcpu.mmio_gpa.
+        first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
+        if size == first:
+            return self.peek(vcpu.mmio_gpa, size)
+        second = self.peek(vcpu.mmio_gpa, size - first)
+        gpa = walker.gva_to_gpa(vcpu, Gva(gva), emulator.walk_access(kind))
+        return self.peek(vcpu.exit_address if gpa == INVALID_PAGE else gpa, first) + second
 
     # Looking.
 

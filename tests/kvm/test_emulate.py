@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from kvmmu.hw.bits import ACCESS_WRITE
+from kvmmu.hw.bits import ACCESS_USER, ACCESS_WRITE
 from kvmmu.kvm import emulate, sregs
+from kvmmu.kvm.mmu.pagefault import EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_PF, EMULTYPE_WRITE_PF_TO_SP
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.params import Params
 from kvmmu.tracepoint import Event
@@ -90,3 +91,48 @@ def test_the_fetch_of_an_unmapped_instruction_faults_and_is_counted() -> None:
     assert vcpu.cr2 == BASE + 0x5000
     assert vcpu.stat.insn_emulation == 1
     assert events[-1][0] == "kvm_emulate_insn"
+
+
+def test_a_supervisors_instruction_in_a_device_cannot_be_emulated() -> None:
+    _, vcpu, events = machine(False, [DEVICE])
+    vcpu.fetches_insns = True
+    vcpu.rip = BASE
+    vcpu.exit_action = 0
+    assert emulate.emulate(vcpu, BASE, 0, None, 4) == emulate.UNHANDLEABLE
+    assert vcpu.stat.insn_emulation_fail == 1
+    assert [(event[0], event[-1]) for event in events[-2:]] == [("kvm_emulate_insn", False), ("kvm_emulate_insn", True)]
+
+
+def test_at_cpl_3_it_is_an_undefined_opcode() -> None:
+    _, vcpu, _ = machine(False, [DEVICE])
+    vcpu.fetches_insns = True
+    vcpu.rip = BASE
+    vcpu.exit_action = 0
+    # The tables let CPL 3 in: the entries above the page have U.
+    assert emulate.emulate(vcpu, BASE, ACCESS_USER, None, 4) == emulate.EMULATED_FAULT
+    assert (vcpu.exception_pending, vcpu.exception_vector, vcpu.exception_has_error) == (True, emulate.UD_VECTOR, False)
+
+
+def test_a_retry_is_noted_even_if_the_address_of_the_write_no_longer_translates() -> None:
+    _, vcpu, _ = machine(False, [RAM])
+    vcpu.fetches_insns = True
+    vcpu.rip = BASE + 0x5000
+    vcpu.exit_address = BASE + 0x6000
+    vcpu.exit_action = EMULTYPE_PF | EMULTYPE_ALLOW_RETRY_PF
+    assert emulate.emulate(vcpu, BASE + 0x6000, ACCESS_WRITE, b"1234", 4) == emulate.RETRY_INSN
+    assert (vcpu.last_retry_eip, vcpu.last_retry_addr) == (BASE + 0x5000, BASE + 0x6000)
+
+
+@pytest.mark.parametrize("maps_itself", [False, True])
+def test_a_fetch_that_faults_after_a_write_to_a_table_is_retried_unless_the_table_maps_itself(
+    maps_itself: bool,
+) -> None:
+    _, vcpu, _ = machine(False, [RAM])
+    vcpu.fetches_insns = True
+    vcpu.rip = BASE + 0x5000
+    vcpu.exit_address = BASE
+    vcpu.exit_action = EMULTYPE_PF | EMULTYPE_ALLOW_RETRY_PF | (EMULTYPE_WRITE_PF_TO_SP if maps_itself else 0)
+    outcome = emulate.emulate(vcpu, BASE, ACCESS_WRITE, b"1234", 4)
+    assert outcome == (emulate.EMULATED_FAULT if maps_itself else emulate.RETRY_INSN)
+    assert vcpu.exception_pending is maps_itself
+    assert vcpu.last_retry_eip == (0 if maps_itself else BASE + 0x5000)

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ..addr import Gva
+from ..addr import Gva, Hpa
 from ..errors import KvmBug, KvmIoctlError, RecordingError
-from ..hw.bits import ACCESS_USER, ACCESS_WRITE
+from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG
 from ..kvm import emulate, run, sregs
 from ..kvm.mmu.pagefault import RESUME, queue_exception
+from ..kvm.mmu.pages import root_to_sp
+from ..kvm.mmu.role import role_level
 from ..kvm.mmu.walker import gva_to_gpa
 from ..kvm.vcpu import OUTSIDE_GUEST_MODE
 from ..trace.norm import Normaliser
@@ -131,11 +133,14 @@ class FaultReplay:
         self.machine.world.on_event(self.events.append)
         self.outcome = Outcome(f"{scenario.name}.{recording.mode}")
         self.place = "before the first mark"
-        # Between the first KVM_RUN and the last.
+        # Whether KVM_RUN was called for the first time, and for the last.
         self.has_begun = self.has_ended = False
-        # A device access that the VMM is to answer; whether KVM_RUN failed with an errno.
+        # A device access that the VMM is to answer, and the parts of the answer so far.
         self.mmio: Access | None = None
         self.mmio_data = b""
+        # The root that the CPU was last given, and its level: what the VMM dumps.
+        self.loaded_root = (Hpa(0), 0)
+        # What KVM_RUN failed with.
         self.run_errno = 0
         self.nr_dirty_logs = 0
         self.unknown_results: set[int] = set()
@@ -147,13 +152,15 @@ class FaultReplay:
         :raises RecordingError: an action or an exit that the model cannot play.
         """
         steps = self.recording.steps
+        if steps[-1].text != "end":
+            raise RecordingError(f"{self.outcome.recording}: the recording is cut: its last mark is not 'end'")
         for i, step in enumerate(steps):
             following = steps[i + 1] if i + 1 < len(steps) else None
             try:
                 self._play(step, following)
                 self._compare_events(step)
             except Parted as parted:
-                self._differ(step, parted.what, parted.expected, parted.got)
+                self._differ(step, parted.what, parted.expected, parted.got, parted.context)
                 break
             except KvmBug as bug:
                 self._differ(step, "the model broke an invariant", step.text, str(bug))
@@ -179,7 +186,10 @@ class FaultReplay:
             return
         if following.text == "end":
             self._end(step)
-        elif self.mmio is None and not self.has_ended and (name in ("begin", "op", "mmio") or (following.exit is not None and self.has_begun)):
+            return
+        # The VMM calls KVM_RUN when it has nothing more to do before it.
+        is_run = name in ("begin", "op", "mmio") or (following.exit is not None and self.has_begun)
+        if is_run and self.mmio is None and not self.has_ended:
             self._enter()
 
     def _finish_op(self) -> None:
@@ -222,8 +232,8 @@ class FaultReplay:
     def _note_refusal(self, step: Step, error: KvmIoctlError) -> None:
         number = self.recording.steps.index(step) + 1
         answer = self.recording.steps[number].text if number < len(self.recording.steps) else ""
-        if not answer.endswith(f"failed errno={error.errno}"):
-            raise Parted("a change of memory slots", answer, str(error)) from None
+        if not answer.endswith(f" errno={error.errno}"):
+            raise Parted("an ioctl", answer or "no refusal", str(error)) from None
 
     # The VMM answers one part of a device access; kvm goes on with the last.
     def _mark_mmio(self, step: Step, rest: str) -> None:
@@ -335,6 +345,10 @@ class FaultReplay:
         if ret < 0:
             self.run_errno = -ret
             return
+        if ret == run.SHUTDOWN:
+            self._end_guest()
+            return
+        self.loaded_root = (vcpu.mmu.root_hpa, role_level(vcpu.mmu.root_role))
         if vcpu.exception_pending and not vcpu.exception_reinjected:
             self.guest.got_exception(vcpu.exception_vector, vcpu.exception_error_code)
         vcpu.exception_pending = False
@@ -358,6 +372,11 @@ class FaultReplay:
         execution.has_insn = False
         return execution.op.a if self.scenario.mode == "long" else execution.op.a & _U32
 
+    # The guest runs no more; its last operation stays as it is.
+    def _end_guest(self) -> None:
+        self.has_ended = True
+        self.guest.execution = None
+
     def _page_fault(self, exit_: Exit, access: Access | None) -> None:
         action = run.handle_page_fault(self.vcpu, exit_.info2, exit_.info1)
         if action < 0:
@@ -375,7 +394,7 @@ class FaultReplay:
             return
         outcome = emulate.emulate(self.vcpu, Gva(access.gva), access.kind, access.data, access.size)
         if outcome == emulate.UNHANDLEABLE:
-            self.has_ended = True
+            self._end_guest()
         elif outcome == emulate.MMIO:
             self.mmio = access
         elif outcome == emulate.EMULATED:
@@ -430,7 +449,17 @@ class FaultReplay:
 
     def _exit_hlt(self, exit_: Exit) -> None:
         self._decode(exit_)
-        self.has_ended = True
+        self._end_guest()
+
+    # Kvm resets the vCPU as INIT does, since its state is undefined.
+    def _exit_shutdown(self, exit_: Exit) -> None:
+        vcpu = self.vcpu
+        paged = vcpu.cr0 & CR0_PG
+        vcpu.cr0 = CR0_ET | vcpu.cr0 & (CR0_NW | CR0_CD)
+        vcpu.cr3 = vcpu.cr4 = vcpu.efer = 0
+        if paged:
+            sregs.reset_context(vcpu)
+        self._end_guest()
 
     def _exit_read_cr(self, exit_: Exit) -> None:
         self._decode(exit_)
@@ -448,6 +477,7 @@ class FaultReplay:
         "msr": _exit_msr,
         "UD excp": _exit_undefined,
         "hlt": _exit_hlt,
+        "shutdown": _exit_shutdown,
         # QEMU 10 says read_cr0 when the guest reads CR2, which 7.2 does not intercept.
         "read_cr0": _exit_read_cr,
         "read_cr2": _exit_read_cr,
@@ -472,8 +502,7 @@ class FaultReplay:
             if want != have:
                 context = [f"  {line}" for line in got[max(0, i - 4) : i]]
                 context += [f"- {line}" for line in expected[i : i + 6]] + [f"+ {line}" for line in got[i : i + 6]]
-                self._differ(step, f"after {step.text!r}", want, have, tuple(context))
-                raise Parted("events", want, have)
+                raise Parted(f"after {step.text!r}", want, have, tuple(context))
 
     def _differ(self, step: Step, what: str, expected: str, got: str, context: tuple[str, ...] = ()) -> None:
         difference = Difference(self.outcome.recording, step.number, self.place, what, expected, got, context)
@@ -482,10 +511,17 @@ class FaultReplay:
     def _compare_dump(self, step: Step) -> None:
         recorded = self.recording.dumps[self.outcome.nr_dumps]
         self.outcome.nr_dumps += 1
-        different = compare_tables(recorded, dump_tables(self.vcpu))
+        if not self._is_root_alive():
+            return
+        different = compare_tables(recorded, dump_tables(self.machine.world.vm, *self.loaded_root))
         if different is not None:
             expected, _, got = different.partition("; ")
             self._differ(step, "live tables", expected, got)
+
+    # Tables that were freed since the CPU was given them hold anything.
+    def _is_root_alive(self) -> bool:
+        root, level = self.loaded_root
+        return level == 0 or root == self.vcpu.mmu.pae_root or root_to_sp(self.machine.world.vm, root) is not None
 
     def _compare_counters(self, step: Step) -> None:
         recorded = self.recording.counters[self.outcome.nr_counters]
@@ -531,4 +567,5 @@ class FaultReplay:
         vector, error_code = value >> 32 & 0xFF, value & _U32
         if self.machine.is_nested and vector == PF_VECTOR and error_code & _RSVD:
             error_code |= 1
-        return f"fault {vector} {error_code:x} cr2 {cr2:x}"
+        address = f" cr2 {cr2:x}" if vector == PF_VECTOR else ""
+        return f"fault {vector} {error_code:x}{address}"

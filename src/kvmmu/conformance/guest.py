@@ -12,22 +12,24 @@ from ..hw.bits import ACCESS_AC, ACCESS_USER, ACCESS_WRITE, PT_ACCESSED, PT_PRES
 from ..hw.tdp import HIT, PAGE_FAULT
 from ..kvm import insn, sregs
 from ..kvm.mmu.context import X86_EFLAGS_AC
-from .machine import Machine
-from .program import Access, Execution, modified
+from .machine import OP_SIZE, OPS, Machine
+from .program import Access, Execution, modified, op_of
 
 PF_VECTOR = 14
 
 _PDPT_MASK = 0xFFFF_FFE0
+_U32 = 0xFFFF_FFFF
 
 
 class Parted(Exception):
     """The model cannot follow the recording any further: what was recorded, what the model does instead."""
 
-    def __init__(self, what: str, expected: str, got: str) -> None:
+    def __init__(self, what: str, expected: str, got: str, context: tuple[str, ...] = ()) -> None:
         super().__init__(what)
         self.what = what
         self.expected = expected
         self.got = got
+        self.context = context
 
 
 class AgedPdptes:
@@ -46,6 +48,15 @@ class AgedPdptes:
         vcpu = self.machine.vcpu
         if self.machine.is_nested and sregs.is_pae_paging(vcpu):
             self.gpas.add((vcpu.cr3 & _PDPT_MASK) + (gva >> 30 & 3) * 8)
+
+    def shown(self, place: int, data: bytes) -> bytes:
+        """``data``, which the guest loaded from physical address ``place``, as it looks on that host."""
+        value = int.from_bytes(data, "little")
+        for gpa in self.gpas:
+            offset = (self.machine.place_of(gpa, False) if self.machine.hva_of(gpa) is not None else 0) - place
+            if 0 <= offset < len(data) and value >> 8 * offset & PT_PRESENT:
+                value |= PT_ACCESSED << 8 * offset
+        return value.to_bytes(len(data), "little")
 
     def show(self) -> None:
         """Put the bits into the guest's memory."""
@@ -75,9 +86,10 @@ class Guest:
         self.pdptes = AgedPdptes(machine)
 
     def begin(self, index: int) -> None:
-        """The guest announced operation ``index``."""
-        ops = self.machine.scenario.ops
-        self.execution = Execution(index, ops[index], self.machine.scenario.mode) if index < len(ops) else None
+        """The guest announced operation ``index``, which it reads from its list: it may have written there."""
+        entry = self.machine.peek(OPS + OP_SIZE * index, 24)
+        code, a, b = (int.from_bytes(entry[i : i + 8], "little") for i in (0, 8, 16))
+        self.execution = Execution(index, op_of(code & _U32, a, b), self.machine.scenario.mode)
 
     def catch_up(self, rip: int, address: int) -> Access | None:
         """Make the accesses that lie before an exit at ``rip`` for ``address``; return the one that it is about.
@@ -233,7 +245,8 @@ class Guest:
         data = b""
         for address, start, end in self._pieces(gva, size):
             self.vcpu.cpu.access(Gva(address), self._kind(kind))
-            data += self.machine.world.memory.read(self.vcpu.cpu.hpa, end - start)
+            place = self.vcpu.cpu.hpa
+            data += self.pdptes.shown(place, self.machine.world.memory.read(place, end - start))
         return data
 
     def _transfer(self, gva: int, kind: int, data: bytes) -> None:

@@ -28,6 +28,9 @@ _ACCESSES = 0x18
 _PLAIN = {"r1": 1, "r4": 4, "r8": 8, "w1": 1, "w4": 4, "w8": 8}
 #: Vector and flag of a result that is a fault.
 _FAULT_FLAG = 0xE000_0000
+# Codes from here on are carried out at CPL 3.
+_USER = 0x20
+_NAMES = {code: name for name, code in OPCODES.items()}
 
 
 class Access:
@@ -85,7 +88,7 @@ class Execution:
     def has_reached_accesses(self, rip: int) -> bool:
         """Whether the guest, now at ``rip``, makes the operation's accesses, or has made them."""
         if self.is_user:
-            return USER_CODE < rip < USER_CODE + PAGE_SIZE
+            return not CODE <= rip < CODE + PAGE_SIZE and rip != USER_CODE
         return not CODE <= rip < CODE + _ACCESSES
 
     def is_past_accesses(self, rip: int) -> bool:
@@ -109,7 +112,8 @@ class Execution:
     def note_read(self, access: Access, data: bytes) -> None:
         """``access`` found ``data``: it becomes the result, or (a call's target) the code that runs next."""
         if access.kind & ACCESS_FETCH:
-            if data[0] != _RET:
+            # A call's target, unless it is the stub.
+            if not self.pending and self.op.name.lstrip("u") == "x" and data[0] != _RET:
                 self.result = None
         elif self.op.name.lstrip("u") in ("r1", "r4", "r8"):
             self.result = int.from_bytes(data, "little")
@@ -122,6 +126,11 @@ class Execution:
         return None if self.result is None else self.result.to_bytes(8, "little")
 
 
+def op_of(code: int, a: int, b: int) -> Op:
+    """The operation that the interpreter takes the entry (code, a, b) for; one without a name does nothing."""
+    return Op(_NAMES.get(code, f"{'u' if code >= _USER else ''}{code}"), a, b)
+
+
 def modified(access: Access, op: Op, old: int) -> int:
     """What a read-modify-write ``access`` of ``op`` stores over ``old``."""
     value = old ^ 0x20 if op.name == "ptloop" else old + op.b
@@ -129,9 +138,17 @@ def modified(access: Access, op: Op, old: int) -> int:
 
 
 def accesses_of(op: Op, mode: str) -> list[Access]:
-    """The accesses of ``op`` itself; the interpreter's own (code, list, stack, descriptors) are left out."""
-    user = ACCESS_USER if op.name.startswith("u") else 0
-    name = op.name[1:] if user else op.name
+    """The accesses of ``op``, and at CPL 3 the fetch that precedes them.
+
+    The interpreter's others (code at CPL 0, list, stack, descriptors) are left out.
+    """
+    if op.name.startswith("u"):
+        stub = Access(USER_CODE, ACCESS_USER | ACCESS_FETCH, 1)
+        return [stub, *_accesses_by(op, op.name[1:], ACCESS_USER, mode)]
+    return _accesses_by(op, op.name, 0, mode)
+
+
+def _accesses_by(op: Op, name: str, user: int, mode: str) -> list[Access]:
     word = 8 if mode == "long" else 4
     a, b = (op.a, op.b) if mode == "long" else (op.a & _U32, op.b & _U32)
     if name in _PLAIN:
@@ -162,4 +179,6 @@ def _initial_result(op: Op, mode: str) -> int | None:
         return op.a & _U32
     if op.name in ("rdcr3", "vmrun"):
         return None
+    if op.name not in OPCODES:
+        return int(op.name.lstrip("u")) - _USER
     return OPCODES[op.name] & 0x1F

@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from ..addr import Gfn, Hpa
 from ..hw.bits import PT_PAGE_SIZE, PT_PRESENT
 from ..kvm.mmu.rmap import pte_list_count
-from ..kvm.mmu.role import role_level
 from ..kvm.mmu.spte import SHADOW_NONPRESENT_VALUE, SPTE_MMU_PRESENT
-from ..kvm.vcpu import Vcpu
 from ..kvm.vm import Vm
 from .recording import Spte, TableDump
 
@@ -24,16 +22,12 @@ _AD_MASK = 0x60
 _PAE_LEVEL = 3
 _LEVELS = {"4K": 1, "2M": 2, "1G": 3}
 _RMAP_BUCKETS = 11
-_NO_ROOT = (1 << 64) - 1
 
 
-def dump_tables(vcpu: Vcpu) -> TableDump:
-    """Every entry of the live tables of ``vcpu`` that is neither 0 nor nonpresent, top down."""
-    root = vcpu.mmu.root_hpa
-    if root == _NO_ROOT:
-        return TableDump(0, 0)
-    level = role_level(vcpu.mmu.root_role)
-    return TableDump(root, level, list(_walk(vcpu.vm, root, level, 0, level == _PAE_LEVEL)))
+def dump_tables(vm: Vm, root: Hpa, level: int) -> TableDump:
+    """Every entry of the tables below ``root`` that is neither 0 nor nonpresent, top down; none for a level of 0."""
+    entries = _walk(vm, root, level, 0, level == _PAE_LEVEL) if level else ()
+    return TableDump(root, level, list(entries))
 
 
 def _walk(vm: Vm, table: Hpa, level: int, address: int, is_pae_root: bool) -> Iterator[Spte]:

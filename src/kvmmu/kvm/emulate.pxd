@@ -56,7 +56,7 @@ cpdef int find_gpa(Vcpu vcpu, gva_t gva, u32 kind, bint has_exit_gpa) except -1
 cpdef int write_ram(Vcpu vcpu, gpa_t gpa, bytes data) except -1
 @cython.locals(ret=int, gpa=gpa_t)
 cpdef int one_page(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size, bint has_exit_gpa) except -1
-@cython.locals(direct=bint, offset=u64, first=u64, is_mmio=bint, fragment=gpa_t, ret=int)
+@cython.locals(direct=bint, offset=u64, first=u64, has_exit_gpa=bint, is_mmio=bint, fragment=gpa_t, ret=int)
 cpdef int emulate_memory(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
 @cython.locals(outcome=int)
 cpdef int emulate(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1

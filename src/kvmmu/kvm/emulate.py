@@ -214,9 +214,10 @@ def emulate_memory(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: in
     direct = role_direct(vcpu.mmu.root_role)
     offset = page_offset(vcpu.exit_address)
     first = min(size, _PAGE_SIZE - page_offset(gva))
+    has_exit_gpa = direct and offset == page_offset(gva)
     is_mmio = False
     fragment = vcpu.mmio_gpa
-    ret = one_page(vcpu, gva, kind, None if data is None else data[:first], first, direct and offset == page_offset(gva))
+    ret = one_page(vcpu, gva, kind, None if data is None else data[:first], first, has_exit_gpa)
     if ret == _MMIO:
         is_mmio = True
         fragment = vcpu.mmio_gpa

@@ -22,6 +22,8 @@ cdef int _HIT
 cdef int _FAULT
 cdef int _EMULATE
 cdef int _ERROR
+cdef int _SHUTDOWN
+cdef int _REQ_TRIPLE_FAULT
 cdef int _REQ_TLB_FLUSH
 cdef int _REQ_MMU_SYNC
 cdef int _REQ_LOAD_MMU_PGD

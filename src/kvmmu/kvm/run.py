@@ -24,6 +24,7 @@ from .requests import (
     KVM_REQ_TLB_FLUSH,
     KVM_REQ_TLB_FLUSH_CURRENT,
     KVM_REQ_TLB_FLUSH_GUEST,
+    KVM_REQ_TRIPLE_FAULT,
     check_request,
 )
 from .svm import flush_tlb_current, load_mmu_pgd
@@ -36,6 +37,8 @@ HIT = 0
 FAULT = 1
 EMULATE = 2
 ERROR = 3
+#: What ``enter()`` says beside 0 and errnos.
+SHUTDOWN = 1
 #: Exits for one access after which something is wrong with the model, not with the guest.
 MAX_TRIES = 64
 
@@ -49,6 +52,8 @@ _HIT = HIT
 _FAULT = FAULT
 _EMULATE = EMULATE
 _ERROR = ERROR
+_SHUTDOWN = SHUTDOWN
+_REQ_TRIPLE_FAULT = KVM_REQ_TRIPLE_FAULT
 _REQ_TLB_FLUSH = KVM_REQ_TLB_FLUSH
 _REQ_MMU_SYNC = KVM_REQ_MMU_SYNC
 _REQ_LOAD_MMU_PGD = KVM_REQ_LOAD_MMU_PGD
@@ -103,7 +108,13 @@ def serve_requests(vcpu: Vcpu) -> int:
 
 
 def enter(vcpu: Vcpu) -> int:
-    """Everything between an exit and the next entry: requests, the pending exception, a root. 0 or a negative errno."""
+    """Everything between an exit and the next entry: requests, the pending exception, a root.
+
+    Return 0; a negative errno that ends KVM_RUN; or SHUTDOWN: the guest is gone after a triple fault.
+    """
+    if check_request(vcpu, _REQ_TRIPLE_FAULT):
+        serve_requests(vcpu)
+        return _SHUTDOWN
     if vcpu.exception_pending and vcpu.vm.trace.on:
         serve_requests(vcpu)
         trace_inj_exception(

@@ -23,6 +23,8 @@ from ...errors import KvmBug
 from .page import ShadowPage
 from .role import (
     ROLE_ACCESS_MASK,
+    ROLE_ACCESS_SHIFT,
+    ROLE_CR0_WP,
     ROLE_DIRECT,
     ROLE_HAS_4_BYTE_GPTE,
     ROLE_INVALID,
@@ -32,6 +34,7 @@ from .role import (
     describe_role,
 )
 from .spte import (
+    ACC_WRITE,
     FROZEN_SPTE,
     MMIO_SPTE_GEN_MASK,
     SHADOW_NONPRESENT_VALUE,
@@ -64,6 +67,7 @@ _GOLDEN_RATIO_64 = 0x61C8_8646_80B5_83EB
 _PS = 1 << 7
 #: Fields of a role that a child has from its parent unchanged.
 _INHERITED = ~(ROLE_LEVEL_MASK | ROLE_QUADRANT_MASK | ROLE_DIRECT | ROLE_ACCESS_MASK | ROLE_INVALID | ROLE_PASSTHROUGH)
+_ROLE_ACC_WRITE = ACC_WRITE << ROLE_ACCESS_SHIFT
 _UNNAMED_ROLE_BITS = 0x00F8_0000
 
 
@@ -363,7 +367,11 @@ class _Auditor:
             self.bad("I14", f"level: {pair}")
         if (child.role ^ sp.role) & _INHERITED:
             self.bad("I14", f"role bits {(child.role ^ sp.role) & _INHERITED & 0xFFFFFFFF:#x} differ: {pair}")
-        if child.role & ROLE_ACCESS_MASK & ~sp.role:
+        more = child.role & ROLE_ACCESS_MASK & ~sp.role
+        if child.role & ROLE_DIRECT and not sp.role & (ROLE_DIRECT | ROLE_CR0_WP):
+            # With CR0.WP clear, a supervisor's write through a read-only huge page makes the page kernel-only, writable.
+            more &= ~_ROLE_ACC_WRITE
+        if more:
             self.bad("I14", f"more access than the table above allows: {pair}")
         if sp.role & ROLE_DIRECT and not child.role & ROLE_DIRECT:
             self.bad("I14", f"a direct table links an indirect one: {pair}")

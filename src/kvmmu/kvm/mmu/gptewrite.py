@@ -145,9 +145,8 @@ def unprotect_and_retry(vcpu: Vcpu, addr: int, always: bool) -> bool:
         gpa: Gpa = addr  # type: ignore[assignment]
         if not role_direct(vcpu.mmu.root_role):
             gpa = gva_to_gpa(vcpu, addr, _PFERR_WRITE)  # type: ignore[arg-type]
-            if gpa == _INVALID_PAGE:
-                return False
-        done = unprotect_gfn(vm, gpa_to_gfn(gpa))
+        if gpa != _INVALID_PAGE:
+            done = unprotect_gfn(vm, gpa_to_gfn(gpa))
     if done or always:
         vcpu.last_retry_eip = vcpu.rip
         vcpu.last_retry_addr = addr

@@ -3,6 +3,7 @@ cimport cython
 from ...addr cimport u32, u64, gfn_t, gpa_t, gva_t, hpa_t, pfn_t, gpa_to_gfn
 from ...hw.memory cimport PhysicalMemory
 from ..memslots cimport Memslot
+from ..requests cimport make_request
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .context cimport Mmu, is_rsvd_spte
@@ -53,6 +54,7 @@ cdef int _RESUME
 cdef int _EMULTYPE_PF
 cdef int _EMULTYPE_ALLOW_RETRY_PF
 cdef int _EMULTYPE_WRITE_PF_TO_SP
+cdef int _REQ_TRIPLE_FAULT
 cdef int _DF_VECTOR
 cdef int _TS_VECTOR
 cdef int _GP_VECTOR

@@ -20,6 +20,7 @@ from ...hw.bits import (
     PFERR_WRITE,
 )
 from ..memslots import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
+from ..requests import KVM_REQ_TRIPLE_FAULT, make_request
 from ..vcpu import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, Vcpu
 from ..vm import Vm
 from .context import FAULT_NONPAGING, FAULT_PAGING, is_rsvd_spte
@@ -106,6 +107,7 @@ _RESUME = RESUME
 _EMULTYPE_PF = EMULTYPE_PF
 _EMULTYPE_ALLOW_RETRY_PF = EMULTYPE_ALLOW_RETRY_PF
 _EMULTYPE_WRITE_PF_TO_SP = EMULTYPE_WRITE_PF_TO_SP
+_REQ_TRIPLE_FAULT = KVM_REQ_TRIPLE_FAULT
 _DF_VECTOR = DF_VECTOR
 _TS_VECTOR = 10
 _GP_VECTOR = 13
@@ -129,11 +131,12 @@ def queue_exception(vcpu: Vcpu, vector: int, has_error: bool, error_code: int) -
     """Queue exception ``vector`` for the next entry (``kvm_multiple_exception``); return the vector that is queued.
 
     While another one waits to be delivered, or is to be delivered again, two that are not benign make a ``#DF``; any
-    other takes its place. After a ``#DF`` the guest would shut down: that ``#DF`` stays.
+    other takes its place. After a ``#DF`` the guest shuts down at the next entry (KVM_REQ_TRIPLE_FAULT).
     """
     if vcpu.exception_pending or vcpu.exception_reinjected:
         before = vcpu.exception_vector
         if before == _DF_VECTOR:
+            make_request(vcpu, _REQ_TRIPLE_FAULT)
             return before
         if is_contributory(vector) if is_contributory(before) else before == _PF_VECTOR:
             if is_contributory(vector) or vector == _PF_VECTOR:
