@@ -43,6 +43,7 @@ COMPILED = [
     "host/frames",
     "host/mm",
     "kvm/emulate",
+    "kvm/exception",
     "kvm/guestmem",
     "kvm/insn",
     "kvm/kvmtrace",

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from kvmmu.cli import main
 from kvmmu.cli.status import Status
 from kvmmu.trace.files import read_event_file
@@ -31,7 +32,7 @@ def bad(tmp_path: Path) -> Path:
 def test_a_verified_recording_ends_with_0_and_a_table(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(good)]) == Status.OK
     out = capsys.readouterr().out
-    for word in ("accesses verified", "mismatches", "faults by cause", "map", "shadow pages", "pf_fixed", "memory used"):
+    for word in ("accesses verified", "mismatches", "faults by cause", "map", "shadow pages", "pf_fixed"):
         assert word in out
 
 
@@ -46,7 +47,8 @@ def test_a_mismatch_ends_with_1_and_shows_both_walks(bad: Path, capsys: pytest.C
 def test_json_has_its_keys(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(good), "--json"]) == Status.OK
     result = json.loads(capsys.readouterr().out)
-    keys = "version accesses mismatches faults exits counters shadow_pages seconds peak_rss_bytes build".split()
+    keys = ["version", "accesses", "mismatches", "faults", "exits", "counters", "shadow_pages"]
+    keys += ["seconds", "peak_rss_bytes", "build"]
     assert [key for key in keys if key not in result] == []
     assert (result["version"], result["accesses"], result["mismatches"]) == (1, 255, 0)
     assert sum(result["faults"].values()) == result["counters"]["pf_taken"]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kvmmu.record import format as f
 from kvmmu.record.encoder import Registers
@@ -46,7 +46,7 @@ class Small:
         self.writer = Writer(str(path), header)
         self.encoder: Any = self.writer.encoder
 
-    def __enter__(self) -> Small:
+    def __enter__(self) -> Self:
         self.boot(0)
         return self
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+
 from kvmmu import build_info
 from kvmmu.record.reader import Reader
 from kvmmu.replay.replay import AUDIT_RECORDS, MMUS, Options, bundled_recording, replay

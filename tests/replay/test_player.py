@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from kvmmu.record import format as f
 from kvmmu.replay.replay import MMUS, Options, replay
 from kvmmu.replay.result import Result

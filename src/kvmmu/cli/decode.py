@@ -111,6 +111,7 @@ def parse_word(text: str, bits: int) -> int:
 
 # ---- spte
 
+
 def _decode_spte(word: _Word) -> Iterator[str]:
     if word.format is Format.EPT:
         yield describe_ept_spte(word.value, word.level)
@@ -168,6 +169,7 @@ def _describe_ept_present(word: int, level: int) -> str:
 
 # ---- role
 
+
 def _decode_role(word: _Word) -> Iterator[str]:
     if word.value >> 32:
         yield f"cpu role: {describe_cpu_role(word.value)}"
@@ -177,6 +179,7 @@ def _decode_role(word: _Word) -> Iterator[str]:
 
 
 # ---- page-fault error code
+
 
 def _decode_pferr(word: _Word) -> Iterator[str]:
     value = word.value
@@ -188,6 +191,7 @@ def _decode_pferr(word: _Word) -> Iterator[str]:
 
 
 # ---- a guest's entry
+
 
 def _decode_gpte(word: _Word) -> Iterator[str]:
     value, mode, level = word.value, word.mode, word.level

@@ -18,7 +18,8 @@ from ..addr import Gva, Hpa
 from ..errors import KvmBug, KvmIoctlError, RecordingError
 from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG
 from ..kvm import emulate, run, sregs
-from ..kvm.mmu.pagefault import RESUME, queue_exception
+from ..kvm.exception import GP_VECTOR, UD_VECTOR, queue_exception
+from ..kvm.mmu.pagefault import RESUME
 from ..kvm.mmu.pages import root_to_sp
 from ..kvm.mmu.role import role_level
 from ..kvm.mmu.walker import gva_to_gpa
@@ -42,8 +43,7 @@ NOT_COMPARED = frozenset(
     }
 )  # fmt: skip
 
-_UD_VECTOR = 6
-_GP_VECTOR = 13
+
 _INTR_VALID = 1 << 31
 _INTR_HAS_ERROR = 1 << 11
 _INTR_EXCEPTION = 3
@@ -420,18 +420,18 @@ class FaultReplay:
 
     def _exit_cr0(self, exit_: Exit) -> None:
         if self._decode(exit_) and sregs.set_cr0(self.vcpu, self._operand("cr0")):
-            queue_exception(self.vcpu, _GP_VECTOR, True, 0)
+            queue_exception(self.vcpu, GP_VECTOR, True, 0)
 
     def _exit_cr3(self, exit_: Exit) -> None:
         if self._decode(exit_) and sregs.set_cr3(self.vcpu, self._operand("cr3")):
-            queue_exception(self.vcpu, _GP_VECTOR, True, 0)
+            queue_exception(self.vcpu, GP_VECTOR, True, 0)
 
     def _exit_cr4(self, exit_: Exit) -> None:
         if not self._decode(exit_):
             return
         value = self._operand("cr4")
         if not self.machine.is_valid_cr4(value) or sregs.set_cr4(self.vcpu, value):
-            queue_exception(self.vcpu, _GP_VECTOR, True, 0)
+            queue_exception(self.vcpu, GP_VECTOR, True, 0)
 
     # The MSR is written before the instruction is skipped.
     def _exit_msr(self, exit_: Exit) -> None:
@@ -439,13 +439,13 @@ class FaultReplay:
         execution = self.guest.execution
         value = execution.op.b & _U32 if execution is not None else 0
         if msr == _MSR_EFER and sregs.set_efer(self.vcpu, value):
-            queue_exception(self.vcpu, _GP_VECTOR, True, 0)
+            queue_exception(self.vcpu, GP_VECTOR, True, 0)
             return
         self._decode(exit_)
 
     def _exit_undefined(self, exit_: Exit) -> None:
         if self._decode(exit_):
-            queue_exception(self.vcpu, _UD_VECTOR, False, 0)
+            queue_exception(self.vcpu, UD_VECTOR, False, 0)
 
     def _exit_hlt(self, exit_: Exit) -> None:
         self._decode(exit_)

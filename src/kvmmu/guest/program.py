@@ -35,25 +35,35 @@ GP = "#GP"
 class Machine(Protocol):
     """What a program needs of the machine: ``World`` has it. Instructions return False for ``#GP``."""
 
-    def read(self, vcpu: Any, gva: int, size: int = 8, *, user: bool = False) -> object: ...
+    def read(self, vcpu: Any, gva: int, size: int = 8, *, user: bool = False) -> object:
+        """A load."""
 
-    def write(self, vcpu: Any, gva: int, data: bytes | int, size: int = 8, *, user: bool = False) -> object: ...
+    def write(self, vcpu: Any, gva: int, data: bytes | int, size: int = 8, *, user: bool = False) -> object:
+        """A store."""
 
-    def fetch(self, vcpu: Any, gva: int, size: int = 1, *, user: bool = False) -> object: ...
+    def fetch(self, vcpu: Any, gva: int, size: int = 1, *, user: bool = False) -> object:
+        """An instruction fetch."""
 
-    def mov_cr0(self, vcpu: Any, value: int) -> bool: ...
+    def mov_cr0(self, vcpu: Any, value: int) -> bool:
+        """MOV to CR0."""
 
-    def mov_cr3(self, vcpu: Any, value: int) -> bool: ...
+    def mov_cr3(self, vcpu: Any, value: int) -> bool:
+        """MOV to CR3."""
 
-    def mov_cr4(self, vcpu: Any, value: int) -> bool: ...
+    def mov_cr4(self, vcpu: Any, value: int) -> bool:
+        """MOV to CR4."""
 
-    def wrmsr_efer(self, vcpu: Any, value: int) -> bool: ...
+    def wrmsr_efer(self, vcpu: Any, value: int) -> bool:
+        """WRMSR to EFER."""
 
-    def wrpkru(self, vcpu: Any, value: int) -> bool: ...
+    def wrpkru(self, vcpu: Any, value: int) -> bool:
+        """WRPKRU."""
 
-    def invlpg(self, vcpu: Any, gva: int) -> bool: ...
+    def invlpg(self, vcpu: Any, gva: int) -> bool:
+        """INVLPG."""
 
-    def invpcid(self, vcpu: Any, kind: int, pcid: int = 0, gva: int = 0) -> bool: ...
+    def invpcid(self, vcpu: Any, kind: int, pcid: int = 0, gva: int = 0) -> bool:
+        """INVPCID."""
 
 
 class Step(Protocol):

@@ -109,7 +109,8 @@ class Element:
     entry: int
 
     def __repr__(self) -> str:
-        return f"<Element level {self.level} at {self.gpa:#x}: {self.entry:#x} {describe_flags(self.entry & 0xFFF, PT_NAMES)}>"
+        flags = describe_flags(self.entry & 0xFFF, PT_NAMES)
+        return f"<Element level {self.level} at {self.gpa:#x}: {self.entry:#x} {flags}>"
 
 
 class TablePages:
@@ -120,7 +121,7 @@ class TablePages:
 
     def __init__(self, start: Gpa | int, end: Gpa | int) -> None:
         if start % PAGE_SIZE or end % PAGE_SIZE or not start < end:
-            raise GuestMisuse(f"table pages [{start:#x}, {end:#x}): the bounds must be multiples of 0x1000, start first")
+            raise GuestMisuse(f"table pages [{start:#x}, {end:#x}): bounds must be multiples of 0x1000, start first")
         self.start = start
         self.end = end
         self.next = start
@@ -214,7 +215,7 @@ class GuestTables:
         self._check_gva(gva)
         if gva % size or gpa % size:
             name = _SIZE_NAMES[size]
-            raise GuestMisuse(f"map gva {gva:#x} to gpa {gpa:#x}: both must be multiples of {size:#x} for a {name} page")
+            raise GuestMisuse(f"map gva {gva:#x} to gpa {gpa:#x}: both must be multiples of {size:#x} ({name})")
         entry = self._leaf_word(gpa, level) | flags
         place = self._place(gva, level, table_flags)
         self.store(place, entry, self.mode.entry_size)
@@ -348,7 +349,7 @@ class GuestTables:
             place = self._slot(table, gva, above)
             entry = self.load(place, size)
             if entry & PT_PRESENT and self.is_leaf(entry, above):
-                raise GuestMisuse(f"gva {gva:#x}: level {above} maps a larger page there ({entry:#x}); unmap() it first")
+                raise GuestMisuse(f"gva {gva:#x}: level {above} maps a larger page ({entry:#x}); unmap() it first")
             if not entry & PT_PRESENT:
                 entry = self._make_table(above, table_flags)
                 self.store(place, entry, size)

@@ -86,9 +86,7 @@ class Vma:
 
     __slots__ = ("area", "area_start", "backing", "end", "hptes", "page_level", "start", "writable")
 
-    def __init__(
-        self, start: Hva, end: Hva, backing: str, page_level: int, hptes: memoryview | None = None
-    ) -> None:
+    def __init__(self, start: Hva, end: Hva, backing: str, page_level: int, hptes: memoryview | None = None) -> None:
         self.start = start
         self.end = end
         self.backing = backing

@@ -10,7 +10,8 @@ from .vm cimport Vm
 from .mmu.context cimport Mmu, permission_fault
 from .mmu.gptewrite cimport track_write, unprotect_and_retry
 from .mmu.mmio cimport match_gpa, match_gva
-from .mmu.pagefault cimport inject_page_fault, queue_exception
+from .exception cimport queue_exception
+from .mmu.pagefault cimport inject_page_fault
 from .mmu.role cimport cpu_role_paging, role_direct
 from .mmu.walker cimport GuestWalk, gva_to_gpa_walk
 

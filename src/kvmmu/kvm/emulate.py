@@ -22,6 +22,7 @@ from ..hw.bits import (
     PFERR_USER,
     PFERR_WRITE,
 )
+from .exception import UD_VECTOR, queue_exception
 from .guestmem import gpa_to_hpa, mark_page_dirty_in_slot
 from .kvmtrace import (
     EMUL_PROT64,
@@ -35,7 +36,7 @@ from .kvmtrace import (
 from .mmu.context import permission_fault
 from .mmu.gptewrite import track_write, unprotect_and_retry
 from .mmu.mmio import match_gpa, match_gva
-from .mmu.pagefault import EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_WRITE_PF_TO_SP, inject_page_fault, queue_exception
+from .mmu.pagefault import EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_WRITE_PF_TO_SP, inject_page_fault
 from .mmu.role import cpu_role_paging, role_direct
 from .mmu.walker import gva_to_gpa_walk
 from .vcpu import Vcpu
@@ -48,7 +49,6 @@ EMULATED_FAULT = 2
 RETRY_INSN = 3
 #: Kvm gives up: the supervisor's instruction lies in a device.
 UNHANDLEABLE = 4
-UD_VECTOR = 6
 #: Beside the ACCESS_* bits of an access: the instruction is not of those that usually write page tables (it is a string
 #: move, an xor ...), so kvm rather stops mirroring the table than emulates.
 ACCESS_NOT_PT_INSN = 1 << 16

@@ -382,5 +382,3 @@ class Player:
         if ret:
             return self.fail("the CPU refuses a register value that the machine took")
         return 0
-
-

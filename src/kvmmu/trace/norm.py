@@ -24,9 +24,7 @@ _NOSLOT_SHIFT = 52
 _UNSTABLE_EXITS = frozenset({"interrupt", "io", "EXTERNAL_INTERRUPT", "IO_INSTRUCTION"})
 _INTERRUPTS = frozenset({"interrupt", "EXTERNAL_INTERRUPT"})
 
-_SET_SPTE = re.compile(
-    r"set_spte gfn=([0-9a-f]+) spte=(\S+) \(([r-][w-][x-][u-]?)\) level=(\d) at=\[(\d+)\]"
-)
+_SET_SPTE = re.compile(r"set_spte gfn=([0-9a-f]+) spte=(\S+) \(([r-][w-][x-][u-]?)\) level=(\d) at=\[(\d+)\]")
 _SPTE_REQUESTED = re.compile(r"spte_requested gfn=([0-9a-f]+) pfn=(PFN|[0-9a-f]+) level=(\d)")
 _MARK_MMIO = re.compile(r"mark_mmio_spte sptep=\[(\d+)\] gfn ([0-9a-f]+) access ([0-9a-f]+) gen ([0-9a-f]+)")
 _FAST = re.compile(

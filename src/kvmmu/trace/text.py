@@ -38,6 +38,7 @@ _WRITABLE = 2
 
 # ---- words with names
 
+
 # A mask as the kernel prints flags: names, then what is left as one number; nothing for 0.
 def _flags(value: int, names: Mapping[int, str], delimiter: str = "|") -> str:
     parts = [name for bit, name in names.items() if value & bit]
@@ -114,6 +115,7 @@ def _sp_fields(match: re.Match[str]) -> tuple[int, int, int, int, bool]:
 
 
 # ---- one form per event
+
 
 @dataclass(frozen=True)
 class _Form:
@@ -196,9 +198,7 @@ def _read_inj_exception(name: str, code: str | None, reinjected: str | None) -> 
 
 
 def _write_emulate_insn(rip: int, csbase: int, length: int, insn: bytes, flags: int, failed: bool) -> str:
-    return (
-        f"{csbase:x}:{rip:x}:{insn[:length].hex(' ')} ({_symbol(flags, _EMUL_MODES)}){' failed' if failed else ''}"
-    )
+    return f"{csbase:x}:{rip:x}:{insn[:length].hex(' ')} ({_symbol(flags, _EMUL_MODES)}){' failed' if failed else ''}"
 
 
 def _read_emulate_insn(csbase: str, rip: str, code: str, mode: str, failed: str | None) -> tuple[object, ...]:
@@ -333,6 +333,7 @@ _FORMS: dict[str, _Form] = {
 
 
 # ---- what users call
+
 
 def event_text(event: Event) -> str:
     """The event's text without its name, as the kernel's print format makes it."""

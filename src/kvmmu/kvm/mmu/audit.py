@@ -369,7 +369,7 @@ class _Auditor:
             self.bad("I14", f"role bits {(child.role ^ sp.role) & _INHERITED & 0xFFFFFFFF:#x} differ: {pair}")
         more = child.role & ROLE_ACCESS_MASK & ~sp.role
         if child.role & ROLE_DIRECT and not sp.role & (ROLE_DIRECT | ROLE_CR0_WP):
-            # With CR0.WP clear, a supervisor's write through a read-only huge page makes the page kernel-only, writable.
+            # With CR0.WP clear, a supervisor's write through a read-only huge page makes it kernel-only, writable.
             more &= ~_ROLE_ACC_WRITE
         if more:
             self.bad("I14", f"more access than the table above allows: {pair}")

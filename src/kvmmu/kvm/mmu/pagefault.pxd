@@ -2,8 +2,8 @@
 cimport cython
 from ...addr cimport u32, u64, gfn_t, gpa_t, gva_t, hpa_t, pfn_t, gpa_to_gfn
 from ...hw.memory cimport PhysicalMemory
+from ..exception cimport queue_exception
 from ..memslots cimport Memslot
-from ..requests cimport make_request
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .context cimport Mmu, is_rsvd_spte
@@ -54,19 +54,12 @@ cdef int _RESUME
 cdef int _EMULTYPE_PF
 cdef int _EMULTYPE_ALLOW_RETRY_PF
 cdef int _EMULTYPE_WRITE_PF_TO_SP
-cdef int _REQ_TRIPLE_FAULT
-cdef int _DF_VECTOR
-cdef int _TS_VECTOR
-cdef int _GP_VECTOR
 cdef int _PF_VECTOR
 cdef int _CAUSE_GUEST
 cdef int _CAUSE_MMIO_CACHED
 cdef int _CAUSE_RETRY
 
 cpdef int topup_caches(Vm vm) noexcept
-cpdef bint is_contributory(int vector) noexcept
-@cython.locals(before=int)
-cpdef int queue_exception(Vcpu vcpu, int vector, bint has_error, u32 error_code) except -1
 cpdef int inject_page_fault(Vcpu vcpu, GuestWalk gw) except -1
 cpdef bint is_tracked_write(Vcpu vcpu, PageFault fault) except -1
 @cython.locals(mmu=Mmu, access=u32)

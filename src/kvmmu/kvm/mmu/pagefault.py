@@ -19,8 +19,8 @@ from ...hw.bits import (
     PFERR_RSVD,
     PFERR_WRITE,
 )
+from ..exception import PF_VECTOR, queue_exception
 from ..memslots import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
-from ..requests import KVM_REQ_TRIPLE_FAULT, make_request
 from ..vcpu import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, Vcpu
 from ..vm import Vm
 from .context import FAULT_NONPAGING, FAULT_PAGING, is_rsvd_spte
@@ -74,8 +74,6 @@ EMULTYPE_ALLOW_RETRY_PF = 1 << 3
 EMULTYPE_WRITE_PF_TO_SP = 1 << 8
 #: A frame reserve below which a fault does not start: what the caches of one fault may take.
 MIN_FREE_FRAMES = 64
-DF_VECTOR = 8
-PF_VECTOR = 14
 
 _PFERR_RSVD = PFERR_RSVD
 _PFERR_PRESENT = PFERR_PRESENT
@@ -107,10 +105,6 @@ _RESUME = RESUME
 _EMULTYPE_PF = EMULTYPE_PF
 _EMULTYPE_ALLOW_RETRY_PF = EMULTYPE_ALLOW_RETRY_PF
 _EMULTYPE_WRITE_PF_TO_SP = EMULTYPE_WRITE_PF_TO_SP
-_REQ_TRIPLE_FAULT = KVM_REQ_TRIPLE_FAULT
-_DF_VECTOR = DF_VECTOR
-_TS_VECTOR = 10
-_GP_VECTOR = 13
 _PF_VECTOR = PF_VECTOR
 _CAUSE_GUEST = CAUSE_GUEST
 _CAUSE_MMIO_CACHED = CAUSE_MMIO_CACHED
@@ -120,35 +114,6 @@ _CAUSE_RETRY = CAUSE_RETRY
 def topup_caches(vm: Vm) -> int:
     """Everything that the fault may need under the lock must be at hand before it is taken."""
     return 0 if vm.frames.nr_free >= _MIN_FREE_FRAMES else -_ENOMEM
-
-
-def is_contributory(vector: int) -> bool:
-    """Whether exception ``vector`` makes a ``#DF`` of a contributory one before it: DE, TS, NP, SS, GP."""
-    return vector == 0 or (vector >= _TS_VECTOR and vector <= _GP_VECTOR)
-
-
-def queue_exception(vcpu: Vcpu, vector: int, has_error: bool, error_code: int) -> int:
-    """Queue exception ``vector`` for the next entry (``kvm_multiple_exception``); return the vector that is queued.
-
-    While another one waits to be delivered, or is to be delivered again, two that are not benign make a ``#DF``; any
-    other takes its place. After a ``#DF`` the guest shuts down at the next entry (KVM_REQ_TRIPLE_FAULT).
-    """
-    if vcpu.exception_pending or vcpu.exception_reinjected:
-        before = vcpu.exception_vector
-        if before == _DF_VECTOR:
-            make_request(vcpu, _REQ_TRIPLE_FAULT)
-            return before
-        if is_contributory(vector) if is_contributory(before) else before == _PF_VECTOR:
-            if is_contributory(vector) or vector == _PF_VECTOR:
-                vector = _DF_VECTOR
-                has_error = True
-                error_code = 0
-    vcpu.exception_pending = True
-    vcpu.exception_reinjected = False
-    vcpu.exception_vector = vector
-    vcpu.exception_has_error = has_error
-    vcpu.exception_error_code = error_code
-    return vector
 
 
 def inject_page_fault(vcpu: Vcpu, gw: GuestWalk) -> int:
@@ -318,7 +283,7 @@ def do_page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
 def handle_write_protected(vcpu: Vcpu, addr: int, error_code: int) -> int:
     """RETRY if the page was unprotected, else the EMULTYPE_* bits to emulate with."""
     direct = role_direct(vcpu.mmu.root_role)
-    if vcpu.last_retry_eip == vcpu.rip and vcpu.last_retry_addr == addr and addr:
+    if vcpu.last_retry_eip == vcpu.rip and vcpu.last_retry_addr == addr:
         return _EMULTYPE_PF
     vcpu.last_retry_eip = 0
     vcpu.last_retry_addr = 0

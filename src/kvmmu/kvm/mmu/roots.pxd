@@ -30,7 +30,7 @@ cdef int _TLB_FLUSH_CURRENT
 
 @cython.locals(role=u32, sp=ShadowPage)
 cpdef hpa_t alloc_root(Vcpu vcpu, gfn_t gfn, int quadrant, int level) except? 0x5A5A5A5A5A
-@cython.locals(mmu=Mmu, vm=Vm, level=int, i=int, root=hpa_t)
+@cython.locals(mmu=Mmu, vm=Vm, level=int, i=int, root=hpa_t, entry=u64)
 cpdef int alloc_direct_roots(Vcpu vcpu) except -1
 @cython.locals(mmu=Mmu, vm=Vm, slots=Memslots, pgd=u64, entries=list, ret=int)
 cpdef int alloc_shadow_roots(Vcpu vcpu) except? -99

@@ -68,9 +68,8 @@ def alloc_direct_roots(vcpu: Vcpu) -> int:
     else:
         for i in range(4):
             root = alloc_root(vcpu, i << 18, 0, 2)  # type: ignore[arg-type]
-            vm.memory.write_once(
-                mmu.pae_root + (i << 3), root | _PT_PRESENT | vm.fmt.me_value  # type: ignore[arg-type]
-            )
+            entry = root | _PT_PRESENT | vm.fmt.me_value
+            vm.memory.write_once(mmu.pae_root + (i << 3), entry)  # type: ignore[arg-type]
         mmu.root_hpa = mmu.pae_root
     mmu.root_pgd = 0  # type: ignore[assignment]
     return 0

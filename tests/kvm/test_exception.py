@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from kvmmu.kvm import run, sregs
-from kvmmu.kvm.mmu.pagefault import DF_VECTOR, PF_VECTOR, inject_page_fault, queue_exception
+from kvmmu.kvm.exception import DF_VECTOR, PF_VECTOR, queue_exception
+from kvmmu.kvm.mmu.pagefault import inject_page_fault
 from kvmmu.kvm.mmu.walker import walk
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.world import World
