@@ -86,13 +86,15 @@ class GuestRam(Ram):
         self.rig = rig
         self.aside: dict[int, int] = {}
         self.cache: dict[int, memoryview] = {}
-        #: A walk read or wrote something that only some hypervisors can give it.
+        #: A walk used memory that nested paging gives it otherwise, or stored where the host lets nobody store.
         self.is_odd = False
+        self.is_refused = False
 
     def forget(self) -> None:
         self.aside.clear()
         self.cache.clear()
         self.is_odd = False
+        self.is_refused = False
 
     def page(self, gpa: int) -> memoryview | None:
         page = gpa & -PAGE
@@ -122,6 +124,9 @@ class GuestRam(Ram):
             # A table in a read-only slot keeps its A and D bits.
             self.is_odd = True
             return
+        if self.rig.is_write_refused(address):
+            # KVM cannot set A and D where the host forbids it, and lets the guest have a #PF for that.
+            self.is_refused = True
         self.aside[address] = value
 
 
@@ -399,6 +404,21 @@ class Rig:
         self._check(mirror, access, gva, size, data[:size], got, before)
         self.settle()
 
+    def place(self, cpu: int, gva: int, level: int) -> int | None:
+        """Where the entry of ``gva`` at ``level`` lies; None: the tables do not lead there."""
+        vcpu = self.mirrors[cpu].vcpu
+        self.ram.forget()
+        table = vcpu.cr3 & ~0xFFF if self.mode != "pae" else vcpu.cr3 & ~0x1F
+        for above in range(self.levels, 0, -1):
+            at = table + self._index(gva, above) * self.width
+            if above == level:
+                return at
+            entry = self.ram.load(at, self.width)
+            if not entry & 1 or (entry & 0x80 and above <= 3 and not (self.mode == "pae" and above == 3)):
+                return None
+            table = entry & 0x000F_FFFF_FFFF_F000
+        return None
+
     def store(self, cpu: int, gpa: int, data: bytes) -> None:
         """The guest stores ``data`` at ``gpa`` through its window: an edit of a table, if all is well."""
         mirror = self.mirrors[cpu]
@@ -507,10 +527,11 @@ class Rig:
             self.ram.aside = {}
             machine = self.machine(mirror)
             outcome = predict(machine, gva, access)
+            is_odd = (self.npt and self.ram.is_odd) or self.ram.is_refused
             if outcome[0] == "ok":
-                yield outcome[1], 0, dict(self.ram.aside), self.npt and self.ram.is_odd
+                yield outcome[1], 0, dict(self.ram.aside), is_odd
             else:
-                yield -1, self._error_code(machine, access, outcome[1]), {}, self.npt and self.ram.is_odd
+                yield -1, self._error_code(machine, access, outcome[1]), {}, is_odd
             self.ram.forget()
         elif machine.paging != "off":
             for entry in self._cached(mirror, gva):

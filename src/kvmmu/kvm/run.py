@@ -164,7 +164,9 @@ def access(vcpu: Vcpu, gva: Gva, kind: int) -> int:
     """
     cpu = vcpu.cpu
     if vcpu.requests or vcpu.mmu.root_hpa == _INVALID_PAGE:
-        if enter(vcpu) < 0:
+        ret = enter(vcpu)
+        if ret < 0:
+            vcpu.exit_action = ret
             return _ERROR
     status = cpu.access(gva, kind)
     if status == _HW_HIT:
@@ -186,7 +188,9 @@ def access_missed(vcpu: Vcpu, gva: Gva, kind: int, status: int) -> int:
             return _ERROR
         if ret != _RESUME:
             return _EMULATE
-        if enter(vcpu) < 0:
+        ret = enter(vcpu)
+        if ret < 0:
+            vcpu.exit_action = ret
             return _ERROR
         if vcpu.exception_pending:
             vcpu.exception_pending = False

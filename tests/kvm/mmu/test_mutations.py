@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The catalogue's tests can fail: each notices the code that was broken in KVM's history.
+
+A mutated copy of the package runs, interpreted, the tests that the mutation names.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import house
+from kvm.mmu.mutations import MUTATIONS, Mutation
+
+TEST = pathlib.Path(__file__).with_name("test_catalogue.py")
+
+
+def copy_package(place: pathlib.Path) -> pathlib.Path:
+    """The sources of the package, without what a build made of them."""
+    shutil.copytree(house.PACKAGE, place / "kvmmu", ignore=shutil.ignore_patterns("*.so", "*.c", "*.kmr", "__pycache__"))
+    return place / "kvmmu"
+
+
+def run_catalogue(source: pathlib.Path, names: str) -> subprocess.CompletedProcess[str]:
+    """The tests of the catalogue whose names begin so, on the package in ``source``."""
+    environment = os.environ | {"PYTHONPATH": str(source), "KVMMU_PURE": "1", "KVMMU_REQUIRE_COMPILED": ""}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", names, str(TEST)]
+    return subprocess.run(command, cwd=house.ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def apply(mutation: Mutation, package: pathlib.Path) -> None:
+    for room, text, broken in mutation.edits:
+        path = package / room
+        source = path.read_text()
+        assert source.count(text) == 1, f"{room} has {source.count(text)} times {text!r}"
+        path.write_text(source.replace(text, broken))
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_the_broken_code_of_history_is_noticed(mutation: Mutation, tmp_path: pathlib.Path) -> None:
+    package = copy_package(tmp_path)
+    apply(mutation, package)
+    try:
+        done = run_catalogue(tmp_path, mutation.test)
+    except subprocess.TimeoutExpired:
+        return  # Broken code may make no progress at all, and that is noticed too.
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "KvmBug" in done.stdout or "AssertionError" in done.stdout or "assert " in done.stdout, done.stdout[-2000:]
+
+
+def test_every_mutation_still_fits_its_source(tmp_path: pathlib.Path) -> None:
+    for number, mutation in enumerate(MUTATIONS):
+        apply(mutation, copy_package(tmp_path / str(number)))
