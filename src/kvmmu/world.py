@@ -7,12 +7,13 @@ The small API for people: build memory and slots, write guest tables with ``poke
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .addr import INVALID_PAGE, PAGE_SHIFT, PAGE_SIZE, Gpa, Gva, Hpa, Hva
-from .errors import GuestMisuse, KvmIoctlError
+from .addr import INVALID_PAGE, PAGE_SHIFT, PAGE_SIZE, U64, Gpa, Gva, Hpa, Hva
+from .errors import ConfigError, GuestMisuse, KvmIoctlError, KvmmuError
 from .guest.tables import ControlRegisters, GuestTables, TablePages
 from .host.frames import FrameAllocator
 from .host.mm import Mm
@@ -108,13 +109,17 @@ class World:
         backing follows ``params.host_page``.
 
         :raises KvmIoctlError: what KVM_SET_USER_MEMORY_REGION refuses, with its errno.
+        :raises UserError: a number that the ioctl's field cannot hold.
+        :raises OutOfFrames: ``populate`` found no free frame. Nothing stays mapped after an error.
         """
         if size <= 0 or size % PAGE_SIZE:
             raise KvmIoctlError(22, f"memory_size {size:#x}: a slot has whole pages, at least one; round up to 4096")
-        hva = self.mm.mmap(size, backing, self.params.host_page_level, populate)
+        hva = self.mm.mmap(size, backing, self.params.host_page_level)
         try:
+            if populate:
+                self.mm.populate(hva, size)
             self.set_region(UserMemoryRegion(slot, flags, gpa, size, hva))  # type: ignore[arg-type]
-        except KvmIoctlError:
+        except KvmmuError:
             self.mm.munmap(hva, size)
             raise
         return hva
@@ -140,6 +145,8 @@ class World:
     def create_vcpu(self, maxphyaddr: int | None = None) -> Vcpu:
         """A new vCPU with paging off, on a CPU of its own; ``maxphyaddr`` (bits) defaults to the host's."""
         params = self.params
+        if maxphyaddr is not None and not 32 <= maxphyaddr <= params.host_maxphyaddr:
+            raise ConfigError(f"maxphyaddr={maxphyaddr}: a guest of this host has 32 to {params.host_maxphyaddr} bits")
         cpu_params = CpuParams(
             maxphyaddr=params.host_maxphyaddr,
             tlb_entries_4k=params.tlb_entries_4k,
@@ -159,12 +166,16 @@ class World:
 
     def poke(self, gpa: Gpa | int, data: bytes | int, size: int = 8) -> None:
         """Store ``data`` (an int is ``size`` bytes, little endian) at ``gpa`` as the VMM does: no exit, no tracking."""
-        raw = data.to_bytes(size, "little") if isinstance(data, int) else data
+        raw = _word(data, size)
+        if not 0 <= gpa <= U64:
+            raise GuestMisuse(f"gpa {gpa:#x}: guest physical addresses have 64 bits")
         if guestmem.write_guest(self.vm, 0, Gpa(gpa), raw):
             raise GuestMisuse(f"gpa {gpa:#x}: no writable memslot there; add_slot() first")
 
     def peek(self, gpa: Gpa | int, size: int = 8) -> bytes:
         """``size`` bytes of guest memory at ``gpa``."""
+        if not 0 <= gpa <= U64:
+            raise GuestMisuse(f"gpa {gpa:#x}: guest physical addresses have 64 bits")
         data = guestmem.read_guest(self.vm, 0, Gpa(gpa), size)
         if data is None:
             raise GuestMisuse(f"gpa {gpa:#x}: no memslot there; add_slot() first")
@@ -255,7 +266,7 @@ class World:
 
     def write(self, vcpu: Vcpu, gva: Gva | int, data: bytes | int, size: int = 8, *, user: bool = False) -> Access:
         """A store of ``data`` (an int is ``size`` bytes, little endian) at ``gva``."""
-        raw = data.to_bytes(size, "little") if isinstance(data, int) else data
+        raw = _word(data, size)
         return self._access(vcpu, gva, ACCESS_WRITE | (ACCESS_USER if user else 0), raw, len(raw))
 
     def _access(self, vcpu: Vcpu, gva: Gva | int, kind: int, data: bytes | None, size: int) -> Access:
@@ -302,6 +313,8 @@ class World:
             return Access("fault", error_code=vcpu.exception_error_code, address=vcpu.cr2)
         if outcome == emulator.MMIO:
             return Access("mmio", address=vcpu.mmio_gpa)
+        if outcome == emulator.UNHANDLEABLE:
+            raise KvmIoctlError(errno.EFAULT, f"KVM_RUN: the instruction that accesses {gva:#x} cannot be emulated")
         if outcome == emulator.RETRY_INSN:
             return self._access(vcpu, gva, kind, data, size)
         return Access("done", b"" if data is not None else self._emulated_read(vcpu, gva, kind, size))
@@ -383,6 +396,15 @@ class World:
         zap.zap_all(self.vm)
         for vcpu in list(self.vm.vcpus):
             run.destroy_vcpu(vcpu)
+
+
+def _word(data: bytes | int, size: int) -> bytes:
+    # Bytes as they are; a number as size bytes, little endian.
+    if not isinstance(data, int):
+        return data
+    if not 0 <= data < 1 << (8 * size):
+        raise GuestMisuse(f"value {data:#x} does not fit into {size} bytes")
+    return data.to_bytes(size, "little")
 
 
 def nr_frames_for(nr_bytes: int) -> int:

@@ -49,7 +49,7 @@ def run_with(monkeypatch: pytest.MonkeyPatch, module: Module) -> int:
     ("error", "status", "text"),
     [
         (ReplayMismatch("gva 0x1000\nhere 0x2"), 1, "kvmmu: gva 0x1000 here 0x2\n"),
-        (ConfigError("npt=2: must be on or off"), 3, "kvmmu: npt=2: must be on or off\n"),
+        (ConfigError("npt=2: must be on or off"), 2, "kvmmu: npt=2: must be on or off\n"),
         (GuestMisuse("unaligned table"), 3, "kvmmu: unaligned table\n"),
         (RecordingError("boot.kmr: truncated"), 3, "kvmmu: boot.kmr: truncated\n"),
         (KvmIoctlError(17, "slot 1 overlaps slot 0"), 3, "kvmmu: slot 1 overlaps slot 0\n"),

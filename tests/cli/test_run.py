@@ -72,14 +72,12 @@ def test_events_go_to_a_file(good: Path, tmp_path: Path) -> None:
         (["--from", "9999"], "--from 9999: the recording has 260 records"),
         (["--from", "9", "--until", "9"], "--until 9: must be above --from 9"),
         (["--mmu", "none", "--audit"], "--mmu none has no kvm"),
-        (["--set", "host_maxphyaddr=36"], "host_maxphyaddr=40"),
-        (["--events", "x.csv"], ".csv"),
     ],
 )
 def test_bad_options_get_one_line(
     good: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", str(good), *arguments]) == Status.INPUT
+    assert main(["run", str(good), *arguments]) == Status.USAGE
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.err.count("\n") == 1
@@ -95,3 +93,14 @@ def test_a_truncated_recording_is_refused(good: Path, capsys: pytest.CaptureFixt
     good.write_bytes(good.read_bytes()[:-40])
     assert main(["run", str(good)]) == Status.INPUT
     assert "good.kmr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--events", "x.csv"], ".csv"), (["--set", "host_maxphyaddr=36"], "host_maxphyaddr=40")],
+)
+def test_what_does_not_fit_the_recording_or_a_file_is_input(
+    good: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(good), *arguments]) == Status.INPUT
+    assert words in capsys.readouterr().err

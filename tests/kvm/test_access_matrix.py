@@ -169,9 +169,7 @@ class Rig:
             WIDTH,
         )
 
-    def expect(
-        self, machine: Machine, bits: CpuBits, access: Access, high: int, low: int
-    ) -> tuple[Outcome, int, int]:
+    def expect(self, machine: Machine, bits: CpuBits, access: Access, high: int, low: int) -> tuple[Outcome, int, int]:
         """What the guest must see, and the entries afterwards."""
         self.ram.store(self.high_at, self.width, high)
         self.ram.store(self.low_at, self.width, low)
@@ -333,7 +331,7 @@ def test_shadow_pages_are_shared_across_efer_nx() -> None:
 
 @SHADOW_AND_NPT
 def test_a_table_outside_every_slot_is_not_present(npt: bool) -> None:
-    """The manual has no such thing: a real CPU reads all ones there. Nested paging makes the walk itself an MMIO exit."""
+    """The manual has no such thing: a CPU reads all ones there. Nested paging makes the walk itself an MMIO exit."""
     rig = Rig("4", 1, npt)
     rig.set_cpu(CpuBits(True, False, False, False, True), 0)
     rig.store(rig.high_at, 0xE000_0000 | 0x27)

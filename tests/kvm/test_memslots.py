@@ -63,8 +63,12 @@ def test_rmap_words_of_the_levels_do_not_overlap() -> None:
     seen = []
     for place in range(len(made.rmap_array)):
         made.rmap_array[place] = 99
-        seen += [(level, gfn) for level in (1, 2, 3) for gfn in (510, 511, 512, 1023, 1024, 1539)
-                 if made.rmap_word(gfn, level) == 99]
+        seen += [
+            (level, gfn)
+            for level in (1, 2, 3)
+            for gfn in (510, 511, 512, 1023, 1024, 1539)
+            if made.rmap_word(gfn, level) == 99
+        ]
         made.rmap_array[place] = 0
     assert sorted(seen) == [(level, gfn) for level in (1, 2, 3) for gfn in (510, 511, 512, 1023, 1024, 1539)]
 

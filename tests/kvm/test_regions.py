@@ -404,8 +404,15 @@ def test_a_checker_may_end_the_invalidation_that_an_update_waits_for() -> None:
 
     vm.slots_lock.gate.arm(Checker())
     set_user_memory_region(vm, region())
-    assert points == ["lock", "lock", "wait_for_invalidations", "wait_for_invalidations", "unlock", "synchronize_srcu",
-                      "unlock"]
+    assert points == [
+        "lock",
+        "lock",
+        "wait_for_invalidations",
+        "wait_for_invalidations",
+        "unlock",
+        "synchronize_srcu",
+        "unlock",
+    ]
 
 
 def test_nr_mmu_pages_of_the_user_stay() -> None:

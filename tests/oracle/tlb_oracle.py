@@ -134,9 +134,7 @@ class Caches:
             for cached in context.values():
                 if pcids is None or pcid in pcids:
                     cached.forget_tables()
-                cached.translations = {
-                    entry for entry in cached.translations if not is_gone(pcid, cached, entry)
-                }
+                cached.translations = {entry for entry in cached.translations if not is_gone(pcid, cached, entry)}
 
     def flush_all(self) -> None:
         self.contexts.clear()

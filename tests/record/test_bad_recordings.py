@@ -373,3 +373,11 @@ def block(kind: bytes, raw: bytes, flags: int = 0, codec: int = 0, records: int 
 
 def header_fields(header: f.Header) -> dict[str, Any]:
     return {name: getattr(header, name) for name in header.__dataclass_fields__}
+
+
+def test_a_piece_never_overwrites_its_recording(tmp_path: Path) -> None:
+    path = write(tmp_path / "whole.kmr")
+    before = path.read_bytes()
+    with pytest.raises(RecordingError, match="is the recording itself"):
+        cut(str(path), str(path), 0, 5)
+    assert path.read_bytes() == before

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A small machine that random operations drive, and the architectural oracle that watches it.
 
-A :class:`Rig` is a world with a few pages of guest tables, data and large pages, one or two vCPUs that share the tables,
+A :class:`Rig` is a world with a few pages of guest tables, data and large pages, one or two vCPUs that share them,
 and for each vCPU a model of what its CPU may have cached (``oracle.tlb_oracle``). Each operation is a method that does
 one thing, checks what the guest saw of it, and ends in :meth:`settle`: the caches grow by what the tables say now, and
 the MMU's structures are audited.
@@ -440,7 +440,7 @@ class Rig:
             else:
                 result = world.fetch(vcpu, gva, size, user=user)
         except KvmIoctlError as error:
-            assert error.errno == errno.EFAULT, error
+            assert error.errno == errno.EFAULT, error  # noqa: PT017 - any access may end so, none must
             return Outcome("efault")
         return Outcome(result.kind, result.address, result.error_code, result.data)
 
@@ -473,7 +473,7 @@ class Rig:
                     tried.append(f"{why}")
         machine = self.machine(mirror)
         raise AssertionError(
-            f"cpu {mirror.vcpu.vcpu_id} {self.mode} npt={self.npt} {access} gva {gva:#x} size {size} data {data.hex()}: "
+            f"cpu {mirror.vcpu.vcpu_id} {self.mode} npt={self.npt} {access} gva {gva:#x} {size} bytes {data.hex()}: "
             f"got {got}; allowed {tried}; {machine.cr3:#x} wp={machine.wp} smep={machine.smep} smap={machine.smap} "
             f"changed {self._changes(before, after)}"
         )
@@ -506,7 +506,9 @@ class Rig:
                     grown.append(why)
                     continue
                 for gpa, code, writes, is_odd in self._targets(mirror, access, start, source, why, before):
-                    grown.append(why.extended(start, gpa, code, writes, is_odd, access, data[begin:end], stores_between))
+                    grown.append(
+                        why.extended(start, gpa, code, writes, is_odd, access, data[begin:end], stores_between)
+                    )
             partial = grown
         yield from partial
 
@@ -553,7 +555,7 @@ class Rig:
         return entry.allows(machine, read)
 
     def _error_code(self, machine: Machine, access: Access, code: int) -> int:
-        """KVM sets F with EFER.NX even where tables have no NX; behind nested paging only what it emulates shows that."""
+        """KVM sets F with EFER.NX even where tables have no NX; with nested paging only what it emulates shows that."""
         return code | 16 if machine.paging == "32" and machine.nxe and access.fetch else code
 
     def _fits(
@@ -656,7 +658,8 @@ class Rig:
         mirror = self.mirrors[cpu]
         vcpu = mirror.vcpu
         if not self.world.mov_cr0(vcpu, vcpu.cr0 ^ bit):
-            assert bit == PG and (vcpu.cr4 & PCIDE or self.is_pdpt_bad(vcpu.cr3))
+            assert bit == PG
+            assert vcpu.cr4 & PCIDE or self.is_pdpt_bad(vcpu.cr3)
             self.settle()
             return
         if bit == PG:
@@ -823,21 +826,19 @@ class Explanation:
                 return False
             if new != old and not self._page_fits(page, old, new, stores):
                 return False
-            if new == old and any(
-                at & -PAGE == page and old[at % PAGE] != byte for at, byte in stores.items()
-            ):
+            if new == old and any(at & -PAGE == page and old[at % PAGE] != byte for at, byte in stores.items()):
                 return False
-            if new == old and not self.may_keep_ad and any(
-                at & -PAGE == page and not self._is_overwritten(at, stores) for at in self.ad
+            if (
+                new == old
+                and not self.may_keep_ad
+                and any(at & -PAGE == page and not self._is_overwritten(at, stores) for at in self.ad)
             ):
                 return False
         return all(at & -PAGE in before or self._is_stored(at, byte) for at, byte in stores.items())
 
     def _stored_partly(self, after: dict[int, bytes]) -> bool:
         # The part of an emulated store that RAM could take was made.
-        return bool(self.stores) and all(
-            self._is_stored(at, byte) for at, byte in self.stores.items()
-        )
+        return bool(self.stores) and all(self._is_stored(at, byte) for at, byte in self.stores.items())
 
     def _is_stored(self, gpa: int, byte: int) -> bool:
         page = self.rig.read_page(gpa)

@@ -53,8 +53,14 @@ HIGH = st.sampled_from([0, 0, 0, 0, 0, PT_NX, PT_NX, 1 << 59, 2 << 59, 1 << 48])
 INDICES = st.sampled_from([0, 0, 1, 1, 2, 3, 512, 767])
 SHAPES = st.sampled_from(["whole", "whole", "whole", "whole", "half", "byte", "odd", "cross"])
 REGISTERS = st.sampled_from(
-    [*(("cr4", bit) for bit in (PGE, SMEP, SMAP, PCIDE, PCIDE, PSE, PKE)), *[("cr0", WP)] * 4, ("cr0", PG), ("nx", 0)]
-    + [("ac", 0), ("pkru", 0)]
+    [
+        *(("cr4", bit) for bit in (PGE, SMEP, SMAP, PCIDE, PCIDE, PSE, PKE)),
+        *[("cr0", WP)] * 4,
+        ("cr0", PG),
+        ("nx", 0),
+        ("ac", 0),
+        ("pkru", 0),
+    ]
 )
 SLOT_CHANGES = st.sampled_from(["set", "set", "set", "move", "move", "delete"])
 #: Few addresses, so that operations meet; levels, mostly the lowest; small data pages, and pairs of leaf flags.
@@ -127,7 +133,16 @@ class MmuMachine(RuleBasedStateMachine):
         """What an operating system does to its tables, without a flush."""
         self._remap(cpu, gva, level, frame, flags)
 
-    @rule(cpu=CPUS, other=CPUS, gva=NEAR, pages=PAGES, flags=PAIRS, how=FLUSHES, pcid=st.integers(0, 2), user=st.booleans())
+    @rule(
+        cpu=CPUS,
+        other=CPUS,
+        gva=NEAR,
+        pages=PAGES,
+        flags=PAIRS,
+        how=FLUSHES,
+        pcid=st.integers(0, 2),
+        user=st.booleans(),
+    )
     def use_remap_flush_use(
         self,
         cpu: int,
@@ -147,6 +162,52 @@ class MmuMachine(RuleBasedStateMachine):
         self.flush(cpu, how, gva, pcid & 1, pcid, pcid)
         rig.access(cpu, self.gva(gva) + 0x30, 8, "read", user)
         rig.access(cpu, self.gva(gva) + 0x38, 8, "write", user)
+
+    @rule(cpu=CPUS, other=CPUS, gva=NEAR, page=st.integers(0, 3), how=st.sampled_from(["zap", "ro", "slot", "odd"]))
+    def use_and_lose(self, cpu: int, other: int, gva: int, page: int, how: str) -> None:
+        """Use a page through a table that kvm then gives up mirroring; the host or VMM takes the page; use it again."""
+        rig = self.rig
+        self._remap(other, gva, 1, DATA + page * PAGE, 0x67)
+        rig.mov_cr3(cpu, 0, 0, False)
+        rig.access(cpu, self.gva(gva) + 0x40, 8, "write", False)
+        # The level-1 table goes out of sync; a misaligned store to the table above takes both mirrors away.
+        for level, offset, size in ((1, 0, rig.width), (2, 1, 2)):
+            place = rig.place(cpu, self.gva(gva), level)
+            data = None if place is None else rig.read_page(place)
+            if place is not None and data is not None and place < 0x40000:
+                at = place % PAGE + offset
+                rig.store(other, place + offset, data[at : at + size])
+        if how == "slot":
+            rig.set_slot(1, DATA, 1)
+        elif how != "odd":
+            rig.protect(1, page, how)
+        rig.access(cpu, self.gva(gva) + 0x40, 8, "read", False)
+        rig.access(cpu, self.gva(gva) + 0x48, 8, "write", False)
+        rig.dirty_log(1)
+
+    @rule(
+        cpu=CPUS,
+        other=CPUS,
+        gva=NEAR,
+        pages=PAGES,
+        level=st.sampled_from([1, 1, 2]),
+        how=st.sampled_from(["zap", "ro"]),
+    )
+    def use_replace_and_lose(
+        self, cpu: int, other: int, gva: int, pages: tuple[int, int], level: int, how: str
+    ) -> None:
+        """Two vCPUs use a page; one maps another in its place and faults on it; the host takes the first page."""
+        rig = self.rig
+        self._remap(cpu, gva, 1, DATA + pages[0] * PAGE, 0x25)
+        for each in (cpu, other):
+            rig.mov_cr3(each, 0, 0, False)
+            rig.access(each, self.gva(gva) + 0x40, 8, "read", False)
+        frame = DATA + pages[1] * PAGE if level == 1 else TARGETS[pages[1]]
+        self._remap(cpu, gva, level, frame, 0x67)
+        rig.access(cpu, self.gva(gva) + 0x40, 8, "write", False)
+        rig.protect(1, pages[0], how)
+        rig.access(other, self.gva(gva) + 0x48, 8, "read", False)
+        rig.access(other, self.gva(gva) + 0x48, 8, "write", False)
 
     def _store(self, cpu: int, gpa: int, word: int, shape: str) -> None:
         width = self.rig.width
@@ -220,7 +281,7 @@ class NptMachine(MmuMachine):
     npt = True
 
 
-QUICK = settings(max_examples=120, stateful_step_count=50)
+QUICK = settings(max_examples=80, stateful_step_count=50)
 DEEP = settings(
     settings.get_profile("deep"),
     stateful_step_count=150,

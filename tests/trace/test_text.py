@@ -28,6 +28,7 @@ from oracle.event_text import EXAMPLES
 
 FORMATS = pathlib.Path(__file__).parent.parent / "conformance" / "data" / "6.12" / "formats.txt"
 
+
 @pytest.mark.parametrize(("event", "text"), EXAMPLES)
 def test_an_event_prints_as_the_kernel_prints_it(event: Event, text: str) -> None:
     assert event_text(event) == text
@@ -46,6 +47,7 @@ def test_every_event_has_an_example() -> None:
 
 
 # ---- the kernel's format files
+
 
 def format_files() -> dict[str, tuple[list[str], str, str]]:
     """Event -> (fields in order, format string, its arguments)."""
@@ -166,6 +168,7 @@ def test_any_line_reads_back(event: Event, position: int, cpu: int) -> None:
 
 
 # ---- what text cannot tell, and what is no text
+
 
 @pytest.mark.parametrize("mask", [1 << 13, 1 << 14, 1 << 15, 1 << 17, 1 << 18, 1 << 24])
 def test_role_bits_that_the_kernel_does_not_print_are_lost(mask: int) -> None:

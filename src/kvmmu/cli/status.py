@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from ..errors import KvmmuError, RecorderError, ReplayMismatch, UserError
+from ..errors import ConfigError, KvmmuError, RecorderError, ReplayMismatch, UserError
 
 
 class Status(IntEnum):
@@ -24,8 +24,8 @@ class Status(IntEnum):
 MEANINGS = {
     Status.OK: "done, and what was asked holds",
     Status.MISMATCH: "a mismatch was found: model and machine disagree",
-    Status.USAGE: "the command line is wrong",
-    Status.INPUT: "input cannot be used: a recording, a parameter, a file, slots",
+    Status.USAGE: "the command line is wrong: an option, a parameter, a value",
+    Status.INPUT: "input cannot be used: a recording, a file, slots",
     Status.RECORDER: "recording a guest failed",
     Status.BUG: "a bug in kvmmu (a traceback is shown)",
     Status.INTERRUPTED: "interrupted",
@@ -39,6 +39,8 @@ def status_of(error: KvmmuError | OSError) -> Status:
         return Status.MISMATCH
     if isinstance(error, RecorderError):
         return Status.RECORDER
+    if isinstance(error, ConfigError):
+        return Status.USAGE
     if isinstance(error, (UserError, OSError)):
         return Status.INPUT
     return Status.BUG

@@ -2,7 +2,7 @@
 from ..addr cimport u32, u64, gva_t
 from .sregs cimport invlpg, invpcid, set_cr0, set_cr3, set_cr4, set_efer
 from .vcpu cimport Vcpu
-from .run cimport enter
+from .run cimport enter, leave
 
 cpdef int mov_cr3(Vcpu vcpu, u64 value) except -1
 cpdef int mov_cr0(Vcpu vcpu, u64 value) except -1

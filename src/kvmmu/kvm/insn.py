@@ -8,7 +8,7 @@ CR0, CR4 and EFER still exit. Each returns DONE or GP as in ``sregs``.
 from __future__ import annotations
 
 from ..addr import Gva
-from .run import enter
+from .run import enter, leave
 from .sregs import GP, invlpg, invpcid, set_cr0, set_cr3, set_cr4, set_efer
 from .vcpu import Vcpu
 
@@ -16,7 +16,7 @@ from .vcpu import Vcpu
 def mov_cr3(vcpu: Vcpu, value: int) -> int:
     """MOV to CR3, bit 63 meaning "no flush" with CR4.PCIDE."""
     if not vcpu.vm.tdp_enabled:
-        vcpu.stat.exits += 1
+        leave(vcpu)
         return set_cr3(vcpu, value)
     enter(vcpu)
     if vcpu.cpu.write_cr3(value):
@@ -27,19 +27,19 @@ def mov_cr3(vcpu: Vcpu, value: int) -> int:
 
 def mov_cr0(vcpu: Vcpu, value: int) -> int:
     """MOV to CR0."""
-    vcpu.stat.exits += 1
+    leave(vcpu)
     return set_cr0(vcpu, value)
 
 
 def mov_cr4(vcpu: Vcpu, value: int) -> int:
     """MOV to CR4."""
-    vcpu.stat.exits += 1
+    leave(vcpu)
     return set_cr4(vcpu, value)
 
 
 def wrmsr_efer(vcpu: Vcpu, value: int) -> int:
     """WRMSR to EFER."""
-    vcpu.stat.exits += 1
+    leave(vcpu)
     return set_efer(vcpu, value)
 
 
@@ -52,7 +52,7 @@ def wrpkru(vcpu: Vcpu, value: int) -> int:
 def insn_invlpg(vcpu: Vcpu, gva: Gva) -> int:
     """INVLPG."""
     if not vcpu.vm.tdp_enabled:
-        vcpu.stat.exits += 1
+        leave(vcpu)
         return invlpg(vcpu, gva)
     enter(vcpu)
     return vcpu.cpu.invlpg(gva)
@@ -61,7 +61,7 @@ def insn_invlpg(vcpu: Vcpu, gva: Gva) -> int:
 def insn_invpcid(vcpu: Vcpu, kind: int, pcid: int, gva: Gva) -> int:
     """INVPCID of type ``kind`` 0 to 3."""
     if not vcpu.vm.tdp_enabled:
-        vcpu.stat.exits += 1
+        leave(vcpu)
         return invpcid(vcpu, kind, pcid, gva)
     enter(vcpu)
     return GP if vcpu.cpu.invpcid(kind, pcid, gva) else 0

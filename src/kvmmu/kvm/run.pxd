@@ -34,8 +34,9 @@ cdef int _MAX_TRIES
 
 cpdef int serve_requests(Vcpu vcpu) except -1
 cpdef int flush_tlb_guest(Vcpu vcpu) except -1
-@cython.locals(ret=int)
+@cython.locals(ret=int, is_shutdown=bint)
 cpdef int enter(Vcpu vcpu) except? -99
+cpdef int leave(Vcpu vcpu) except -1
 @cython.locals(cpu=Cpu)
 cpdef int exit_page_fault(Vcpu vcpu, gva_t gva, int status) except? -99
 cpdef int handle_page_fault(Vcpu vcpu, u64 address, u64 code) except? -99

@@ -112,11 +112,12 @@ def enter(vcpu: Vcpu) -> int:
 
     Return 0; a negative errno that ends KVM_RUN; or SHUTDOWN: the guest is gone after a triple fault.
     """
-    if check_request(vcpu, _REQ_TRIPLE_FAULT):
-        serve_requests(vcpu)
+    vcpu.mode = _OUTSIDE_GUEST_MODE
+    is_shutdown = check_request(vcpu, _REQ_TRIPLE_FAULT)
+    serve_requests(vcpu)
+    if is_shutdown:
         return _SHUTDOWN
     if vcpu.exception_pending and vcpu.vm.trace.on:
-        serve_requests(vcpu)
         trace_inj_exception(
             vcpu.vm.trace,
             vcpu.exception_vector,
@@ -125,12 +126,19 @@ def enter(vcpu: Vcpu) -> int:
             vcpu.exception_reinjected,
         )
     while vcpu.requests or vcpu.mmu.root_hpa == _INVALID_PAGE:
-        serve_requests(vcpu)
         if vcpu.mmu.root_hpa == _INVALID_PAGE:
             ret = load(vcpu)
             if ret < 0:
                 return ret
+        serve_requests(vcpu)
     vcpu.mode = _IN_GUEST_MODE
+    return 0
+
+
+def leave(vcpu: Vcpu) -> int:
+    """An exit: the CPU is back in kvm, where remote flushes do not interrupt it."""
+    vcpu.mode = _OUTSIDE_GUEST_MODE
+    vcpu.stat.exits += 1
     return 0
 
 
@@ -147,8 +155,7 @@ def handle_page_fault(vcpu: Vcpu, address: int, code: int) -> int:
 
     Return RESUME, EMULTYPE_* bits, or a negative errno, also kept in ``vcpu.exit_action``.
     """
-    vcpu.mode = _OUTSIDE_GUEST_MODE
-    vcpu.stat.exits += 1
+    leave(vcpu)
     if vcpu.vm.trace.on:
         trace_kvm_page_fault(vcpu.vm.trace, vcpu.vcpu_id, vcpu.rip, address, code)
     vcpu.exit_address = address
@@ -160,14 +167,16 @@ def handle_page_fault(vcpu: Vcpu, address: int, code: int) -> int:
 def access(vcpu: Vcpu, gva: Gva, kind: int) -> int:
     """Let the guest make an access of ``kind`` (ACCESS_* bits of ``hw.bits``) to the byte at ``gva``.
 
-    Return HIT, FAULT, EMULATE or ERROR. :class:`KvmBug` if the same access exits again and again.
+    Return HIT, FAULT, EMULATE or ERROR (``vcpu.exit_action`` says which: a negative errno, or SHUTDOWN).
+    :class:`KvmBug` if the same access exits again and again.
     """
     cpu = vcpu.cpu
     if vcpu.requests or vcpu.mmu.root_hpa == _INVALID_PAGE:
         ret = enter(vcpu)
-        if ret < 0:
+        if ret:
             vcpu.exit_action = ret
             return _ERROR
+    vcpu.mode = _IN_GUEST_MODE
     status = cpu.access(gva, kind)
     if status == _HW_HIT:
         return _HIT
@@ -189,7 +198,7 @@ def access_missed(vcpu: Vcpu, gva: Gva, kind: int, status: int) -> int:
         if ret != _RESUME:
             return _EMULATE
         ret = enter(vcpu)
-        if ret < 0:
+        if ret:
             vcpu.exit_action = ret
             return _ERROR
         if vcpu.exception_pending:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import RecordingError
@@ -165,6 +166,8 @@ def cut(path: str, output: str, first: int = 0, until: int | None = None, level:
     (``preamble``). A truncated recording is read as far as its whole blocks go. Raises :class:`RecordingError` for a
     range that ``path`` does not have.
     """
+    if Path(output).exists() and Path(output).samefile(path):
+        raise RecordingError(f"{output} is the recording itself: write the piece to another file")
     with Reader(path, salvage=True) as reader:
         end = reader.total if until is None else until
         if not 0 <= first < end or end > reader.total:
@@ -179,7 +182,8 @@ def cut(path: str, output: str, first: int = 0, until: int | None = None, level:
             if first:
                 moment.write(writer)
             while reader.position < end:
-                reader.next()
+                if reader.next() == 0:
+                    raise RecordingError(f"{path} ends at record {reader.position}, before record {end}")
                 copy_record(reader, writer.encoder)
                 _flush_full(writer)
             return _finish_piece(reader, writer, end)

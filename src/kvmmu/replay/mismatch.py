@@ -56,9 +56,13 @@ def _describe_access(access: int) -> str:
 def _guest_lines(vcpu: Vcpu, gva: int) -> list[str]:
     # A read by the supervisor meets the least resistance: it shows all there is.
     gw = GuestWalk()
-    if vcpu.mmu.root_hpa == 0 or vcpu.cr0 >> 31 == 0:
+    if vcpu.cr0 >> 31 == 0:
         return ["paging is off"]
+    trace = vcpu.vm.trace
+    listening = trace.on
+    trace.on = False
     done = walk_guest(vcpu, gw, gva, 0)  # type: ignore[arg-type]
+    trace.on = listening
     lines = [
         f"level {level} at gpa {gw.gpte_gpa(level):#x}: {gw.gpte(level):#018x}"
         for level in range(gw.max_level, max(gw.level, 1) - 1, -1)

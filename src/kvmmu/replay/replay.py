@@ -117,10 +117,11 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
         except KeyboardInterrupt:
             result.stopped = "interrupted"
         result.seconds = time.perf_counter() - started
-        if machine.vm is not None and result.stopped != "interrupted":
+        _collect(result, player, machine)
+        # After a mismatch the two machines have parted: what is reported is the mismatch.
+        if machine.vm is not None and result.stopped != "interrupted" and not result.mismatches:
             audit(machine.vm)
             result.audits += 1
-        _collect(result, player, machine)
     return result
 
 

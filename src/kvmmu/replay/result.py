@@ -53,7 +53,7 @@ class ShadowPages:
 
 @dataclass(slots=True)
 class Result:
-    """Totals of one replay. ``stopped``: why it ended ("end", "limit", "break", "mismatch", "interrupted")."""
+    """Totals of one replay. ``stopped``: why it ended ("end", "limit", "break", "interrupted")."""
 
     recording: str
     mmu: str

@@ -155,6 +155,7 @@ def test_a_fresh_vm_passes() -> None:
 
 # ---- damages, each with the invariant and the words that must be named
 
+
 def first_leaf(world: World) -> tuple[ShadowPage, int]:
     """(page, sptep) of the leaf of gva 0x1000; the page of the read-only entry has the same gfn."""
     sp = next(sp for sp in world.pages() if sp.gfn == LOW and sp.role & 0x70F == 0x701)
@@ -492,6 +493,7 @@ def test_the_audit_changes_nothing() -> None:
 
 
 # ---- mmu_rmaps_stat
+
 
 def test_rmap_statistics_count_lists_by_their_lowest_set_bit() -> None:
     world = World(npt=True)

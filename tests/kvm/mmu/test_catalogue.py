@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One small scenario for each bug in KVM's history that one actor at a time can trigger, and that this model could have.
+"""One small scenario for each bug in KVM's history that one actor alone can trigger, and that this model could have.
 
-The test of an entry is named after it: its number and name in the catalogue of KVM MMU bugs. The docstring says what the
-broken code did. ``mutations.py`` has the broken code, and ``test_mutations.py`` shows that each test notices it.
+The test of an entry is named after it: its number and name in the catalogue of KVM MMU bugs. The docstring says what
+the broken code did. ``mutations.py`` has the broken code, and ``test_mutations.py`` shows that each test notices it.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import errno
 
 import pytest
 
-from kvmmu.addr import INVALID_PAGE
 from kvmmu import GuestTables, KvmIoctlError, Params, UserMemoryRegion, World
-from kvmmu.host.frames import PG_DIRTY
+from kvmmu.addr import INVALID_PAGE
 from kvmmu.guest.tables import SIZE_1G, SIZE_2M, ControlRegisters
+from kvmmu.host.frames import PG_DIRTY
 from kvmmu.hw.bits import (
     CR0_ET,
     CR0_PE,
     CR0_PG,
-    CR0_WP,
     CR3_NOFLUSH,
     CR4_PCIDE,
     CR4_PGE,
@@ -95,7 +94,7 @@ class Guest:
         return int.from_bytes(result.data, "little") if result.kind == "done" else result
 
     def write(self, gva: int, value: int = 1, *, user: bool = True) -> str:
-        """"done", "mmio", or the error code of the fault."""
+        """ "done", "mmio", or the error code of the fault."""
         result = self.world.write(self.vcpu, gva, value, user=user)
         return f"{result.error_code:#x}" if result.kind == "fault" else result.kind
 

@@ -22,7 +22,9 @@ TEST = pathlib.Path(__file__).with_name("test_catalogue.py")
 
 def copy_package(place: pathlib.Path) -> pathlib.Path:
     """The sources of the package, without what a build made of them."""
-    shutil.copytree(house.PACKAGE, place / "kvmmu", ignore=shutil.ignore_patterns("*.so", "*.c", "*.kmr", "__pycache__"))
+    shutil.copytree(
+        house.PACKAGE, place / "kvmmu", ignore=shutil.ignore_patterns("*.so", "*.c", "*.kmr", "__pycache__")
+    )
     return place / "kvmmu"
 
 

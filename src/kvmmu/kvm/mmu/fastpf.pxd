@@ -19,6 +19,9 @@ cdef int _FIXED
 cdef int _SPURIOUS
 cdef u64 _PT_WRITABLE
 cdef u64 _PT_PRESENT
+cdef int _READING
+cdef int _OUTSIDE
+cdef int _MOST_TRIES
 
 cpdef bint may_be_fast(Vm vm, PageFault fault) noexcept
 cpdef bint is_access_allowed(SpteFormat fmt, PageFault fault, u64 spte) noexcept

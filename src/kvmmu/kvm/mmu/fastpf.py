@@ -9,7 +9,7 @@ from __future__ import annotations
 from ...addr import Hpa
 from ...hw.bits import PT_PRESENT, PT_WRITABLE
 from ..guestmem import mark_page_dirty_in_slot
-from ..vcpu import Vcpu
+from ..vcpu import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, Vcpu
 from ..vm import Vm
 from .fault import RET_PF_FIXED, RET_PF_INVALID, RET_PF_SPURIOUS, PageFault
 from .mmutrace import trace_fast_page_fault
@@ -33,6 +33,10 @@ _FIXED = RET_PF_FIXED
 _SPURIOUS = RET_PF_SPURIOUS
 _PT_WRITABLE = PT_WRITABLE
 _PT_PRESENT = PT_PRESENT
+_READING = READING_SHADOW_PAGE_TABLES
+_OUTSIDE = OUTSIDE_GUEST_MODE
+#: Lost races after which the slow path takes over.
+_MOST_TRIES = 5
 
 
 def may_be_fast(vm: Vm, fault: PageFault) -> bool:
@@ -91,19 +95,20 @@ def fast_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
         return _INVALID
     ret = -1
     tries = 0
+    vcpu.mode = _READING
     sptep: Hpa = 0  # type: ignore[assignment]
     spte = 0
     while ret < 0:
         sptep = find_last_sptep(vcpu, fault.addr)
         spte = vm.memory.read_once(sptep) if sptep else 0
+        ret = try_fix(vcpu, fault, sptep, spte) if sptep else _INVALID
         tries += 1
-        if sptep == 0 or tries > 5:
+        if ret < 0 and tries == _MOST_TRIES:
             ret = _INVALID
-        else:
-            ret = try_fix(vcpu, fault, sptep, spte)
     if vm.trace.on:
         new = vm.memory.read_once(sptep) if sptep else 0
         trace_fast_page_fault(vm.trace, vcpu.vcpu_id, fault.addr, fault.error_code, sptep, spte, new, ret)
+    vcpu.mode = _OUTSIDE
     if ret != _INVALID:
         vcpu.stat.pf_fast += 1
     return ret

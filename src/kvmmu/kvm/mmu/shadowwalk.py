@@ -61,14 +61,15 @@ def walk_next(step: int, spte: int) -> int:
 
 
 def find_last_sptep(vcpu: Vcpu, addr: int) -> Hpa:
-    """Location of the last entry on the way to ``addr``, present or not; 0 if there is no walk. Takes no lock."""
+    """Location of the last entry on the way to ``addr``, present or not; 0 if there is no walk.
+
+    Takes no lock: the caller's mode is READING_SHADOW_PAGE_TABLES as long as it uses the result.
+    """
     sptep: Hpa = 0  # type: ignore[assignment]
-    vcpu.mode = _READING
     step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
     while step:
         sptep = walk_sptep(step, addr)
         step = walk_next(step, vcpu.vm.memory.read_once(sptep))
-    vcpu.mode = _OUTSIDE
     return sptep
 
 
