@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         OutOfFrames,
         RecorderError,
         RecordingError,
-        ReplayMismatch,
         UserError,
     )
     from .guest.tables import ControlRegisters, GuestTables, TablePages
@@ -48,7 +47,6 @@ _ROOMS = {
     "Params": "params",
     "RecorderError": "errors",
     "RecordingError": "errors",
-    "ReplayMismatch": "errors",
     "TablePages": "guest.tables",
     "UserError": "errors",
     "UserMemoryRegion": "kvm.regions",
@@ -69,7 +67,6 @@ __all__ = [
     "Params",
     "RecorderError",
     "RecordingError",
-    "ReplayMismatch",
     "TablePages",
     "UserError",
     "UserMemoryRegion",

@@ -46,7 +46,3 @@ class KvmIoctlError(KvmmuError, OSError):
 
     Arguments are those of :class:`OSError`: the errno (positive) and the text.
     """
-
-
-class ReplayMismatch(KvmmuError):
-    """The replayed machine and the recorded one disagree about a translation."""

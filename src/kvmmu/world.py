@@ -284,6 +284,8 @@ class World:
             status = run.access(vcpu, Gva(gva + start), kind)
             if status == run.FAULT:
                 return Access("fault", error_code=vcpu.exception_error_code, address=vcpu.cr2)
+            if status == run.ERROR and vcpu.exit_action == run.SHUTDOWN:
+                raise GuestMisuse(f"access at {gva:#x}: vCPU {vcpu.vcpu_id} shut down after a triple fault")
             if status == run.ERROR:
                 raise KvmIoctlError(-vcpu.exit_action, f"KVM_RUN: access at {gva:#x} cannot be resolved by the host")
             if status == run.EMULATE:

@@ -22,7 +22,6 @@ from kvmmu.errors import (
     KvmIoctlError,
     RecorderError,
     RecordingError,
-    ReplayMismatch,
 )
 from kvmmu.params import PARAMETERS
 
@@ -48,7 +47,6 @@ def run_with(monkeypatch: pytest.MonkeyPatch, module: Module) -> int:
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
-        (ReplayMismatch("gva 0x1000\nhere 0x2"), 1, "kvmmu: gva 0x1000 here 0x2\n"),
         (ConfigError("npt=2: must be on or off"), 2, "kvmmu: npt=2: must be on or off\n"),
         (GuestMisuse("unaligned table"), 3, "kvmmu: unaligned table\n"),
         (RecordingError("boot.kmr: truncated"), 3, "kvmmu: boot.kmr: truncated\n"),
@@ -127,7 +125,7 @@ def test_every_status_has_a_meaning() -> None:
 
 def test_every_kind_of_error_has_a_status_of_the_table() -> None:
     assert status_of(KvmBug("")) is Status.BUG
-    assert {status_of(kind("")) for kind in (ConfigError, RecordingError, RecorderError, ReplayMismatch)} <= set(Status)
+    assert {status_of(kind("")) for kind in (ConfigError, RecordingError, RecorderError)} <= set(Status)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from ..errors import ConfigError, KvmmuError, RecorderError, ReplayMismatch, UserError
+from ..errors import ConfigError, KvmmuError, RecorderError, UserError
 
 
 class Status(IntEnum):
@@ -35,8 +35,6 @@ MEANINGS = {
 
 def status_of(error: KvmmuError | OSError) -> Status:
     """The status that ``error`` ends a command with."""
-    if isinstance(error, ReplayMismatch):
-        return Status.MISMATCH
     if isinstance(error, RecorderError):
         return Status.RECORDER
     if isinstance(error, ConfigError):
