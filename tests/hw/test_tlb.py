@@ -141,6 +141,25 @@ def test_invlpg_leaves_other_pcids_and_invpcid_leaves_globals(tlb: Tlb) -> None:
     assert tlb.find(0x1000) == 0
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_flush_of_a_page_in_the_whole_space_takes_every_pcid(tlb: Tlb, level: int) -> None:
+    gva = 7 * SIZE[level]
+    for space, pcid in ((1, 3), (1, 4), (2, 3)):
+        tlb.switch(space, pcid)
+        tlb.fill(gva, word(1, level))
+        tlb.fill(gva + SIZE[level], word(2, level))
+    tlb.fill(2 * gva, word(3, level, is_global=True))
+    tlb.switch(1, 5)
+    tlb.invlpg_space(gva)
+    for space, pcid, found in ((1, 3, 0), (1, 4, 0), (2, 3, word(1, level))):
+        tlb.switch(space, pcid)
+        assert tlb.find(gva) == found
+        assert tlb.find(gva + SIZE[level]) == word(2, level)
+    tlb.switch(2, 9)
+    tlb.invlpg_space(2 * gva)
+    assert tlb.find(2 * gva) == 0
+
+
 @pytest.mark.parametrize("piece", [1, 2, 3])
 def test_invlpg_takes_all_pieces_of_a_guest_page(tlb: Tlb, piece: int) -> None:
     base = 3 * PIECE[piece]

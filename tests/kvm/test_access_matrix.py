@@ -251,6 +251,19 @@ def test_permissions_of_both_levels(mode: str, low: int, npt: bool) -> None:
     assert cases == pairs * len(corners) * len(KINDS_PLAIN)
 
 
+@pytest.mark.slow  # A minute and more on the interpreted build only.
+@SHADOW_AND_NPT
+@pytest.mark.parametrize(("mode", "low"), PAIRS)
+def test_permissions_of_both_levels_in_every_cpu_state(mode: str, low: int, npt: bool) -> None:
+    rig = Rig(mode, low, npt)
+    always = [P, PS] if low > 1 else [P]
+    highs, lows = rig.words(low + 1, (W, U, NX), (P, A)), rig.words(low, (W, U, NX), always)
+    cases = enumerate_cases(rig, highs, lows, CPUS if npt else WITHOUT_PKE, KINDS_THAT_DIFFER)
+    looping = 0 if npt else 8 * len([kind for kind in KINDS_THAT_DIFFER if kind[1].ac and kind[1].implicit])
+    states = 16 + 16 * 4 if npt else 16
+    assert cases == len(highs) * len(lows) * (states * len(KINDS_THAT_DIFFER) - looping)
+
+
 @SHADOW_AND_NPT
 @pytest.mark.parametrize(("mode", "low"), PAIRS)
 def test_every_lower_entry(mode: str, low: int, npt: bool) -> None:

@@ -9,7 +9,6 @@ from .tlb cimport Tlb
 
 cdef int _HIT
 cdef int _PAGE_FAULT
-cdef int _NESTED_FAULT
 cdef int _DONE
 cdef int _GENERAL_PROTECTION
 cdef u64 _FRAME

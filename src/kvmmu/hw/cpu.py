@@ -50,7 +50,7 @@ from .modes import MODE_PAE, bit_range
 from .paging import Walk, walk
 from .params import CpuParams
 from .regs import Registers
-from .tdp import HIT, NESTED_FAULT, PAGE_FAULT
+from .tdp import HIT, PAGE_FAULT
 from .tlb import Tlb
 
 #: Answers of an instruction: it is done, or it raises #GP and changed nothing.
@@ -65,7 +65,6 @@ INVPCID_NON_GLOBAL = 3
 
 _HIT = HIT
 _PAGE_FAULT = PAGE_FAULT
-_NESTED_FAULT = NESTED_FAULT
 _DONE = DONE
 _GENERAL_PROTECTION = GENERAL_PROTECTION
 _FRAME = PT_FRAME
@@ -74,7 +73,6 @@ _CR3_PCID = CR3_PCID
 _CR3_NOFLUSH = CR3_NOFLUSH
 _MODE_PAE = MODE_PAE
 _PDPTES = 0xFFFF_FFE0
-_ONE = 1
 _DEFAULTS = CpuParams()
 
 

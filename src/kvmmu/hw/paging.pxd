@@ -26,7 +26,6 @@ cdef int _PSE36_SHIFT
 cdef u32 _USER
 cdef u32 _IMPLICIT
 cdef u32 _WRITE
-cdef u32 _FETCH
 cdef u32 _RSVD
 cdef u32 _PK
 cdef u32 _WRITE_USER

@@ -11,7 +11,6 @@ from .mmu.setup cimport init_mmu
 from .mmu.walker cimport load_pdptrs
 
 cdef u64 _ONE
-cdef u64 _U64
 cdef u64 _CR0_PG
 cdef u64 _CR0_PE
 cdef u64 _CR0_ET

@@ -8,7 +8,7 @@ Reference: "MMU contexts and reserved-bit tables" triggers, "Roots, CR3, PCID, i
 
 from __future__ import annotations
 
-from ..addr import U64, Gva
+from ..addr import Gva
 from ..hw.bits import (
     CR0_CD,
     CR0_ET,
@@ -47,7 +47,6 @@ DONE = 0
 GP = 1
 
 _ONE = 1
-_U64 = U64
 _CR0_PG = CR0_PG
 _CR0_PE = CR0_PE
 _CR0_ET = CR0_ET

@@ -21,7 +21,6 @@ cdef int _HIT
 cdef int _EMULATE
 cdef int _EMULATED
 cdef int _MMIO_OUT
-cdef int _RETRY_INSN
 cdef int _HW_HIT
 cdef int _ACCESS
 cdef int _STORE

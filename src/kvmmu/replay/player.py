@@ -16,7 +16,7 @@ from ..hw.bits import ACCESS_AC, ACCESS_WRITE
 from ..hw.cpu import Cpu
 from ..hw.tdp import HIT as HW_HIT
 from ..kvm import sregs
-from ..kvm.emulate import EMULATED, MMIO, RETRY_INSN, complete_mmio_read, emulate
+from ..kvm.emulate import EMULATED, MMIO, complete_mmio_read, emulate
 from ..kvm.guestmem import gpa_to_hpa
 from ..kvm.insn import insn_invlpg, insn_invpcid, mov_cr0, mov_cr3, mov_cr4, wrmsr_efer, wrpkru
 from ..kvm.mmu.gptewrite import unprotect_gfn
@@ -56,7 +56,6 @@ _HIT = HIT
 _EMULATE = EMULATE
 _EMULATED = EMULATED
 _MMIO_OUT = MMIO
-_RETRY_INSN = RETRY_INSN
 _HW_HIT = HW_HIT
 _ACCESS = K_ACCESS
 _STORE = K_STORE

@@ -13,7 +13,6 @@ from .pages cimport is_obsolete, root_to_sp
 
 cdef u64 _NO_PFN
 cdef u64 _GUP_ERRORS
-cdef u64 _GUP_READ_ONLY
 cdef u64 _KVM_PFN_ERR_FAULT
 cdef u64 _KVM_PFN_ERR_RO_FAULT
 cdef u64 _KVM_PFN_NOSLOT

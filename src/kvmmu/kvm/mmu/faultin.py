@@ -11,7 +11,7 @@ import errno
 
 from ...addr import INVALID_PAGE, Gfn, Pfn
 from ...host.frames import NO_PFN
-from ...host.mm import GUP_ERRORS, GUP_READ_ONLY
+from ...host.mm import GUP_ERRORS
 from ..memslots import (
     KVM_HVA_ERR_BAD,
     KVM_PFN_ERR_FAULT,
@@ -30,7 +30,6 @@ from .pages import is_obsolete, root_to_sp
 
 _NO_PFN = NO_PFN
 _GUP_ERRORS = GUP_ERRORS
-_GUP_READ_ONLY = GUP_READ_ONLY
 _KVM_PFN_ERR_FAULT = KVM_PFN_ERR_FAULT
 _KVM_PFN_ERR_RO_FAULT = KVM_PFN_ERR_RO_FAULT
 _KVM_PFN_NOSLOT = KVM_PFN_NOSLOT

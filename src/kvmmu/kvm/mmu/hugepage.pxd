@@ -8,7 +8,6 @@ from ..vcpu cimport Vcpu
 from .fault cimport PageFault
 
 cdef u64 _KVM_PFN_ERR_NOSLOT_MASK
-cdef u64 _U64
 
 @cython.locals(level=int)
 cpdef int max_mapping_level(Vm vm, Memslot slot, gfn_t gfn, int max_level) except -1

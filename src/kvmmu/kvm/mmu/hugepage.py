@@ -6,7 +6,7 @@ Reference: "Huge pages and the NX mitigation", without the mitigation.
 
 from __future__ import annotations
 
-from ...addr import U64, Gfn, pages_per_level
+from ...addr import Gfn, pages_per_level
 from ...errors import KvmBug
 from ..memslots import KVM_PFN_ERR_NOSLOT_MASK, Memslot
 from ..vcpu import Vcpu
@@ -14,7 +14,6 @@ from ..vm import Vm
 from .fault import PageFault
 
 _KVM_PFN_ERR_NOSLOT_MASK = KVM_PFN_ERR_NOSLOT_MASK
-_U64 = U64
 
 
 def max_mapping_level(vm: Vm, slot: Memslot, gfn: Gfn, max_level: int) -> int:

@@ -33,7 +33,6 @@ cdef u32 _ACC_EXEC
 cdef u64 _ACC_ALL
 cdef u64 _GEN_IN_PROGRESS
 cdef u64 _MMIO_SPTE_GEN_MASK
-cdef u64 _PAGE_MASK
 cdef u64 _INVALID_PAGE
 cdef int _READING
 cdef int _OUTSIDE
@@ -46,8 +45,6 @@ cdef int _FIXED
 cdef int _SPURIOUS
 cdef int _FAULT_PAGING
 cdef int _FAULT_NONPAGING
-cdef int _EIO
-cdef int _EINVAL
 cdef int _ENOMEM
 cdef u64 _MIN_FREE_FRAMES
 cdef int _RESUME

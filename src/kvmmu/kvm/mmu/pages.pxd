@@ -10,11 +10,9 @@ from .role cimport (role_access, role_direct, role_invalid, role_level, role_pas
 
 cdef u64 _GOLDEN_RATIO_64
 cdef u64 _U64
-cdef u64 _ONE
 cdef int _ENTRIES
 cdef u64 _SHADOW_NONPRESENT_VALUE
 cdef u64 _ACC_ALL
-cdef u64 _PAGE_MASK
 cdef u64 _INVALID_PAGE
 
 cpdef int hash_bucket(gfn_t gfn) noexcept

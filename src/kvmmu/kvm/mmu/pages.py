@@ -6,7 +6,7 @@ Reference: "Data structures" (kvm_mmu_page), "Shadow pages" lookup and alloc.
 
 from __future__ import annotations
 
-from ...addr import ENTRIES, INVALID_PAGE, PAGE_MASK, U64, Gfn, Hpa, gfn_to_gpa, hpa_to_pfn
+from ...addr import ENTRIES, INVALID_PAGE, U64, Gfn, Hpa, gfn_to_gpa, hpa_to_pfn
 from ..memslots import Memslot
 from ..vm import Vm
 from .page import ShadowPage, make_page
@@ -15,11 +15,9 @@ from .spte import ACC_ALL, SHADOW_NONPRESENT_VALUE
 
 _GOLDEN_RATIO_64 = 0x61C8_8646_80B5_83EB
 _U64 = U64
-_ONE = 1
 _ENTRIES = ENTRIES
 _SHADOW_NONPRESENT_VALUE = SHADOW_NONPRESENT_VALUE
 _ACC_ALL = ACC_ALL
-_PAGE_MASK = PAGE_MASK
 _INVALID_PAGE = INVALID_PAGE
 
 

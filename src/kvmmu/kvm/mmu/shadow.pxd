@@ -26,7 +26,6 @@ cdef int _RETRY
 cdef int _SPURIOUS
 cdef int _REQ_FREE_OBSOLETE_ROOTS
 cdef u64 _INVALID_PAGE
-cdef u32 _ROLE_INVALID
 cdef int _PREFETCH_NUM
 
 @cython.locals(sp=ShadowPage, found=ShadowPage, invalid_list=list, collisions=u64, ret=int)

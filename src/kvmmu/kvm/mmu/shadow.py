@@ -20,7 +20,6 @@ from .page import ShadowPage
 from .pages import alloc_page, bucket_head, has_gptes, is_obsolete, sptep_index, sptep_to_sp
 from .resync import is_invalid_gpte, sync_children, sync_page
 from .role import (
-    ROLE_INVALID,
     child_role,
     cpu_role_level,
     role_access,
@@ -40,7 +39,6 @@ _RETRY = RET_PF_RETRY
 _SPURIOUS = RET_PF_SPURIOUS
 _REQ_FREE_OBSOLETE_ROOTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 _INVALID_PAGE = INVALID_PAGE
-_ROLE_INVALID = ROLE_INVALID
 _PREFETCH_NUM = PTE_PREFETCH_NUM
 
 
