@@ -163,6 +163,24 @@ class MmuMachine(RuleBasedStateMachine):
         rig.access(cpu, self.gva(gva) + 0x30, 8, "read", user)
         rig.access(cpu, self.gva(gva) + 0x38, 8, "write", user)
 
+    @rule(cpu=CPUS, other=CPUS, level=st.integers(1, 5), table=st.integers(2, NR_TABLES - 1), how=FLUSHES)
+    def use_change_two_entries_flush_use(self, cpu: int, other: int, level: int, table: int, how: str) -> None:
+        """One store changes two neighbouring entries, at any level; both must be seen after the flush."""
+        rig = self.rig
+        level = min(level, rig.levels)
+        place = rig.place(cpu, 0, level)
+        step = 1 << (12 + rig.index_bits * (level - 1))
+        gvas = [0, step] if step in rig.gvas else [0]
+        for gva in gvas:
+            rig.access(cpu, gva + 0x50, 8, "read", False)
+        if place is not None and place < 0x40000:
+            frame = TABLES + table * PAGE if level > 1 else DATA
+            flags = 1 if rig.mode == "pae" and level == 3 else 0x27
+            self._store(other, place, frame | flags, "cross")
+        self.flush(cpu, how, 0, 0, 0, 2)
+        for gva in gvas:
+            rig.access(cpu, gva + 0x50, 8, "read", False)
+
     @rule(cpu=CPUS, other=CPUS, gva=NEAR, page=st.integers(0, 3), how=st.sampled_from(["zap", "ro", "slot", "odd"]))
     def use_and_lose(self, cpu: int, other: int, gva: int, page: int, how: str) -> None:
         """Use a page through a table that kvm then gives up mirroring; the host or VMM takes the page; use it again."""
