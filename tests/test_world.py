@@ -391,3 +391,13 @@ def test_a_world_without_vcpus_closes() -> None:
 def test_the_frames_of_a_world_leave_room_for_kvm() -> None:
     assert nr_frames_for(16 * MIB) == 80 * MIB >> 12
     assert nr_frames_for(1 << 30) == 3 << 29 >> 12
+
+
+def test_a_closed_world_does_nothing_more() -> None:
+    world = World()
+    world.add_slot(0, 0, 1 << 20)
+    vcpu = world.create_vcpu()
+    world.close()
+    for call in (world.close, world.create_vcpu, lambda: world.read(vcpu, 0x1000)):
+        with pytest.raises(GuestMisuse, match="this world is closed"):
+            call()

@@ -90,6 +90,11 @@ class World:
         self.mm = Mm(self.frames)
         self.vm = Vm(self.mm, self.params)
         self.mm.register(MmuNotifier(self.vm))
+        self._is_closed = False
+
+    def _must_be_open(self) -> None:
+        if self._is_closed:
+            raise GuestMisuse("this world is closed: build another one")
 
     # Building.
 
@@ -144,6 +149,7 @@ class World:
 
     def create_vcpu(self, maxphyaddr: int | None = None) -> Vcpu:
         """A new vCPU with paging off, on a CPU of its own; ``maxphyaddr`` (bits) defaults to the host's."""
+        self._must_be_open()
         params = self.params
         if maxphyaddr is not None and not 32 <= maxphyaddr <= params.host_maxphyaddr:
             raise ConfigError(f"maxphyaddr={maxphyaddr}: a guest of this host has 32 to {params.host_maxphyaddr} bits")
@@ -272,6 +278,7 @@ class World:
     def _access(self, vcpu: Vcpu, gva: Gva | int, kind: int, data: bytes | None, size: int) -> Access:
         if vcpu.rflags & X86_EFLAGS_AC:
             kind |= ACCESS_AC
+        self._must_be_open()
         if not 1 <= size <= PAGE_SIZE:
             raise GuestMisuse(f"an access of {size} bytes: one instruction touches 1 to 4096")
         self._check_linear(vcpu, gva, size)
@@ -394,7 +401,9 @@ class World:
         return out.hexdigest()
 
     def close(self) -> None:
-        """End the VM: zap everything, free every vCPU's roots."""
+        """End the VM: zap everything, free every vCPU's roots. Nothing can be done with the world afterwards."""
+        self._must_be_open()
+        self._is_closed = True
         zap.zap_all(self.vm)
         for vcpu in list(self.vm.vcpus):
             run.destroy_vcpu(vcpu)

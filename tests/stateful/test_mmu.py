@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from kvmmu.hw.bits import PT_NX
 from stateful.rig import (
     DATA,
+    LARGE,
     LONG,
     MODES,
     MOVED,
@@ -227,6 +228,36 @@ class MmuMachine(RuleBasedStateMachine):
         rig.access(other, self.gva(gva) + 0x48, 8, "read", False)
         rig.access(other, self.gva(gva) + 0x48, 8, "write", False)
 
+    @rule(cpu=CPUS, gva=NEAR, half=st.integers(0, 1), page=st.integers(0, 3), how=st.sampled_from(["zap", "ro", "log"]))
+    def use_large_and_lose(self, cpu: int, gva: int, half: int, page: int, how: str) -> None:
+        """Use a large page, of the guest and perhaps of the host; a piece of it goes, or its writes are logged."""
+        rig = self.rig
+        size = 0x40_0000 if rig.width == 4 else 0x20_0000
+        frame = 0x40_0000 if rig.width == 4 else LARGE + half * size
+        self._remap(cpu, gva, 2, frame, 0xE7)
+        at = self.gva(gva) // size * size + page * PAGE + 0x58
+        if at & -PAGE not in rig.mirrors[cpu].caches.current():
+            at = self.gva(gva) + 0x58
+        rig.access(cpu, at, 8, "write", False)
+        if how == "log":
+            rig.set_slot(2, LARGE, 1)
+        else:
+            rig.protect(2, (frame - LARGE) // PAGE + page, how)
+        rig.access(cpu, at, 8, "read", False)
+        rig.access(cpu, at, 8, "write", False)
+        rig.dirty_log(2)
+
+    @rule(cpu=CPUS, gva=NEAR, page=st.integers(0, 3), flags=LEAVES, user=st.booleans())
+    def use_logged_tables(self, cpu: int, gva: int, page: int, flags: int, user: bool) -> None:
+        """The walker's own stores, of A and D, are writes to the guest's memory too."""
+        rig = self.rig
+        self._remap(cpu, gva, 1, DATA + page * PAGE, flags & ~0x60)
+        if 0 in rig.slots:
+            rig.set_slot(0, 0, 1)
+            rig.dirty_log(0)
+        rig.access(cpu, self.gva(gva) + 0x60, 8, "write" if flags & 2 else "read", user)
+        rig.dirty_log(0)
+
     def _store(self, cpu: int, gpa: int, word: int, shape: str) -> None:
         width = self.rig.width
         data = (word % (1 << 64)).to_bytes(8, "little")[:width]
@@ -299,7 +330,7 @@ class NptMachine(MmuMachine):
     npt = True
 
 
-QUICK = settings(max_examples=80, stateful_step_count=50)
+QUICK = settings(max_examples=70, stateful_step_count=40)
 DEEP = settings(
     settings.get_profile("deep"),
     stateful_step_count=150,

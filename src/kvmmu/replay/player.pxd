@@ -71,6 +71,7 @@ cdef class Player:
     cdef int play_record(self, int kind) except -1
     cdef bint is_break(self) except -1
     cdef int fail(self, object problem) except -1
+    cdef int make_access(self, Vcpu vcpu) except -1
     @cython.locals(vcpu=Vcpu, status=int)
     cdef int play_access(self) except -1
     @cython.locals(vcpu=Vcpu, data=bytes, status=int)

@@ -202,12 +202,16 @@ class Player:
             return self.fail("the access goes to another frame than the machine's")
         return 0
 
+    def make_access(self, vcpu: Vcpu) -> int:
+        """Let ``vcpu`` make the access of the record in hand; return how it ended (HIT, FAULT, EMULATE, ERROR)."""
+        self.accesses += 1
+        vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & _AC else 2
+        return access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
+
     def play_access(self) -> int:
         """Make the recorded access, and verify where it goes."""
         vcpu = self.vcpus[self.reader.cpu]
-        self.accesses += 1
-        vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & _AC else 2
-        status = access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
+        status = self.make_access(vcpu)
         if status == _HIT:
             return self.verify_hpa(vcpu)
         if status != _EMULATE:
@@ -241,10 +245,8 @@ class Player:
     def play_store(self) -> int:
         """Make the recorded store to a guest table, and verify where it goes."""
         vcpu = self.vcpus[self.reader.cpu]
-        self.accesses += 1
         self.stores += 1
-        vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & _AC else 2
-        status = access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
+        status = self.make_access(vcpu)
         if status == _HIT:
             self.verify_hpa(vcpu)
             return self.store_record(vcpu.cpu.hpa)
@@ -268,9 +270,7 @@ class Player:
     def play_mmio(self) -> int:
         """Make the recorded device access; it must end at the same device address."""
         vcpu = self.vcpus[self.reader.cpu]
-        self.accesses += 1
-        vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & _AC else 2
-        status = access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
+        status = self.make_access(vcpu)
         if status == _HIT:
             return self.verify_hpa(vcpu)
         if status != _EMULATE:
