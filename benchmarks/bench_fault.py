@@ -24,7 +24,8 @@ from figures import Figure, best_ns, cpu_ns, run
 from kvmmu.guest.tables import ControlRegisters
 from kvmmu.hw.bits import ACCESS_WRITE, CR0_PE, CR0_PG, CR0_WP, CR4_PAE, EFER_LMA, EFER_LME, EFER_NX
 from kvmmu.kvm.emulate import complete_mmio_read
-from kvmmu.kvm.run import HIT, access
+from kvmmu.kvm.outcome import RUN_HIT
+from kvmmu.kvm.run import access
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.params import Params
 from kvmmu.world import World
@@ -79,7 +80,7 @@ def _touch(vcpu: Vcpu, gvas: list[int], kind: int) -> int:
     for gva in gvas:
         access(vcpu, gva, kind)
     spent = cpu_ns() - start
-    if access(vcpu, gvas[-1], kind) != HIT:
+    if access(vcpu, gvas[-1], kind) != RUN_HIT:
         raise SystemExit("bench_fault: an access of the benchmark faults")
     return spent
 

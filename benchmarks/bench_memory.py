@@ -22,7 +22,8 @@ from figures import Figure, run
 
 from kvmmu.guest.tables import ControlRegisters
 from kvmmu.hw.bits import CR0_PE, CR0_PG, CR0_WP, CR4_PAE, EFER_LMA, EFER_LME, EFER_NX
-from kvmmu.kvm.mmu.rmap import DESC_SIZE, PTE_LIST_EXT, pte_list_count
+from kvmmu.kvm.mmu.bits import PTE_LIST_DESC_SIZE, PTE_LIST_EXT
+from kvmmu.kvm.mmu.rmap import pte_list_count
 from kvmmu.kvm.mmu.role import role_direct, role_level
 from kvmmu.kvm.run import access
 from kvmmu.kvm.vcpu import Vcpu
@@ -105,7 +106,7 @@ def _descriptors(count: int) -> int:
 
 
 def _chain_bytes(count: int) -> int:
-    return 8 + _descriptors(count) * DESC_SIZE
+    return 8 + _descriptors(count) * PTE_LIST_DESC_SIZE
 
 
 def _free_descriptors(world: World) -> int:
@@ -117,7 +118,7 @@ def _free_descriptors(world: World) -> int:
 
 
 def _used_descriptors(world: World) -> int:
-    return world.vm.nr_desc_frames * (_PAGE // DESC_SIZE) - _free_descriptors(world)
+    return world.vm.nr_desc_frames * (_PAGE // PTE_LIST_DESC_SIZE) - _free_descriptors(world)
 
 
 def _chain_figures() -> list[Figure]:
@@ -133,7 +134,7 @@ def _chain_figures() -> list[Figure]:
         gva += 8 * _PAGE
         count = pte_list_count(world.vm, slot.rmap_word(_DATA >> 12, 1))  # type: ignore[union-attr, arg-type]
         if count >= PTE_LIST_EXT:
-            per_entry[count] = (8 + _used_descriptors(world) * DESC_SIZE) / count
+            per_entry[count] = (8 + _used_descriptors(world) * PTE_LIST_DESC_SIZE) / count
             if _used_descriptors(world) != _descriptors(count):
                 raise SystemExit(f"bench_memory: {_used_descriptors(world)} descriptors for {count} entries")
         if count >= 800:

@@ -21,7 +21,8 @@ from kvmmu.params import Params
 from kvmmu.record.format import KIND_NAMES
 from kvmmu.record.reader import Reader
 from kvmmu.replay.machine import build_machine
-from kvmmu.replay.player import STOP_END, Player
+from kvmmu.replay.player import Player
+from kvmmu.replay.result import STOP_END
 
 _RECORDING = "linux-6.12-boot.kmr"
 _ROUNDS = 5

@@ -11,7 +11,7 @@ import pytest
 
 from kvmmu.errors import ConfigError, GuestMisuse, KvmIoctlError, OutOfFrames, UserError
 from kvmmu.guest.tables import SIZE_2M
-from kvmmu.kvm.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.params import Params
 from kvmmu.tracepoint import Event

@@ -15,11 +15,8 @@ ctypedef u64 hva_t      # address in the process that owns the VM
 ctypedef u64 hpa_t      # host physical address
 ctypedef u64 pfn_t      # host frame number, hpa / 4096
 
-cdef u64 _ONE
-cdef u64 _U64
-cdef u64 _PAGE_MASK
-cdef int _PAGE_SHIFT
-cdef int _LEVEL_BITS
+cdef int LEVEL_BITS
+cdef u64 ONE, PAGE_MASK, PAGE_SHIFT, U64
 
 cpdef gfn_t gpa_to_gfn(gpa_t gpa) noexcept
 cpdef gpa_t gfn_to_gpa(gfn_t gfn) noexcept

@@ -9,6 +9,14 @@ from __future__ import annotations
 
 from typing import NewType
 
+from .page_types import (
+    LEVEL_BITS,
+    ONE,
+    PAGE_MASK,
+    PAGE_SHIFT,
+    U64,
+)
+
 Gva = NewType("Gva", int)
 Gpa = NewType("Gpa", int)
 Gfn = NewType("Gfn", int)
@@ -16,60 +24,37 @@ Hva = NewType("Hva", int)
 Hpa = NewType("Hpa", int)
 Pfn = NewType("Pfn", int)
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 4096
-PAGE_MASK = 0xFFFF_FFFF_FFFF_F000
-#: Index bits that one level of an 8-byte-entry table translates.
-LEVEL_BITS = 9
-#: Words in a table page of 8-byte entries.
-ENTRIES = 512
-U64 = 0xFFFF_FFFF_FFFF_FFFF
-
-PG_LEVEL_NONE = 0
-PG_LEVEL_4K = 1
-PG_LEVEL_2M = 2
-PG_LEVEL_1G = 3
-
-#: No address: all ones, as the kernel's INVALID_PAGE and INVALID_GPA.
-INVALID_PAGE = U64
-
-_ONE = 1
-_U64 = U64
-_PAGE_MASK = PAGE_MASK
-_PAGE_SHIFT = PAGE_SHIFT
-_LEVEL_BITS = LEVEL_BITS
-
 
 def gpa_to_gfn(gpa: Gpa) -> Gfn:
     """Frame that holds ``gpa``."""
-    return gpa >> _PAGE_SHIFT  # type: ignore[return-value]
+    return gpa >> PAGE_SHIFT  # type: ignore[return-value]
 
 
 def gfn_to_gpa(gfn: Gfn) -> Gpa:
     """First byte of frame ``gfn``; wraps at 2**64 as the register does."""
-    return (gfn << _PAGE_SHIFT) & _U64  # type: ignore[return-value]
+    return (gfn << PAGE_SHIFT) & U64  # type: ignore[return-value]
 
 
 def hpa_to_pfn(hpa: Hpa) -> Pfn:
     """Host frame that holds ``hpa``."""
-    return hpa >> _PAGE_SHIFT  # type: ignore[return-value]
+    return hpa >> PAGE_SHIFT  # type: ignore[return-value]
 
 
 def pfn_to_hpa(pfn: Pfn) -> Hpa:
     """First byte of host frame ``pfn``; wraps at 2**64."""
-    return (pfn << _PAGE_SHIFT) & _U64  # type: ignore[return-value]
+    return (pfn << PAGE_SHIFT) & U64  # type: ignore[return-value]
 
 
 def page_offset(address: int) -> int:
     """Offset of ``address`` in its 4K page, 0 to 4095; the same for every address kind."""
-    return address & ~_PAGE_MASK & _U64
+    return address & ~PAGE_MASK & U64
 
 
 def pages_per_level(level: int) -> int:
     """Number of 4K frames that one entry at ``level`` (1 = 4K, 2 = 2M, 3 = 1G ...) maps."""
-    return _ONE << (_LEVEL_BITS * (level - 1))
+    return ONE << (LEVEL_BITS * (level - 1))
 
 
 def round_gfn(gfn: Gfn, level: int) -> Gfn:
     """First frame of the naturally aligned ``level`` block that holds ``gfn``."""
-    return gfn & ~(pages_per_level(level) - 1) & _U64  # type: ignore[return-value]
+    return gfn & ~(pages_per_level(level) - 1) & U64  # type: ignore[return-value]

@@ -12,12 +12,12 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .addr import INVALID_PAGE, PAGE_SHIFT, PAGE_SIZE, U64, Gpa, Gva, Hpa, Hva
+from .addr import Gpa, Gva, Hpa, Hva
 from .errors import ConfigError, GuestMisuse, KvmIoctlError, KvmmuError
 from .guest.tables import ControlRegisters, GuestTables, TablePages
 from .host.frames import FrameAllocator
 from .host.mm import Mm
-from .hw.bits import ACCESS_AC, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, CR4_LA57, EFER_LMA
+from .hw.bits import ACCESS_AC, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, CR4_LA57, EFER_LMA, INSN_DONE, X86_EFLAGS_AC
 from .hw.cpu import Cpu
 from .hw.memory import PhysicalMemory
 from .hw.params import CpuParams
@@ -25,13 +25,23 @@ from .kvm import emulate as emulator
 from .kvm import guestmem, insn, regions, run, sregs
 from .kvm.mmu import audit as mmu_audit
 from .kvm.mmu import dirty, shadowwalk, walker, zap
-from .kvm.mmu.context import X86_EFLAGS_AC
 from .kvm.mmu.notify import MmuNotifier
 from .kvm.mmu.page import ShadowPage
 from .kvm.mmu.spte import describe_spte
+from .kvm.outcome import (
+    RUN_EMULATE,
+    RUN_ERROR,
+    RUN_FAULT,
+    RUN_SHUTDOWN,
+    X86EMUL_IO_NEEDED,
+    X86EMUL_PROPAGATE_FAULT,
+    X86EMUL_RETRY_INSTR,
+    X86EMUL_UNHANDLEABLE,
+)
 from .kvm.regions import UserMemoryRegion
 from .kvm.vcpu import Vcpu
 from .kvm.vm import Vm
+from .page_types import INVALID_PAGE, PAGE_SHIFT, PAGE_SIZE, U64
 from .params import Params
 from .sync import Gate
 from .tracepoint import Event
@@ -234,31 +244,31 @@ class World:
 
     def mov_cr0(self, vcpu: Vcpu, value: int) -> bool:
         """MOV to CR0."""
-        return insn.mov_cr0(vcpu, value) == sregs.DONE
+        return insn.mov_cr0(vcpu, value) == INSN_DONE
 
     def mov_cr3(self, vcpu: Vcpu, value: int) -> bool:
         """MOV to CR3; with CR4.PCIDE, bit 63 keeps the translations of the new PCID."""
-        return insn.mov_cr3(vcpu, value) == sregs.DONE
+        return insn.mov_cr3(vcpu, value) == INSN_DONE
 
     def mov_cr4(self, vcpu: Vcpu, value: int) -> bool:
         """MOV to CR4."""
-        return insn.mov_cr4(vcpu, value) == sregs.DONE
+        return insn.mov_cr4(vcpu, value) == INSN_DONE
 
     def wrmsr_efer(self, vcpu: Vcpu, value: int) -> bool:
         """WRMSR to EFER."""
-        return insn.wrmsr_efer(vcpu, value) == sregs.DONE
+        return insn.wrmsr_efer(vcpu, value) == INSN_DONE
 
     def wrpkru(self, vcpu: Vcpu, value: int) -> bool:
         """WRPKRU."""
-        return insn.wrpkru(vcpu, value) == sregs.DONE
+        return insn.wrpkru(vcpu, value) == INSN_DONE
 
     def invlpg(self, vcpu: Vcpu, gva: Gva | int) -> bool:
         """INVLPG."""
-        return insn.insn_invlpg(vcpu, Gva(gva)) == sregs.DONE
+        return insn.insn_invlpg(vcpu, Gva(gva)) == INSN_DONE
 
     def invpcid(self, vcpu: Vcpu, kind: int, pcid: int = 0, gva: Gva | int = 0) -> bool:
         """INVPCID of type ``kind``: 0 one address of one PCID, 1 one PCID, 2 all, 3 all but global pages."""
-        return insn.insn_invpcid(vcpu, kind, pcid, Gva(gva)) == sregs.DONE
+        return insn.insn_invpcid(vcpu, kind, pcid, Gva(gva)) == INSN_DONE
 
     # The guest's accesses. SMAP looks at EFLAGS.AC in ``vcpu.rflags``.
 
@@ -289,13 +299,13 @@ class World:
             if start == end:
                 continue
             status = run.access(vcpu, Gva(gva + start), kind)
-            if status == run.FAULT:
+            if status == RUN_FAULT:
                 return Access("fault", error_code=vcpu.exception_error_code, address=vcpu.cr2)
-            if status == run.ERROR and vcpu.exit_action == run.SHUTDOWN:
+            if status == RUN_ERROR and vcpu.exit_action == RUN_SHUTDOWN:
                 raise GuestMisuse(f"access at {gva:#x}: vCPU {vcpu.vcpu_id} shut down after a triple fault")
-            if status == run.ERROR:
+            if status == RUN_ERROR:
                 raise KvmIoctlError(-vcpu.exit_action, f"KVM_RUN: access at {gva:#x} cannot be resolved by the host")
-            if status == run.EMULATE:
+            if status == RUN_EMULATE:
                 return self._emulate(vcpu, gva, kind, data, size)
             places.append((vcpu.cpu.hpa, start, end))
         if data is None:
@@ -317,14 +327,14 @@ class World:
 
     def _emulate(self, vcpu: Vcpu, gva: Gva | int, kind: int, data: bytes | None, size: int) -> Access:
         outcome = emulator.emulate(vcpu, Gva(gva), kind, data, size)
-        if outcome == emulator.EMULATED_FAULT:
+        if outcome == X86EMUL_PROPAGATE_FAULT:
             vcpu.exception_pending = False
             return Access("fault", error_code=vcpu.exception_error_code, address=vcpu.cr2)
-        if outcome == emulator.MMIO:
+        if outcome == X86EMUL_IO_NEEDED:
             return Access("mmio", address=vcpu.mmio_gpa)
-        if outcome == emulator.UNHANDLEABLE:
+        if outcome == X86EMUL_UNHANDLEABLE:
             raise KvmIoctlError(errno.EFAULT, f"KVM_RUN: the instruction that accesses {gva:#x} cannot be emulated")
-        if outcome == emulator.RETRY_INSN:
+        if outcome == X86EMUL_RETRY_INSTR:
             return self._access(vcpu, gva, kind, data, size)
         return Access("done", b"" if data is not None else self._emulated_read(vcpu, gva, kind, size))
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kvmmu.errors import KvmBug, OutOfFrames, UserError
-from kvmmu.host.frames import PG_ACCESSED, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED, FrameAllocator, zeroed_array
+from kvmmu.host.bits import PG_ACCESSED, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED
+from kvmmu.host.frames import FrameAllocator, zeroed_array
 from kvmmu.hw.memory import PhysicalMemory
 
 NR = 2200  # room for three aligned 2M blocks and some single frames

@@ -9,18 +9,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from kvmmu.errors import OutOfFrames, UserError
-from kvmmu.host.frames import NO_PFN, FrameAllocator
-from kvmmu.host.mm import (
-    FAULT_NO_VMA,
-    FAULT_OK,
-    FAULT_READ_ONLY,
+from kvmmu.host.bits import (
     GUP_ERRORS,
     GUP_NO_VMA,
     GUP_READ_ONLY,
     MMAP_BASE,
     NO_HPA,
-    Mm,
+    NO_PFN,
+    VM_FAULT_NO_VMA,
+    VM_FAULT_OK,
+    VM_FAULT_READ_ONLY,
 )
+from kvmmu.host.frames import FrameAllocator
+from kvmmu.host.mm import Mm
 from kvmmu.hw.memory import PhysicalMemory
 
 M2 = 0x20_0000
@@ -141,16 +142,16 @@ def test_what_the_process_may_not_do_comes_back_as_a_value() -> None:
     hva = mm.mmap(0x1000)
     mm.mprotect(hva, 0x1000, False)
     assert mm.gup(hva, True) == GUP_READ_ONLY >= GUP_ERRORS
-    assert mm.fault_in(hva, True) == FAULT_READ_ONLY
+    assert mm.fault_in(hva, True) == VM_FAULT_READ_ONLY
     assert mm.user_access(hva, True) == NO_HPA
     for outside in (hva - 1, hva + 0x1000, 0, 0xFFFF_FFFF_FFFF_FFFF):
         assert mm.gup(outside, False) == GUP_NO_VMA >= GUP_ERRORS
-        assert mm.fault_in(outside, False) == FAULT_NO_VMA
+        assert mm.fault_in(outside, False) == VM_FAULT_NO_VMA
         assert mm.user_access(outside, False) == NO_HPA
         assert mm.gup_fast(outside, False) == NO_PFN
         assert mm.hpte(outside) == 0
         assert mm.find_vma(outside) is None
-    assert mm.fault_in(hva, False) == FAULT_OK
+    assert mm.fault_in(hva, False) == VM_FAULT_OK
 
 
 def test_user_access_gives_the_byte_and_faults_it_in() -> None:

@@ -39,16 +39,17 @@ from hw.machines import (
     P,
     W,
 )
-from kvmmu.hw.cpu import (
-    DONE,
-    GENERAL_PROTECTION,
+from kvmmu.hw.bits import (
+    HW_HIT,
+    HW_PAGE_FAULT,
+    INSN_DONE,
+    INSN_GP,
     INVPCID_ADDRESS,
     INVPCID_ALL,
     INVPCID_CONTEXT,
     INVPCID_NON_GLOBAL,
 )
 from kvmmu.hw.params import CpuParams
-from kvmmu.hw.tdp import HIT, PAGE_FAULT
 from oracle.access_oracle import Access, Machine, Ram, predict
 
 GVA = 0x40_7123
@@ -67,30 +68,30 @@ def cached(cr4: int = 0, mode: str = "4", params: CpuParams = KEEP) -> Box:
 def fill(box: Box) -> None:
     local = box.map(GVA, 0x5000 | FULL | A | D)
     shared = box.map(GLOBAL_GVA, 0x6000 | FULL | A | D | G)
-    assert box.cpu.access(GVA, 0) == box.cpu.access(GLOBAL_GVA, 0) == HIT
+    assert box.cpu.access(GVA, 0) == box.cpu.access(GLOBAL_GVA, 0) == HW_HIT
     box.put(local, 0)
     box.put(shared, 0)
 
 
 def left(box: Box) -> tuple[bool, bool]:
     """Whether the local and the global page are still cached."""
-    return box.cpu.access(GVA, 0) == HIT, box.cpu.access(GLOBAL_GVA, 0) == HIT
+    return box.cpu.access(GVA, 0) == HW_HIT, box.cpu.access(GLOBAL_GVA, 0) == HW_HIT
 
 
 def test_a_second_access_does_not_walk() -> None:
     box = Box("4")
     place = box.map(GVA, 0x5000 | FULL)
-    assert (box.cpu.access(GVA, USER), box.cpu.hpa) == (HIT, 0x5123)
+    assert (box.cpu.access(GVA, USER), box.cpu.hpa) == (HW_HIT, 0x5123)
     box.put(place, 0)
-    assert (box.cpu.access(GVA + 0x20, USER), box.cpu.hpa) == (HIT, 0x5143)
+    assert (box.cpu.access(GVA + 0x20, USER), box.cpu.hpa) == (HW_HIT, 0x5143)
     assert (box.cpu.tlb.hits, box.cpu.tlb.misses) == (1, 1)
 
 
 def test_a_fault_is_not_cached() -> None:
     box = Box("4")
-    assert (box.cpu.access(GVA, USER | WRITE), box.cpu.error_code) == (PAGE_FAULT, 6)
+    assert (box.cpu.access(GVA, USER | WRITE), box.cpu.error_code) == (HW_PAGE_FAULT, 6)
     box.map(GVA, 0x5000 | FULL)
-    assert box.cpu.access(GVA, USER | WRITE) == HIT
+    assert box.cpu.access(GVA, USER | WRITE) == HW_HIT
 
 
 @pytest.mark.parametrize(
@@ -110,13 +111,13 @@ def test_cached_large_pages_translate_their_whole_range(mode: str, level: int, b
     size = 1 << (12 + box.index_bits * (level - 1))
     half = size // 2
     for offset in (0, half):
-        assert box.cpu.access(gva + offset, WRITE) == HIT
+        assert box.cpu.access(gva + offset, WRITE) == HW_HIT
     box.put(place, 0)
     for offset in (0, half - 1, half, size - 1):
-        assert (box.cpu.access(gva + offset, WRITE), box.cpu.hpa) == (HIT, base + offset)
-    assert box.cpu.access(gva + size, 0) == PAGE_FAULT
+        assert (box.cpu.access(gva + offset, WRITE), box.cpu.hpa) == (HW_HIT, base + offset)
+    assert box.cpu.access(gva + size, 0) == HW_PAGE_FAULT
     box.cpu.invlpg(gva + half + 5)
-    assert box.cpu.access(gva, 0) == box.cpu.access(gva + half, 0) == PAGE_FAULT
+    assert box.cpu.access(gva, 0) == box.cpu.access(gva + half, 0) == HW_PAGE_FAULT
 
 
 def test_the_first_write_through_a_clean_entry_sets_dirty() -> None:
@@ -124,10 +125,10 @@ def test_the_first_write_through_a_clean_entry_sets_dirty() -> None:
     place = box.map(GVA, 0x5000 | FULL)
     box.cpu.access(GVA, 0)
     assert not box.get(place) & D
-    assert box.cpu.access(GVA, WRITE) == HIT
+    assert box.cpu.access(GVA, WRITE) == HW_HIT
     assert box.get(place) & D
     box.put(place, 0x5000 | FULL)
-    assert box.cpu.access(GVA, WRITE) == HIT
+    assert box.cpu.access(GVA, WRITE) == HW_HIT
     assert not box.get(place) & D
 
 
@@ -136,9 +137,9 @@ def test_a_write_through_a_clean_entry_sees_that_the_page_is_gone() -> None:
     place = box.map(GVA, 0x5000 | FULL)
     box.cpu.access(GVA, 0)
     box.put(place, 0)
-    assert box.cpu.access(GVA, 0) == HIT
-    assert (box.cpu.access(GVA, WRITE), box.cpu.error_code) == (PAGE_FAULT, 2)
-    assert box.cpu.access(GVA, 0) == PAGE_FAULT
+    assert box.cpu.access(GVA, 0) == HW_HIT
+    assert (box.cpu.access(GVA, WRITE), box.cpu.error_code) == (HW_PAGE_FAULT, 2)
+    assert box.cpu.access(GVA, 0) == HW_PAGE_FAULT
 
 
 def test_a_permission_that_grew_is_found_without_a_flush() -> None:
@@ -146,25 +147,25 @@ def test_a_permission_that_grew_is_found_without_a_flush() -> None:
     place = box.map(GVA, 0x5000 | P)
     box.cpu.access(GVA, 0)
     box.put(place, 0x5000 | FULL)
-    assert box.cpu.access(GVA, WRITE) == HIT
+    assert box.cpu.access(GVA, WRITE) == HW_HIT
 
 
 def test_pkru_wp_smep_and_smap_reach_cached_translations() -> None:
     box = Box("4", KEEP)
     box.load(PKE)
     box.map(GVA, (0x5000 | FULL | A | D) & ~W | 3 << 59)
-    assert box.cpu.access(GVA, USER) == HIT
+    assert box.cpu.access(GVA, USER) == HW_HIT
     box.cpu.write_pkru(1 << 6)
-    assert (box.cpu.access(GVA, USER), box.cpu.error_code) == (PAGE_FAULT, 0x25)
+    assert (box.cpu.access(GVA, USER), box.cpu.error_code) == (HW_PAGE_FAULT, 0x25)
     box.cpu.write_pkru(0)
-    assert (box.cpu.access(GVA, WRITE), box.cpu.error_code) == (PAGE_FAULT, 3)
-    assert box.cpu.write_cr0(PE | PG) == DONE
-    assert box.cpu.access(GVA, WRITE) == HIT
-    assert box.cpu.write_cr4(box.cpu.cr4 | SMAP) == DONE
-    assert (box.cpu.access(GVA, 0), box.cpu.access(GVA, 256)) == (PAGE_FAULT, HIT)
-    assert box.cpu.write_cr4(box.cpu.cr4 | SMEP) == DONE
-    assert box.cpu.access(GVA, FETCH) == PAGE_FAULT
-    assert box.cpu.access(GVA, FETCH | USER) == HIT
+    assert (box.cpu.access(GVA, WRITE), box.cpu.error_code) == (HW_PAGE_FAULT, 3)
+    assert box.cpu.write_cr0(PE | PG) == INSN_DONE
+    assert box.cpu.access(GVA, WRITE) == HW_HIT
+    assert box.cpu.write_cr4(box.cpu.cr4 | SMAP) == INSN_DONE
+    assert (box.cpu.access(GVA, 0), box.cpu.access(GVA, 256)) == (HW_PAGE_FAULT, HW_HIT)
+    assert box.cpu.write_cr4(box.cpu.cr4 | SMEP) == INSN_DONE
+    assert box.cpu.access(GVA, FETCH) == HW_PAGE_FAULT
+    assert box.cpu.access(GVA, FETCH | USER) == HW_HIT
 
 
 # name, CR4 bits before, the change, whether local and global pages survive it
@@ -204,7 +205,7 @@ def test_a_change_flushes_what_the_manual_says(
     cr4: int, change: Callable[[Any], int], survivors: tuple[bool, bool]
 ) -> None:
     box = cached(cr4)
-    assert change(box.cpu) == DONE
+    assert change(box.cpu) == INSN_DONE
     assert tuple(bool(box.cpu.tlb.find(gva)) for gva in (GVA, GLOBAL_GVA)) == survivors
 
 
@@ -213,17 +214,17 @@ def test_pcids_keep_their_own_translations() -> None:
     box.load(PCIDE)
     place = box.map(GVA, 0x5000 | FULL | A | D)
     box.cpu.access(GVA, 0)
-    assert box.cpu.write_cr3(box.root | 5) == DONE
+    assert box.cpu.write_cr3(box.root | 5) == INSN_DONE
     box.put(place, 0x9000 | FULL | A | D)
-    assert (box.cpu.access(GVA, 0), box.cpu.hpa) == (HIT, 0x9123)
-    assert box.cpu.write_cr3(box.root | 1 << 63) == DONE
-    assert (box.cpu.access(GVA, 0), box.cpu.hpa) == (HIT, 0x5123)
+    assert (box.cpu.access(GVA, 0), box.cpu.hpa) == (HW_HIT, 0x9123)
+    assert box.cpu.write_cr3(box.root | 1 << 63) == INSN_DONE
+    assert (box.cpu.access(GVA, 0), box.cpu.hpa) == (HW_HIT, 0x5123)
     assert box.cpu.cr3 == box.root
-    assert box.cpu.write_cr3(box.root | 5) == DONE
+    assert box.cpu.write_cr3(box.root | 5) == INSN_DONE
     box.put(place, 0)
-    assert box.cpu.access(GVA, 0) == PAGE_FAULT
-    assert box.cpu.write_cr3(box.root | 1 << 63) == DONE
-    assert box.cpu.access(GVA, 0) == HIT
+    assert box.cpu.access(GVA, 0) == HW_PAGE_FAULT
+    assert box.cpu.write_cr3(box.root | 1 << 63) == INSN_DONE
+    assert box.cpu.access(GVA, 0) == HW_HIT
 
 
 def test_address_spaces_of_a_hypervisor_are_apart() -> None:
@@ -239,17 +240,17 @@ def test_paging_on_and_off_flush_and_switch_long_mode() -> None:
     box = Box("off", KEEP)
     cpu = box.cpu
     cpu.load_guest(PE, 0, PAE | PGE, LME)
-    assert (cpu.access(GVA, 0), cpu.hpa) == (HIT, GVA)
+    assert (cpu.access(GVA, 0), cpu.hpa) == (HW_HIT, GVA)
     cpu.write_cr3(box.root)
-    assert cpu.write_cr0(PE | PG) == DONE
+    assert cpu.write_cr0(PE | PG) == INSN_DONE
     assert cpu.efer == LME | LMA
-    assert cpu.access(GVA, 0) == PAGE_FAULT
+    assert cpu.access(GVA, 0) == HW_PAGE_FAULT
     box.mode = "4"
     fill(box)
-    assert cpu.write_cr0(PE) == DONE
+    assert cpu.write_cr0(PE) == INSN_DONE
     assert cpu.efer == LME
-    assert (cpu.access(GVA, 0), cpu.hpa) == (HIT, GVA)
-    assert cpu.write_cr0(PE | PG) == DONE
+    assert (cpu.access(GVA, 0), cpu.hpa) == (HW_HIT, GVA)
+    assert cpu.write_cr0(PE | PG) == INSN_DONE
     assert left(box) == (False, False)
 
 
@@ -277,14 +278,14 @@ def test_what_the_manual_forbids_is_a_general_protection(mode: str, cr4: int, ch
     box = Box(mode)
     box.load(cr4)
     before = (box.cpu.cr0, box.cpu.cr4, box.cpu.efer)
-    assert change(box.cpu) == GENERAL_PROTECTION
+    assert change(box.cpu) == INSN_GP
     assert (box.cpu.cr0, box.cpu.cr4, box.cpu.efer) == before
 
 
 def test_long_mode_needs_pae_to_turn_paging_on() -> None:
     box = Box("off")
     box.cpu.load_guest(PE, 0, 0, LME)
-    assert box.cpu.write_cr0(PE | PG) == GENERAL_PROTECTION
+    assert box.cpu.write_cr0(PE | PG) == INSN_GP
     assert (box.cpu.cr0, box.cpu.efer) == (PE, LME)
 
 
@@ -305,20 +306,20 @@ def test_bad_pdptes_refuse_the_instruction_that_loads_them(name: str) -> None:
         "cr0": lambda: cpu.write_cr0(cpu.cr0 | 1 << 30),
         "paging on": lambda: cpu.write_cr0(PE | PG),
     }[name]()
-    assert answer == GENERAL_PROTECTION
+    assert answer == INSN_GP
     assert (cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer) == state
     assert [cpu.pdptr(i) for i in range(4)] == good
     box.put(box.root + 8, 0)
-    assert cpu.write_cr3(box.root) == DONE
+    assert cpu.write_cr3(box.root) == INSN_DONE
 
 
 def test_mov_to_cr3_reloads_pdptes_and_other_writes_may_not() -> None:
     box = Box("pae")
     box.map(GVA, 0x5000 | FULL)
     box.put(box.root, 0x7000 | P)
-    assert box.cpu.write_cr0(box.cpu.cr0 ^ WP) == DONE
+    assert box.cpu.write_cr0(box.cpu.cr0 ^ WP) == INSN_DONE
     assert box.cpu.pdptr(0) != 0x7000 | P
-    assert box.cpu.write_cr4(box.cpu.cr4 | PGE) == DONE
+    assert box.cpu.write_cr4(box.cpu.cr4 | PGE) == INSN_DONE
     assert box.cpu.pdptr(0) == 0x7000 | P
 
 
@@ -371,10 +372,10 @@ class Coherence(RuleBasedStateMachine):
     def touch(self, page: int, write: bool, user: bool) -> None:
         gva = self.pages[page]
         status = self.box.cpu.access(gva + 5, 2 * write + 4 * user)
-        got = ("ok", self.box.cpu.hpa) if status == HIT else ("pf", self.box.cpu.error_code)
+        got = ("ok", self.box.cpu.hpa) if status == HW_HIT else ("pf", self.box.cpu.error_code)
         allowed = {self.expected(gva, entry, write, user) for entry in self.since[gva]}
         assert got in allowed
-        if status != HIT:
+        if status != HW_HIT:
             assert got == self.expected(gva, self.box.get(self.places[gva]), write, user), "a fault is never stale"
 
     def expected(self, gva: int, entry: int, write: bool, user: bool) -> Any:
@@ -406,12 +407,12 @@ class Coherence(RuleBasedStateMachine):
     @rule()
     def toggle_pge_twice(self) -> None:
         for _ in range(2):
-            assert self.box.cpu.write_cr4(self.box.cpu.cr4 ^ PGE) == DONE
+            assert self.box.cpu.write_cr4(self.box.cpu.cr4 ^ PGE) == INSN_DONE
         self.forget(self.pages)
 
     @rule()
     def toggle_wp(self) -> None:
-        assert self.box.cpu.write_cr0(self.box.cpu.cr0 ^ WP) == DONE
+        assert self.box.cpu.write_cr0(self.box.cpu.cr0 ^ WP) == INSN_DONE
 
 
 TestCoherence = Coherence.TestCase

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hw.machines import FETCH, FULL, LEVELS, PGE, PKE, PS, SMAP, SMEP, USER, WP, WRITE, XD, A, Box, D, G, P, U, W
-from kvmmu.addr import INVALID_PAGE
+from kvmmu.hw.bits import HW_HIT, HW_PAGE_FAULT
 from kvmmu.hw.paging import Walk, walk
 from kvmmu.hw.params import CpuParams
-from kvmmu.hw.tdp import HIT, PAGE_FAULT
+from kvmmu.page_types import INVALID_PAGE
 from kvmmu.sync import Gate
 from oracle.access_oracle import Access, Machine, Ram, predict
 
@@ -24,13 +24,13 @@ GVA = 0x4060_7123
 def go(box: Box, gva: int = GVA, kind: int = 0) -> Walk:
     out = Walk()
     out_status = walk(box.cpu, gva, kind, out)
-    assert out_status == HIT, hex(out.error_code)
+    assert out_status == HW_HIT, hex(out.error_code)
     return out
 
 
 def fault(box: Box, gva: int = GVA, kind: int = 0) -> int:
     out = Walk()
-    assert walk(box.cpu, gva, kind, out) == PAGE_FAULT
+    assert walk(box.cpu, gva, kind, out) == HW_PAGE_FAULT
     return out.error_code
 
 
@@ -396,7 +396,7 @@ def test_random_tables_translate_as_the_oracle_says(
         kind = 2 * write + 4 * user + 16 * fetch + (256 if ac else 0) + (512 if implicit else 0)
         out = Walk()
         status = walk(box.cpu, gva, kind, out)
-        got = ("ok", out.hpa) if status == HIT else ("pf", out.error_code)
+        got = ("ok", out.hpa) if status == HW_HIT else ("pf", out.error_code)
         assert got == predict(model, gva, access)
         assert box.memory.read(0x10000, 0x6000) == b"".join(
             ram.load(place, 4).to_bytes(4, "little") for place in range(0x10000, 0x16000, 4)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from hw.machines import FETCH, FULL, LEVELS, PS, SMAP, USER, WP, WRITE, XD, A, Box, D, P, U, W
 from kvmmu.errors import ConfigError
+from kvmmu.hw.bits import HW_HIT, HW_NESTED_FAULT, HW_PAGE_FAULT
 from kvmmu.hw.cpu import Cpu
 from kvmmu.hw.paging import Walk, walk
 from kvmmu.hw.params import CpuParams
-from kvmmu.hw.tdp import HIT, NESTED_FAULT, PAGE_FAULT, NestedWalk, translate
+from kvmmu.hw.tdp import NestedWalk, translate
 from kvmmu.sync import Gate
 from oracle.access_oracle import Access, Machine, Ram, predict
 
@@ -70,12 +71,12 @@ class Guest:
 
     def go(self, kind: int = 0, gva: int = GVA) -> Walk:
         out = Walk()
-        assert walk(self.cpu, gva, kind, out) == HIT, hex(out.fault_code)
+        assert walk(self.cpu, gva, kind, out) == HW_HIT, hex(out.fault_code)
         return out
 
     def fault(self, kind: int = 0, gva: int = GVA) -> tuple[int, int]:
         out = Walk()
-        assert walk(self.cpu, gva, kind, out) == NESTED_FAULT
+        assert walk(self.cpu, gva, kind, out) == HW_NESTED_FAULT
         return out.fault_gpa, out.fault_code
 
 
@@ -151,7 +152,7 @@ def test_a_guest_fault_comes_before_the_final_nested_one() -> None:
     guest.map(0x5000 | P)
     guest.put_nested(0x5000, 1, 0)
     out = Walk()
-    assert walk(guest.cpu, GVA, USER, out) == PAGE_FAULT
+    assert walk(guest.cpu, GVA, USER, out) == HW_PAGE_FAULT
     assert out.error_code == 5
 
 
@@ -172,7 +173,7 @@ def test_pae_reads_its_pdptes_through_the_nested_table() -> None:
     guest.put_nested(0x10000, 1, 0x110000 | FULL)
     guest.put(0x10000, 0x11000 | P | W)
     out = Walk()
-    assert walk(guest.cpu, GVA, 0, out) == PAGE_FAULT
+    assert walk(guest.cpu, GVA, 0, out) == HW_PAGE_FAULT
     assert out.error_code == 9
 
 
@@ -204,9 +205,9 @@ def test_a_gpa_wider_than_the_nested_table_is_not_present() -> None:
         guest = Guest("4", levels, CpuParams(maxphyaddr=52))
         nested = NestedWalk()
         if top < 52:
-            assert translate(guest.cpu, 1 << top, FINAL | USER, nested) == NESTED_FAULT
+            assert translate(guest.cpu, 1 << top, FINAL | USER, nested) == HW_NESTED_FAULT
             assert (nested.fault_gpa, nested.fault_code, nested.nr) == (1 << top, FINAL | 4, 0)
-        assert translate(guest.cpu, (1 << top) - 1, FINAL | USER, nested) == NESTED_FAULT
+        assert translate(guest.cpu, (1 << top) - 1, FINAL | USER, nested) == HW_NESTED_FAULT
         assert nested.nr > 0
 
 
@@ -239,11 +240,11 @@ def test_the_cpu_reports_a_nested_fault_and_recovers() -> None:
     guest.map(0x5000 | FULL)
     cpu: Cpu = guest.cpu
     guest.put_nested(0x5000, 1, 0x105000 | P | U)
-    assert cpu.access(GVA, USER) == HIT
-    assert cpu.access(GVA, USER | WRITE) == NESTED_FAULT
+    assert cpu.access(GVA, USER) == HW_HIT
+    assert cpu.access(GVA, USER | WRITE) == HW_NESTED_FAULT
     assert (cpu.fault_gpa, cpu.fault_code) == (0x5123, FINAL | 7)
     guest.put_nested(0x5000, 1, 0x105000 | FULL)
-    assert cpu.access(GVA, USER | WRITE) == HIT
+    assert cpu.access(GVA, USER | WRITE) == HW_HIT
     assert cpu.hpa == 0x105123
 
 
@@ -253,8 +254,8 @@ def test_a_cached_translation_keeps_what_the_nested_table_forbids() -> None:
     guest.map(0x5000 | P)
     guest.box.load(cr0=0)
     guest.put_nested(0x5000, 1, 0x105000 | P | U | D)
-    assert guest.cpu.access(GVA, 0) == HIT
-    assert guest.cpu.access(GVA, WRITE) == NESTED_FAULT
+    assert guest.cpu.access(GVA, 0) == HW_HIT
+    assert guest.cpu.access(GVA, WRITE) == HW_NESTED_FAULT
 
 
 CACHED_KINDS = [what + who for what in (0, WRITE, FETCH) for who in (0, USER)]

@@ -43,6 +43,7 @@ from kvmmu import KvmBug, Params, World
 from kvmmu.guest.tables import ControlRegisters
 from kvmmu.kvm import insn, run
 from kvmmu.kvm.mmu.gptewrite import track_write
+from kvmmu.kvm.outcome import RUN_EMULATE, RUN_FAULT, RUN_HIT
 from oracle.access_oracle import Access, Machine, Outcome, predict
 
 #: The guest's physical memory, as far as combinations reach it, by slot: tables and small pages; large pages.
@@ -306,7 +307,7 @@ def test_a_fetch_is_told_apart_by_efer_nx_even_where_tables_have_no_nx() -> None
         rig = Rig("32", 1, npt)
         rig.set_cpu(CpuBits(True, False, False, False, True), 0)
         rig.store(rig.low_at, 0)
-        assert run.access(rig.vcpu, GVA, 16) == run.FAULT
+        assert run.access(rig.vcpu, GVA, 16) == RUN_FAULT
         assert rig.vcpu.exception_error_code == code
 
 
@@ -324,7 +325,7 @@ def test_a_4m_page_reaches_16_times_4_gib_only(bit: int) -> None:
     rig.set_cpu(CpuBits(True, False, False, False, True), 0)
     rig.store(rig.high_at, rig.word(2, (P, W, U, PS)) | 1 << bit)
     status = run.access(rig.vcpu, GVA, 0)
-    assert status == (run.EMULATE if bit < 17 else run.FAULT)
+    assert status == (RUN_EMULATE if bit < 17 else RUN_FAULT)
     assert bit < 17 or rig.vcpu.exception_error_code == 0x9
 
 
@@ -334,11 +335,11 @@ def test_shadow_pages_are_shared_across_efer_nx() -> None:
     on, off = CpuBits(True, False, False, False, True), CpuBits(True, False, False, False, False)
     rig.set_cpu(on, 0)
     rig.store(rig.low_at, rig.word(1, (P, W, U, A, NX)))
-    assert run.access(rig.vcpu, GVA, 0) == run.HIT
+    assert run.access(rig.vcpu, GVA, 0) == RUN_HIT
     rig.set_cpu(off, 0)
-    assert run.access(rig.vcpu, GVA, 0) == run.HIT
+    assert run.access(rig.vcpu, GVA, 0) == RUN_HIT
     track_write(rig.vcpu, rig.low_at, 8)
-    assert run.access(rig.vcpu, GVA, 0) == run.FAULT
+    assert run.access(rig.vcpu, GVA, 0) == RUN_FAULT
     assert rig.vcpu.exception_error_code == 0x9
 
 
@@ -349,7 +350,7 @@ def test_a_table_outside_every_slot_is_not_present(npt: bool) -> None:
     rig.set_cpu(CpuBits(True, False, False, False, True), 0)
     rig.store(rig.high_at, 0xE000_0000 | 0x27)
     status = run.access(rig.vcpu, GVA, 0)
-    assert status == (run.EMULATE if npt else run.FAULT)
+    assert status == (RUN_EMULATE if npt else RUN_FAULT)
     assert npt or rig.vcpu.exception_error_code == 0
 
 
@@ -360,4 +361,4 @@ def test_bit_8_of_upper_directories_is_reserved_for_amd_guests(is_amd: bool) -> 
     rig.set_cpu(CpuBits(True, False, False, False, True), 0)
     rig.store(rig.high_at, rig.word(4, (P, W, U)) | 1 << 8)
     status = run.access(rig.vcpu, GVA, 0)
-    assert (status, rig.vcpu.exception_error_code) == ((run.FAULT, 0x9) if is_amd else (run.HIT, 0))
+    assert (status, rig.vcpu.exception_error_code) == ((RUN_FAULT, 0x9) if is_amd else (RUN_HIT, 0))

@@ -7,7 +7,14 @@ import pytest
 
 from kvmmu.hw.bits import ACCESS_USER, ACCESS_WRITE
 from kvmmu.kvm import emulate, sregs
-from kvmmu.kvm.mmu.pagefault import EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_PF, EMULTYPE_WRITE_PF_TO_SP
+from kvmmu.kvm.mmu.verdict import EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_PF, EMULTYPE_WRITE_PF_TO_SP
+from kvmmu.kvm.outcome import (
+    X86EMUL_CONTINUE,
+    X86EMUL_IO_NEEDED,
+    X86EMUL_PROPAGATE_FAULT,
+    X86EMUL_RETRY_INSTR,
+    X86EMUL_UNHANDLEABLE,
+)
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.params import Params
 from kvmmu.tracepoint import Event
@@ -39,7 +46,7 @@ def test_a_read_across_two_device_pages_is_one_device_access_at_its_first_byte(n
     _, vcpu, events = machine(npt, [DEVICE, DEVICE + 0x1000])
     vcpu.exit_address = DEVICE + 0xFFE if npt else BASE + 0xFFE
     nr_before = vcpu.stat.mmio_exits
-    assert emulate.emulate(vcpu, BASE + 0xFFE, 0, None, 4) == emulate.MMIO
+    assert emulate.emulate(vcpu, BASE + 0xFFE, 0, None, 4) == X86EMUL_IO_NEEDED
     assert vcpu.mmio_gpa == DEVICE + 0xFFE
     # The length is what lies in the last page, the address that of the first byte: kvm's emulator_read_write().
     assert [event for event in events if event[0] == "kvm_mmio"] == [("kvm_mmio", 0, 2, DEVICE + 0xFFE, 0)]
@@ -49,7 +56,7 @@ def test_a_read_across_two_device_pages_is_one_device_access_at_its_first_byte(n
 def test_a_write_across_two_device_pages_shows_both_parts() -> None:
     _, vcpu, events = machine(False, [DEVICE, DEVICE + 0x3000])
     vcpu.exit_address = BASE + 0xFFE
-    assert emulate.emulate(vcpu, BASE + 0xFFE, ACCESS_WRITE, b"\1\2\3\4", 4) == emulate.MMIO
+    assert emulate.emulate(vcpu, BASE + 0xFFE, ACCESS_WRITE, b"\1\2\3\4", 4) == X86EMUL_IO_NEEDED
     assert [event[1:] for event in events if event[0] == "kvm_mmio"] == [
         (2, 2, DEVICE + 0xFFE, 0x0201),
         (2, 2, DEVICE + 0x3000, 0x0403),
@@ -60,7 +67,7 @@ def test_a_write_across_two_device_pages_shows_both_parts() -> None:
 def test_a_read_from_ram_into_a_device_is_a_device_access_at_the_device() -> None:
     _, vcpu, events = machine(False, [RAM, DEVICE])
     vcpu.exit_address = BASE + 0x1000
-    assert emulate.emulate(vcpu, BASE + 0xFFE, 0, None, 4) == emulate.MMIO
+    assert emulate.emulate(vcpu, BASE + 0xFFE, 0, None, 4) == X86EMUL_IO_NEEDED
     assert vcpu.mmio_gpa == DEVICE
     assert [event[1:] for event in events if event[0] == "kvm_mmio"] == [(0, 2, DEVICE, 0)]
 
@@ -69,7 +76,7 @@ def test_under_nested_paging_the_exits_gpa_serves_the_page_that_it_is_in() -> No
     # The exit was for the second page: its gpa is known, the first page's must be looked up in the guest's tables.
     _, vcpu, events = machine(True, [RAM, DEVICE])
     vcpu.exit_address = DEVICE
-    assert emulate.emulate(vcpu, BASE + 0xFFE, 0, None, 4) == emulate.MMIO
+    assert emulate.emulate(vcpu, BASE + 0xFFE, 0, None, 4) == X86EMUL_IO_NEEDED
     walks = [event for event in events if event[0] == "kvm_mmu_pagetable_walk"]
     assert walks == [("kvm_mmu_pagetable_walk", BASE + 0xFFE, 0)]
 
@@ -77,7 +84,7 @@ def test_under_nested_paging_the_exits_gpa_serves_the_page_that_it_is_in() -> No
 def test_emulation_drops_the_exception_that_was_to_be_delivered() -> None:
     _, vcpu, _ = machine(False, [RAM])
     vcpu.exception_pending = vcpu.exception_reinjected = True
-    assert emulate.decode_insn(vcpu, 0) == emulate.EMULATED
+    assert emulate.decode_insn(vcpu, 0) == X86EMUL_CONTINUE
     assert (vcpu.exception_pending, vcpu.exception_reinjected) == (False, False)
     assert vcpu.stat.insn_emulation == 1
 
@@ -86,7 +93,7 @@ def test_the_fetch_of_an_unmapped_instruction_faults_and_is_counted() -> None:
     _, vcpu, events = machine(False, [RAM])
     vcpu.fetches_insns = True
     vcpu.rip = BASE + 0x5000
-    assert emulate.emulate(vcpu, BASE, 0, None, 4) == emulate.EMULATED_FAULT
+    assert emulate.emulate(vcpu, BASE, 0, None, 4) == X86EMUL_PROPAGATE_FAULT
     assert vcpu.exception_pending
     assert vcpu.cr2 == BASE + 0x5000
     assert vcpu.stat.insn_emulation == 1
@@ -98,7 +105,7 @@ def test_a_supervisors_instruction_in_a_device_cannot_be_emulated() -> None:
     vcpu.fetches_insns = True
     vcpu.rip = BASE
     vcpu.exit_action = 0
-    assert emulate.emulate(vcpu, BASE, 0, None, 4) == emulate.UNHANDLEABLE
+    assert emulate.emulate(vcpu, BASE, 0, None, 4) == X86EMUL_UNHANDLEABLE
     assert vcpu.stat.insn_emulation_fail == 1
     assert [(event[0], event[-1]) for event in events[-2:]] == [("kvm_emulate_insn", False), ("kvm_emulate_insn", True)]
 
@@ -109,7 +116,7 @@ def test_at_cpl_3_it_is_an_undefined_opcode() -> None:
     vcpu.rip = BASE
     vcpu.exit_action = 0
     # The tables let CPL 3 in: the entries above the page have U.
-    assert emulate.emulate(vcpu, BASE, ACCESS_USER, None, 4) == emulate.EMULATED_FAULT
+    assert emulate.emulate(vcpu, BASE, ACCESS_USER, None, 4) == X86EMUL_PROPAGATE_FAULT
     assert (vcpu.exception_pending, vcpu.exception_vector, vcpu.exception_has_error) == (True, emulate.UD_VECTOR, False)
 
 
@@ -119,7 +126,7 @@ def test_a_retry_is_noted_even_if_the_address_of_the_write_no_longer_translates(
     vcpu.rip = BASE + 0x5000
     vcpu.exit_address = BASE + 0x6000
     vcpu.exit_action = EMULTYPE_PF | EMULTYPE_ALLOW_RETRY_PF
-    assert emulate.emulate(vcpu, BASE + 0x6000, ACCESS_WRITE, b"1234", 4) == emulate.RETRY_INSN
+    assert emulate.emulate(vcpu, BASE + 0x6000, ACCESS_WRITE, b"1234", 4) == X86EMUL_RETRY_INSTR
     assert (vcpu.last_retry_eip, vcpu.last_retry_addr) == (BASE + 0x5000, BASE + 0x6000)
 
 
@@ -133,6 +140,6 @@ def test_a_fetch_that_faults_after_a_write_to_a_table_is_retried_unless_the_tabl
     vcpu.exit_address = BASE
     vcpu.exit_action = EMULTYPE_PF | EMULTYPE_ALLOW_RETRY_PF | (EMULTYPE_WRITE_PF_TO_SP if maps_itself else 0)
     outcome = emulate.emulate(vcpu, BASE, ACCESS_WRITE, b"1234", 4)
-    assert outcome == (emulate.EMULATED_FAULT if maps_itself else emulate.RETRY_INSN)
+    assert outcome == (X86EMUL_PROPAGATE_FAULT if maps_itself else X86EMUL_RETRY_INSTR)
     assert vcpu.exception_pending is maps_itself
     assert vcpu.last_retry_eip == (0 if maps_itself else BASE + 0x5000)

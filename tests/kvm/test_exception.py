@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import pytest
 
+from kvmmu.hw.bits import DF_VECTOR, PF_VECTOR
 from kvmmu.kvm import run, sregs
-from kvmmu.kvm.exception import DF_VECTOR, PF_VECTOR, queue_exception
+from kvmmu.kvm.exception import queue_exception
 from kvmmu.kvm.mmu.pagefault import inject_page_fault
 from kvmmu.kvm.mmu.walker import walk
+from kvmmu.kvm.outcome import RUN_SHUTDOWN
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.world import World
 
@@ -60,7 +62,7 @@ def test_a_page_fault_while_one_is_delivered_leaves_cr2() -> None:
 def test_any_exception_while_a_double_fault_is_delivered_ends_the_guest() -> None:
     vcpu = vcpu_that_delivers(DF)
     queue_exception(vcpu, UD, False, 0)
-    assert run.enter(vcpu) == run.SHUTDOWN
+    assert run.enter(vcpu) == RUN_SHUTDOWN
 
 
 def test_a_first_exception_is_queued_as_it_is() -> None:

@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmmu.host.bits import NO_HPA
 from kvmmu.host.frames import FrameAllocator
-from kvmmu.host.mm import NO_HPA, Mm
+from kvmmu.host.mm import Mm
 from kvmmu.hw.memory import PhysicalMemory
-from kvmmu.kvm import memslots as ms
+from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID
 from kvmmu.kvm.guestmem import gpa_to_hpa, mark_page_dirty_in_slot, read_guest, write_guest
 from kvmmu.kvm.memslots import Memslot, Memslots
 
 EFAULT = 14
-LOG = ms.KVM_MEM_LOG_DIRTY_PAGES
+LOG = KVM_MEM_LOG_DIRTY_PAGES
 
 
 def machine() -> SimpleNamespace:
@@ -27,8 +28,8 @@ def machine() -> SimpleNamespace:
     slots = [
         Memslot(0, 0, 0, 8, hva + 0x20_000),
         Memslot(1, LOG, 8, 8, hva),
-        Memslot(2, ms.KVM_MEM_READONLY, 32, 2, hva + 0x10_000),
-        Memslot(3, ms.KVM_MEMSLOT_INVALID, 40, 1, hva + 0x18_000),
+        Memslot(2, KVM_MEM_READONLY, 32, 2, hva + 0x10_000),
+        Memslot(3, KVM_MEMSLOT_INVALID, 40, 1, hva + 0x18_000),
         Memslot(4, 0, 60, 8, hva + 0x3E_000),  # only two of its pages exist in the process
     ]
     slots[1].alloc_dirty_bitmap()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from kvmmu.kvm import kvmtrace
+from kvmmu.kvm.bits import KVM_EMUL_INSN_REAL, KVM_TRACE_MMIO_READ_UNSATISFIED, KVM_TRACE_MMIO_WRITE
 from kvmmu.trace.ring import EventList
 from kvmmu.trace.text import event_text
 from kvmmu.tracepoint import EVENTS, Event, Trace
@@ -25,12 +26,12 @@ CASES: list[tuple[Callable[[Trace], int], Event, str]] = [
     ),
     (lambda t: kvmtrace.trace_kvm_cr(t, True, 3, 2**63), ("kvm_cr", 1, 3, 2**63), "cr_write 3 = 0x8000000000000000"),
     (
-        lambda t: kvmtrace.trace_kvm_mmio(t, kvmtrace.MMIO_WRITE, 4, 0xE0001004, 0xCAFE),
+        lambda t: kvmtrace.trace_kvm_mmio(t, KVM_TRACE_MMIO_WRITE, 4, 0xE0001004, 0xCAFE),
         ("kvm_mmio", 2, 4, 0xE0001004, 0xCAFE),
         "mmio write len 4 gpa 0xe0001004 val 0xcafe",
     ),
     (
-        lambda t: kvmtrace.trace_kvm_mmio(t, kvmtrace.MMIO_READ_UNSATISFIED, 4, 0xE0001004, 0),
+        lambda t: kvmtrace.trace_kvm_mmio(t, KVM_TRACE_MMIO_READ_UNSATISFIED, 4, 0xE0001004, 0),
         ("kvm_mmio", 0, 4, 0xE0001004, 0),
         "mmio unsatisfied-read len 4 gpa 0xe0001004 val 0x0",
     ),
@@ -45,7 +46,7 @@ CASES: list[tuple[Callable[[Trace], int], Event, str]] = [
         "0:1030: (prot64)",
     ),
     (
-        lambda t: kvmtrace.trace_emulate_insn(t, 0x1030, kvmtrace.EMUL_REAL),
+        lambda t: kvmtrace.trace_emulate_insn(t, 0x1030, KVM_EMUL_INSN_REAL),
         ("kvm_emulate_insn", 0x1030, 0, 0, b"", 0, False),
         "0:1030: (real)",
     ),

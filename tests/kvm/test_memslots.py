@@ -8,6 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmmu.kvm import memslots as ms
+from kvmmu.kvm.bits import (
+    KVM_HVA_ERR_BAD,
+    KVM_HVA_ERR_RO_BAD,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    KVM_MEMSLOT_INVALID,
+    KVM_PFN_ERR_FAULT,
+    KVM_PFN_ERR_HWPOISON,
+    KVM_PFN_ERR_RO_FAULT,
+    KVM_PFN_ERR_SIGPENDING,
+    KVM_PFN_NOSLOT,
+)
 from kvmmu.kvm.memslots import Memslot, Memslots
 
 HVA = 0x7F00_0000_0000
@@ -85,7 +97,7 @@ def test_arrays_of_a_published_slot_are_not_replaced() -> None:
 
 
 def test_a_copy_shares_every_array() -> None:
-    made = slot(0, 1024, number=3 | 1 << 16, flags=ms.KVM_MEM_LOG_DIRTY_PAGES)
+    made = slot(0, 1024, number=3 | 1 << 16, flags=KVM_MEM_LOG_DIRTY_PAGES)
     made.alloc_lpage_info()
     made.alloc_rmap()
     made.alloc_dirty_bitmap()
@@ -94,7 +106,7 @@ def test_a_copy_shares_every_array() -> None:
     made.lpage_array[1] = 6
     made.dirty_array[2] = 7
     assert (twin.rmap_word(0, 2), twin.nr_disallowed(512, 2), twin.dirty_array[2]) == (5, 6, 7)
-    assert (twin.id, twin.as_id, twin.flags) == (3, 1, ms.KVM_MEM_LOG_DIRTY_PAGES)
+    assert (twin.id, twin.as_id, twin.flags) == (3, 1, KVM_MEM_LOG_DIRTY_PAGES)
     twin.use_dirty_bitmap_of(None)
     assert twin.dirty_array is None
     assert made.dirty_array is not None
@@ -112,37 +124,37 @@ def test_hvas_and_their_errors() -> None:
     made = slot(0x100, 4)
     assert made.gfn_to_hva(0x103) == HVA + 0x3000
     assert made.gfn_to_hva_prot(0x103, True) == HVA + 0x3000
-    readonly = slot(0x100, 4, flags=ms.KVM_MEM_READONLY)
+    readonly = slot(0x100, 4, flags=KVM_MEM_READONLY)
     assert readonly.gfn_to_hva_prot(0x100, False) == HVA
-    assert readonly.gfn_to_hva_prot(0x100, True) == ms.KVM_HVA_ERR_RO_BAD == 0xFFFF_8880_0000_1000
-    invalid = slot(0x100, 4, flags=ms.KVM_MEMSLOT_INVALID | ms.KVM_MEM_READONLY)
-    assert invalid.gfn_to_hva_prot(0x100, True) == ms.KVM_HVA_ERR_BAD == 0xFFFF_8880_0000_0000
-    assert ms.is_error_hva(ms.KVM_HVA_ERR_BAD)
-    assert ms.is_error_hva(ms.KVM_HVA_ERR_RO_BAD)
+    assert readonly.gfn_to_hva_prot(0x100, True) == KVM_HVA_ERR_RO_BAD == 0xFFFF_8880_0000_1000
+    invalid = slot(0x100, 4, flags=KVM_MEMSLOT_INVALID | KVM_MEM_READONLY)
+    assert invalid.gfn_to_hva_prot(0x100, True) == KVM_HVA_ERR_BAD == 0xFFFF_8880_0000_0000
+    assert ms.is_error_hva(KVM_HVA_ERR_BAD)
+    assert ms.is_error_hva(KVM_HVA_ERR_RO_BAD)
     assert not ms.is_error_hva(HVA)
 
 
 def test_visible_is_a_users_slot_that_is_not_going_away() -> None:
     assert slot(0, 1, number=32763).is_visible()
     assert not slot(0, 1, number=32764).is_visible()
-    assert not slot(0, 1, flags=ms.KVM_MEMSLOT_INVALID).is_visible()
-    assert slot(0, 1, flags=ms.KVM_MEM_READONLY).is_visible()
+    assert not slot(0, 1, flags=KVM_MEMSLOT_INVALID).is_visible()
+    assert slot(0, 1, flags=KVM_MEM_READONLY).is_visible()
 
 
 def test_pfn_error_words() -> None:
     errors = (
-        ms.KVM_PFN_ERR_FAULT,
-        ms.KVM_PFN_ERR_HWPOISON,
-        ms.KVM_PFN_ERR_RO_FAULT,
-        ms.KVM_PFN_ERR_SIGPENDING,
+        KVM_PFN_ERR_FAULT,
+        KVM_PFN_ERR_HWPOISON,
+        KVM_PFN_ERR_RO_FAULT,
+        KVM_PFN_ERR_SIGPENDING,
     )
     assert errors == tuple(0x7FF0_0000_0000_0000 + n for n in range(4))
     assert all(ms.is_error_pfn(pfn) and ms.is_error_noslot_pfn(pfn) for pfn in errors)
-    assert ms.KVM_PFN_NOSLOT == 1 << 63
-    assert not ms.is_error_pfn(ms.KVM_PFN_NOSLOT)
-    assert ms.is_error_noslot_pfn(ms.KVM_PFN_NOSLOT)
-    assert ms.is_noslot_pfn(ms.KVM_PFN_NOSLOT)
-    assert not ms.is_noslot_pfn(ms.KVM_PFN_ERR_FAULT)
+    assert KVM_PFN_NOSLOT == 1 << 63
+    assert not ms.is_error_pfn(KVM_PFN_NOSLOT)
+    assert ms.is_error_noslot_pfn(KVM_PFN_NOSLOT)
+    assert ms.is_noslot_pfn(KVM_PFN_NOSLOT)
+    assert not ms.is_noslot_pfn(KVM_PFN_ERR_FAULT)
     assert not ms.is_error_noslot_pfn((1 << 40) - 1)
 
 
@@ -164,7 +176,7 @@ def test_find_and_search_agree_with_a_scan(gaps: list[tuple[int, int]], gfns: li
         assert slots.search(gfn) is expected
         assert slots.find(gfn) is expected
         assert slots.find(gfn) is expected
-        hva = ms.KVM_HVA_ERR_BAD if expected is None else HVA + (gfn - expected.base_gfn) * 4096
+        hva = KVM_HVA_ERR_BAD if expected is None else HVA + (gfn - expected.base_gfn) * 4096
         assert slots.gfn_to_hva(gfn, True) == hva
         assert slots.is_visible_gfn(gfn) == (expected is not None)
     for number in range(14):

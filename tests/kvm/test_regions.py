@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvmmu.errors import KvmBug, KvmIoctlError, UserError
 from kvmmu.kvm import regions
-from kvmmu.kvm.memslots import KVM_MEMSLOT_INVALID, Memslots
+from kvmmu.kvm.bits import KVM_MEMSLOT_INVALID
+from kvmmu.kvm.memslots import Memslots
 from kvmmu.kvm.regions import UserMemoryRegion, set_memory_region, set_nr_mmu_pages, set_user_memory_region
 from kvmmu.sync import Gate, Mutex, RwLock
 

@@ -7,24 +7,27 @@ import errno
 
 import pytest
 
-from kvmmu.addr import INVALID_PAGE
-from kvmmu.hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE
+from kvmmu.hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, DF_VECTOR, PF_VECTOR
 from kvmmu.kvm import run
-from kvmmu.kvm.exception import DF_VECTOR, PF_VECTOR, queue_exception
-from kvmmu.kvm.mmu import zap
-from kvmmu.kvm.mmu.pagefault import EMULTYPE_PF, EMULTYPE_WRITE_PF_TO_SP, MIN_FREE_FRAMES
-from kvmmu.kvm.requests import (
+from kvmmu.kvm.bits import (
+    IN_GUEST_MODE,
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
     KVM_REQ_MMU_SYNC,
+    KVM_REQ_NAMES,
     KVM_REQ_TLB_FLUSH,
     KVM_REQ_TLB_FLUSH_CURRENT,
     KVM_REQ_TLB_FLUSH_GUEST,
     KVM_REQ_TRIPLE_FAULT,
-    NAMES,
-    has_request,
-    make_request,
+    OUTSIDE_GUEST_MODE,
 )
-from kvmmu.kvm.vcpu import IN_GUEST_MODE, OUTSIDE_GUEST_MODE, Vcpu
+from kvmmu.kvm.exception import queue_exception
+from kvmmu.kvm.mmu import zap
+from kvmmu.kvm.mmu.bits import MIN_FREE_FRAMES
+from kvmmu.kvm.mmu.verdict import EMULTYPE_PF, EMULTYPE_WRITE_PF_TO_SP
+from kvmmu.kvm.outcome import RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT, RUN_SHUTDOWN
+from kvmmu.kvm.requests import has_request, make_request
+from kvmmu.kvm.vcpu import Vcpu
+from kvmmu.page_types import INVALID_PAGE
 from kvmmu.params import Params
 from kvmmu.tracepoint import Event
 from kvmmu.world import World
@@ -66,10 +69,10 @@ def test_a_hit_says_where_the_byte_is(npt: bool) -> None:
     world, vcpu = machine(npt)
     world.poke(RAM + 0x123, b"\x5a")
     for _ in range(2):
-        assert run.access(vcpu, BASE + 0x123, 0) == run.HIT
+        assert run.access(vcpu, BASE + 0x123, 0) == RUN_HIT
         assert world.memory.read(vcpu.cpu.hpa, 1) == b"\x5a"
     nr_exits = vcpu.stat.exits
-    assert run.access(vcpu, BASE + 0x124, 0) == run.HIT
+    assert run.access(vcpu, BASE + 0x124, 0) == RUN_HIT
     assert vcpu.stat.exits == nr_exits > 0
     assert vcpu.mode == IN_GUEST_MODE
 
@@ -87,9 +90,9 @@ def test_a_hit_says_where_the_byte_is(npt: bool) -> None:
 )
 def test_a_fault_of_the_guest_has_its_code_and_address(npt: bool, gva: int, kind: int, code: int) -> None:
     world, vcpu = machine(npt)
-    assert run.access(vcpu, BASE, 0) == run.HIT
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
     nr_exits = vcpu.stat.exits
-    assert run.access(vcpu, gva, kind) == run.FAULT
+    assert run.access(vcpu, gva, kind) == RUN_FAULT
     assert (vcpu.exception_error_code, vcpu.cr2, vcpu.exception_pending) == (code, gva, False)
     # Nested paging leaves a #PF to the guest; without it, each one exits.
     assert vcpu.stat.exits - nr_exits == (0 if npt else 1)
@@ -102,7 +105,7 @@ def test_a_device_is_emulated_and_the_exit_is_described(npt: bool) -> None:
     _, vcpu = machine(npt)
     # Once to install the MMIO spte, once to hit it.
     for _ in range(2):
-        assert run.access(vcpu, IO + 4, ACCESS_WRITE) == run.EMULATE
+        assert run.access(vcpu, IO + 4, ACCESS_WRITE) == RUN_EMULATE
         assert vcpu.exit_action & EMULTYPE_PF
         assert vcpu.exit_address == (DEVICE if npt else IO) + 4
         assert vcpu.mode == OUTSIDE_GUEST_MODE
@@ -111,12 +114,12 @@ def test_a_device_is_emulated_and_the_exit_is_described(npt: bool) -> None:
 
 def test_a_store_to_a_mirrored_directory_is_emulated() -> None:
     _, vcpu = machine(npt=False)
-    assert run.access(vcpu, BASE, 0) == run.HIT
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
     # The third table is the directory of level 2, which BASE and TABLES share: a store there goes to what maps it.
-    assert run.access(vcpu, TABLES + 0x2000, ACCESS_WRITE) == run.EMULATE
+    assert run.access(vcpu, TABLES + 0x2000, ACCESS_WRITE) == RUN_EMULATE
     assert vcpu.exit_action & EMULTYPE_WRITE_PF_TO_SP
     # The level-1 table of another address may go out of sync instead.
-    assert run.access(vcpu, TABLES + 0x3000, ACCESS_WRITE) == run.HIT
+    assert run.access(vcpu, TABLES + 0x3000, ACCESS_WRITE) == RUN_HIT
 
 
 @NPT
@@ -124,9 +127,9 @@ def test_memory_that_the_process_took_away_ends_the_run(npt: bool) -> None:
     world, vcpu = machine(npt)
     slot = world.vm.gfn_to_memslot(RAM >> 12, 0)
     assert slot is not None
-    assert run.access(vcpu, BASE, 0) == run.HIT
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
     world.mm.munmap(slot.userspace_addr + RAM, 4096)
-    assert run.access(vcpu, BASE, 0) == run.ERROR
+    assert run.access(vcpu, BASE, 0) == RUN_ERROR
     assert vcpu.exit_action == -errno.EFAULT
     world.audit()
 
@@ -136,16 +139,16 @@ def test_memory_that_the_process_took_away_ends_the_run(npt: bool) -> None:
 def test_a_host_out_of_memory_ends_the_run(npt: bool, has_root: bool) -> None:
     world, vcpu = machine(npt)
     if has_root:
-        assert run.access(vcpu, BASE, 0) == run.HIT
+        assert run.access(vcpu, BASE, 0) == RUN_HIT
     taken = []
     while world.frames.nr_free >= MIN_FREE_FRAMES:
         taken.append(world.frames.alloc())
     gva = TABLES + 0x8000
-    assert run.access(vcpu, gva, 0) == run.ERROR
+    assert run.access(vcpu, gva, 0) == RUN_ERROR
     assert vcpu.exit_action == -errno.ENOMEM
     for pfn in taken:
         world.frames.put(pfn)
-    assert run.access(vcpu, gva, 0) == run.HIT
+    assert run.access(vcpu, gva, 0) == RUN_HIT
     world.audit()
 
 
@@ -155,11 +158,11 @@ def test_a_host_out_of_memory_ends_the_run(npt: bool, has_root: bool) -> None:
 @NPT
 def test_every_request_is_served_before_the_guest_goes_on(npt: bool) -> None:
     _, vcpu = machine(npt)
-    assert run.access(vcpu, BASE, 0) == run.HIT
-    for req in NAMES:
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
+    for req in KVM_REQ_NAMES:
         if req != KVM_REQ_TRIPLE_FAULT:
             make_request(vcpu, req)
-    assert run.access(vcpu, BASE, 0) == run.HIT
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
     assert vcpu.requests == 0
 
 
@@ -176,7 +179,7 @@ def test_every_request_is_served_before_the_guest_goes_on(npt: bool) -> None:
 )
 def test_a_full_flush_does_for_one_of_the_current_root(requests: tuple[int, ...], flushes: int) -> None:
     _, vcpu = machine(npt=False)
-    assert run.access(vcpu, BASE, 0) == run.HIT
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
     nr_before = vcpu.stat.tlb_flush
     for req in requests:
         make_request(vcpu, req)
@@ -187,7 +190,7 @@ def test_a_full_flush_does_for_one_of_the_current_root(requests: tuple[int, ...]
 def unsync_machine() -> tuple[World, Vcpu]:
     """A guest that has written to its level-1 table, which is out of sync since."""
     world, vcpu = machine(npt=False)
-    assert run.access(vcpu, BASE, 0) == run.HIT
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
     assert world.write(vcpu, TABLES + 0x3000 + 8 * 0x100, 0).kind == "done"
     assert world.vm.stat.as_dict()["mmu_unsync"] == 1
     return world, vcpu
@@ -223,7 +226,7 @@ def test_an_obsolete_root_is_freed_and_nothing_of_it_is_synced() -> None:
     run.serve_requests(vcpu)
     assert named(events, "kvm_mmu_sync_page") == []
     assert vcpu.mmu.root_hpa == INVALID_PAGE
-    assert run.access(vcpu, BASE, 0) == run.HIT
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
     world.audit()
 
 
@@ -241,17 +244,17 @@ def test_a_triple_fault_shuts_down_after_the_other_requests() -> None:
     world, vcpu = unsync_machine()
     make_request(vcpu, KVM_REQ_TRIPLE_FAULT)
     make_request(vcpu, KVM_REQ_MMU_SYNC)
-    assert run.enter(vcpu) == run.SHUTDOWN
+    assert run.enter(vcpu) == RUN_SHUTDOWN
     assert vcpu.requests == 0
     assert world.vm.stat.as_dict()["mmu_unsync"] == 0
 
 
 def test_a_guest_that_shut_down_makes_no_access() -> None:
     _, vcpu = machine(npt=False)
-    assert run.access(vcpu, BASE, 0) == run.HIT
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
     make_request(vcpu, KVM_REQ_TRIPLE_FAULT)
-    assert run.access(vcpu, BASE, 0) == run.ERROR
-    assert vcpu.exit_action == run.SHUTDOWN
+    assert run.access(vcpu, BASE, 0) == RUN_ERROR
+    assert vcpu.exit_action == RUN_SHUTDOWN
 
 
 # ---- exceptions
@@ -259,14 +262,14 @@ def test_a_guest_that_shut_down_makes_no_access() -> None:
 
 def test_a_fault_is_delivered_once() -> None:
     world, vcpu = machine(npt=False)
-    assert run.access(vcpu, BASE, 0) == run.HIT
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
     events = events_of(world)
-    assert run.access(vcpu, ABSENT, ACCESS_WRITE) == run.FAULT
+    assert run.access(vcpu, ABSENT, ACCESS_WRITE) == RUN_FAULT
     assert [event for event in events if event[0] == "kvm_inj_exception"] == [
         ("kvm_inj_exception", PF_VECTOR, True, 2, False)
     ]
     make_request(vcpu, KVM_REQ_TLB_FLUSH)
-    assert run.access(vcpu, BASE, 0) == run.HIT
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
     assert len(named(events, "kvm_inj_exception")) == 1
 
 
@@ -274,7 +277,7 @@ def test_faults_that_follow_each_other_are_page_faults_never_double_faults() -> 
     world, vcpu = machine(npt=False)
     events = events_of(world)
     for code in (0, 2, 0):
-        assert run.access(vcpu, ABSENT, ACCESS_WRITE if code else 0) == run.FAULT
+        assert run.access(vcpu, ABSENT, ACCESS_WRITE if code else 0) == RUN_FAULT
         assert (vcpu.exception_vector, vcpu.exception_error_code) == (PF_VECTOR, code)
     assert len(named(events, "kvm_inj_exception")) == 3
     assert DF_VECTOR not in [event[1] for event in events if event[0] == "kvm_inj_exception"]
@@ -288,7 +291,7 @@ def test_vcpus_are_numbered_and_leave_their_vm_with_their_roots() -> None:
     other = world.create_vcpu()
     assert [each.vcpu_id for each in world.vm.vcpus] == [0, 1]
     assert other.mmu.root_hpa == INVALID_PAGE
-    assert run.access(vcpu, BASE, 0) == run.HIT
+    assert run.access(vcpu, BASE, 0) == RUN_HIT
     (root,) = [sp for sp in world.shadow_pages() if sp.root_count]
     run.destroy_vcpu(vcpu)
     assert root.root_count == 0

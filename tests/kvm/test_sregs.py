@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from kvmmu.kvm import sregs
-from kvmmu.kvm.requests import KVM_REQ_TLB_FLUSH_GUEST, has_request
+from kvmmu.kvm.bits import KVM_REQ_TLB_FLUSH_GUEST
+from kvmmu.kvm.requests import has_request
 from kvmmu.params import Params
 from kvmmu.world import World
 

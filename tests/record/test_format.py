@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from kvmmu.errors import RecordingError
 from kvmmu.record import format as f
-from kvmmu.record.encoder import FED_ALL, FED_CONTROL, Encoder, Registers
+from kvmmu.record.encoder import Encoder, Registers
+from kvmmu.record.format import FED_ALL, FED_CONTROL
 from kvmmu.record.piece import cut, summarize
 from kvmmu.record.reader import Reader
 from kvmmu.record.writer import Writer

@@ -22,18 +22,9 @@ from ..hw.bits import (
     describe_flags,
 )
 from ..hw.modes import MODES, Limits, PagingMode, is_large_level, reserved_bits
+from ..kvm.mmu.bits import FROZEN_SPTE, SHADOW_NONPRESENT_VALUE, SPTE_BASE_ADDR_MASK, SPTE_MMU_PRESENT, SPTE_TDP_AD_MASK
 from ..kvm.mmu.role import describe_cpu_role, describe_role, role_text
-from ..kvm.mmu.spte import (
-    FROZEN_SPTE,
-    SHADOW_NONPRESENT_VALUE,
-    SPTE_BASE_ADDR_MASK,
-    SPTE_MMU_PRESENT,
-    SPTE_TDP_AD_MASK,
-    describe_spte,
-    make_npt_format,
-    make_shadow_format,
-    mmio_generation,
-)
+from ..kvm.mmu.spte import describe_spte, make_npt_format, make_shadow_format, mmio_generation
 
 
 class Kind(StrEnum):

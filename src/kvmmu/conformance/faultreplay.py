@@ -16,14 +16,15 @@ from typing import ClassVar
 
 from ..addr import Gva, Hpa
 from ..errors import KvmBug, KvmIoctlError, RecordingError
-from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG
+from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG, GP_VECTOR, UD_VECTOR
 from ..kvm import emulate, run, sregs
-from ..kvm.exception import GP_VECTOR, UD_VECTOR, queue_exception
-from ..kvm.mmu.pagefault import RESUME
+from ..kvm.bits import ACCESS_NOT_PT_INSN, OUTSIDE_GUEST_MODE
+from ..kvm.exception import queue_exception
 from ..kvm.mmu.pages import root_to_sp
 from ..kvm.mmu.role import role_level
+from ..kvm.mmu.verdict import RESUME
 from ..kvm.mmu.walker import gva_to_gpa
-from ..kvm.vcpu import OUTSIDE_GUEST_MODE
+from ..kvm.outcome import RUN_SHUTDOWN, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_UNHANDLEABLE
 from ..trace.norm import Normaliser
 from ..tracepoint import Event
 from .guest import PF_VECTOR, Guest, Parted
@@ -347,7 +348,7 @@ class FaultReplay:
         if ret < 0:
             self.run_errno = -ret
             return
-        if ret == run.SHUTDOWN:
+        if ret == RUN_SHUTDOWN:
             self._end_guest()
             return
         self.loaded_root = (vcpu.mmu.root_hpa, role_level(vcpu.mmu.root_role))
@@ -363,9 +364,9 @@ class FaultReplay:
         kind = ACCESS_USER if is_user else 0
         self.vcpu.exit_action = 0
         outcome = emulate.decode_insn(self.vcpu, kind)
-        if outcome != emulate.EMULATED:
+        if outcome != X86EMUL_CONTINUE:
             emulate.decode_failed(self.vcpu, kind, outcome)
-        return outcome == emulate.EMULATED
+        return outcome == X86EMUL_CONTINUE
 
     def _operand(self, *names: str) -> int:
         execution = self.guest.execution
@@ -395,25 +396,25 @@ class FaultReplay:
             self._emulate_modify(access)
             return
         outcome = emulate.emulate(self.vcpu, Gva(access.gva), access.kind, access.data, access.size)
-        if outcome == emulate.UNHANDLEABLE:
+        if outcome == X86EMUL_UNHANDLEABLE:
             self._end_guest()
-        elif outcome == emulate.MMIO:
+        elif outcome == X86EMUL_IO_NEEDED:
             self.mmio = access
-        elif outcome == emulate.EMULATED:
+        elif outcome == X86EMUL_CONTINUE:
             found = None if access.data is not None else self.machine.peek(self.vcpu.mmio_gpa, access.size)
             self.guest.done(access, found)
 
     # A load and a store by one instruction, of a kind that does not write page tables as a rule.
     def _emulate_modify(self, access: Access) -> None:
-        kind = access.kind & ~ACCESS_WRITE | emulate.ACCESS_NOT_PT_INSN
+        kind = access.kind & ~ACCESS_WRITE | ACCESS_NOT_PT_INSN
         outcome = emulate.emulate(self.vcpu, Gva(access.gva), kind, None, access.size)
-        if outcome == emulate.EMULATED and self.guest.execution is not None:
+        if outcome == X86EMUL_CONTINUE and self.guest.execution is not None:
             old = int.from_bytes(self.machine.peek(self.vcpu.mmio_gpa, access.size), "little")
             data = modified(access, self.guest.execution.op, old).to_bytes(access.size, "little")
             outcome = emulate.emulate_memory(self.vcpu, Gva(access.gva), access.kind, data, access.size)
-            if outcome == emulate.EMULATED:
+            if outcome == X86EMUL_CONTINUE:
                 self.guest.done(access, None)
-        if outcome == emulate.MMIO:
+        if outcome == X86EMUL_IO_NEEDED:
             raise RecordingError(f"{self.outcome.recording}: {self.place}: reads and writes a device at once")
 
     def _exit_invlpg(self, exit_: Exit) -> None:

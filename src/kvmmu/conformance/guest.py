@@ -7,11 +7,19 @@ tables say. Under nested paging a ``#PF`` is the guest's own affair and no exit.
 
 from __future__ import annotations
 
-from ..addr import PAGE_SIZE, Gva
-from ..hw.bits import ACCESS_AC, ACCESS_USER, ACCESS_WRITE, PT_ACCESSED, PT_PRESENT
-from ..hw.tdp import HIT, PAGE_FAULT
+from ..addr import Gva
+from ..hw.bits import (
+    ACCESS_AC,
+    ACCESS_USER,
+    ACCESS_WRITE,
+    HW_HIT,
+    HW_PAGE_FAULT,
+    PT_ACCESSED,
+    PT_PRESENT,
+    X86_EFLAGS_AC,
+)
 from ..kvm import insn, sregs
-from ..kvm.mmu.context import X86_EFLAGS_AC
+from ..page_types import PAGE_SIZE
 from .machine import OP_SIZE, OPS, Machine
 from .program import Access, Execution, modified, op_of
 
@@ -118,7 +126,7 @@ class Guest:
         # A gpa does not tell which access it was: the first that does not hit.
         if not execution.has_reached_accesses(rip):
             return None
-        while execution.pending and self._status(execution.pending[0]) == HIT:
+        while execution.pending and self._status(execution.pending[0]) == HW_HIT:
             self._make(execution.pending[0])
         return execution.pending[0] if execution.pending else None
 
@@ -198,7 +206,7 @@ class Guest:
     def _status(self, access: Access) -> int:
         first = PAGE_SIZE - access.gva % PAGE_SIZE
         status = self.vcpu.cpu.access(Gva(access.gva), self._kind(access.kind))
-        if status == HIT and access.size > first:
+        if status == HW_HIT and access.size > first:
             status = self.vcpu.cpu.access(Gva(access.gva + first), self._kind(access.kind))
         return status
 
@@ -207,16 +215,16 @@ class Guest:
         if execution is None:
             return
         status = self._status(access)
-        if status == PAGE_FAULT and self.machine.is_nested:
+        if status == HW_PAGE_FAULT and self.machine.is_nested:
             self.vcpu.cr2 = self._fault_address(access)
             execution.cancel(PF_VECTOR, self.vcpu.cpu.error_code)
             return
-        if status != HIT:
+        if status != HW_HIT:
             raise Parted(
                 f"operation {execution.index} ({execution.op.name})",
                 f"no exit for {access!r}",
                 f"exits: error code {self.vcpu.cpu.error_code:#x}"
-                if status == PAGE_FAULT
+                if status == HW_PAGE_FAULT
                 else f"exits: gpa {self.vcpu.cpu.fault_gpa:#x} error code {self.vcpu.cpu.fault_code:#x}",
             )
         execution.pending.popleft()
@@ -232,7 +240,7 @@ class Guest:
 
     # Of an access that crosses into the next page: the page that faults.
     def _fault_address(self, access: Access) -> int:
-        if self.vcpu.cpu.access(Gva(access.gva), self._kind(access.kind)) != HIT:
+        if self.vcpu.cpu.access(Gva(access.gva), self._kind(access.kind)) != HW_HIT:
             return access.gva
         return access.gva + PAGE_SIZE - access.gva % PAGE_SIZE
 
@@ -256,6 +264,6 @@ class Guest:
 
     # The interpreter's own store into its list.
     def _store(self, gva: int, data: bytes) -> None:
-        if self.vcpu.cpu.access(Gva(gva), self._kind(ACCESS_WRITE)) != HIT:
+        if self.vcpu.cpu.access(Gva(gva), self._kind(ACCESS_WRITE)) != HW_HIT:
             raise Parted("the result of an operation", f"no exit for its store at {gva:#x}", "exits")
         self._transfer(gva, ACCESS_WRITE, data)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..addr import PAGE_SHIFT, PAGE_SIZE, Gpa, Hpa, Hva
+from ..addr import Gpa, Hpa, Hva
 from ..errors import RecordingError, UserError
 from ..hw.bits import CR4_LA57, CR4_PCIDE, CR4_PKE
 from ..kvm import regions, sregs
 from ..kvm.regions import UserMemoryRegion
+from ..page_types import PAGE_SHIFT, PAGE_SIZE
 from ..params import Params
 from ..world import World
 from .scenario import OPCODES, Scenario, SlotLine, number_of

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from ..addr import PAGE_SIZE
 from ..hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE
+from ..page_types import PAGE_SIZE
 from .machine import CODE, OP_SIZE, OPS, USER_CODE
 from .scenario import OPCODES, Op
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import RecordingError
-from ..kvm.memslots import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from ..kvm.bits import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 
 MODES = ("long", "pae", "pse32", "prot", "real")
 REGISTERS = ("cr0", "cr3", "cr4", "efer")

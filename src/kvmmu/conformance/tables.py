@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from ..addr import Gfn, Hpa
 from ..hw.bits import PT_PAGE_SIZE, PT_PRESENT
+from ..kvm.mmu.bits import SHADOW_NONPRESENT_VALUE, SPTE_MMU_PRESENT
 from ..kvm.mmu.rmap import pte_list_count
-from ..kvm.mmu.spte import SHADOW_NONPRESENT_VALUE, SPTE_MMU_PRESENT
 from ..kvm.vm import Vm
 from .recording import Spte, TableDump
 

@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..addr import PAGE_SIZE, Gpa, Gva
+from ..addr import Gpa, Gva
 from ..errors import GuestMisuse
 from ..hw.bits import (
     CR0_ET,
@@ -64,6 +64,7 @@ from ..hw.modes import (
     MODES,
     PagingMode,
 )
+from ..page_types import PAGE_SIZE
 
 SIZE_4K = 1 << 12
 SIZE_2M = 1 << 21

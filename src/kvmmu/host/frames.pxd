@@ -3,13 +3,9 @@ cimport cython
 from ..addr cimport u8, u32, s32, u64, pfn_t, hpa_t, pages_per_level
 from ..hw.memory cimport PhysicalMemory
 
+cdef u64 PAGE_SHIFT, PG_ACCESSED, PG_BLOCK_1G, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED
+
 cdef u64 _MAX_FRAMES
-cdef u64 _PAGE_SHIFT
-cdef u8 _PG_DIRTY
-cdef u8 _PG_ACCESSED
-cdef u8 _PG_RESERVED
-cdef u8 _PG_BLOCK_2M
-cdef u8 _PG_BLOCK_1G
 cdef u8 _PG_BLOCK_MASK
 
 @cython.final

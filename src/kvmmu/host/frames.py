@@ -15,32 +15,15 @@ import mmap
 import struct
 from typing import Any
 
-from ..addr import PAGE_SHIFT, Pfn, pages_per_level
+from ..addr import Pfn, pages_per_level
 from ..errors import KvmBug, OutOfFrames, UserError
 from ..hw.memory import PhysicalMemory
-
-#: Written to since it was handed out (``SetPageDirty``).
-PG_DIRTY = 1
-#: Used since it was handed out (``mark_page_accessed``).
-PG_ACCESSED = 2
-#: Not the allocator's to hand out: frame 0 and the zero page.
-PG_RESERVED = 4
-#: Part of a 2M block.
-PG_BLOCK_2M = 8
-#: Part of a 1G block.
-PG_BLOCK_1G = 16
-#: No frame: the result of lookups that found none.
-NO_PFN = 0xFFFF_FFFF_FFFF_FFFF
+from ..page_types import PAGE_SHIFT
+from .bits import PG_ACCESSED, PG_BLOCK_1G, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED
 
 _MAX_FRAMES = 1 << 32
 # Below this many bytes an array is not worth a mapping of its own.
 _SMALL_ARRAY = 1 << 16
-_PAGE_SHIFT = PAGE_SHIFT
-_PG_DIRTY = PG_DIRTY
-_PG_ACCESSED = PG_ACCESSED
-_PG_RESERVED = PG_RESERVED
-_PG_BLOCK_2M = PG_BLOCK_2M
-_PG_BLOCK_1G = PG_BLOCK_1G
 _PG_BLOCK_MASK = PG_BLOCK_2M | PG_BLOCK_1G
 
 
@@ -115,7 +98,7 @@ class FrameAllocator:
         if self.nr_stacked == 0 and self.fresh_pfn < self.top_pfn:
             return self._alloc_slow()
         pfn = self.alloc()
-        self.memory.fill_words(pfn << _PAGE_SHIFT, 0, 512)  # type: ignore[arg-type]
+        self.memory.fill_words(pfn << PAGE_SHIFT, 0, 512)  # type: ignore[arg-type]
         return pfn
 
     def alloc_block(self, level: int) -> Pfn:
@@ -135,14 +118,14 @@ class FrameAllocator:
         pfn = self.alloc_block(level)
         # What was never handed out is still zero; leave it untouched, so that it takes no memory of the real host.
         if not fresh:
-            self.memory.fill_words(pfn << _PAGE_SHIFT, 0, pages_per_level(level) * 512)  # type: ignore[arg-type]
+            self.memory.fill_words(pfn << PAGE_SHIFT, 0, pages_per_level(level) * 512)  # type: ignore[arg-type]
         return pfn
 
     def head(self, pfn: Pfn) -> Pfn:
         """First frame of the block that holds ``pfn``, or ``pfn`` itself: where its count and flags are kept."""
         if self.flags[pfn] & _PG_BLOCK_MASK == 0:
             return pfn
-        return pfn & ~(pages_per_level(2 if self.flags[pfn] & _PG_BLOCK_2M else 3) - 1)  # type: ignore[return-value]
+        return pfn & ~(pages_per_level(2 if self.flags[pfn] & PG_BLOCK_2M else 3) - 1)  # type: ignore[return-value]
 
     def get(self, pfn: Pfn) -> int:
         """Take a reference to a frame in use; :class:`KvmBug` if it is free or does not exist."""
@@ -160,7 +143,7 @@ class FrameAllocator:
         pfn = self.head(pfn)
         count = self.refcount[pfn] - 1
         if count == 0:
-            if self.flags[pfn] & _PG_RESERVED:
+            if self.flags[pfn] & PG_RESERVED:
                 raise KvmBug(f"put of the last reference to reserved pfn {pfn:#x}")
             self._free(pfn)
         self.refcount[pfn] = count
@@ -179,18 +162,18 @@ class FrameAllocator:
 
     def is_reserved(self, pfn: Pfn) -> bool:
         """Whether ``pfn`` is not the allocator's to hand out: reserved, or beyond the end of memory."""
-        return pfn >= self.nr_frames or self.flags[pfn] & _PG_RESERVED != 0
+        return pfn >= self.nr_frames or self.flags[pfn] & PG_RESERVED != 0
 
     def mark_dirty(self, pfn: Pfn) -> int:
         """Note that the frame or its block was written to; :class:`KvmBug` if it is free."""
         self._must_be_in_use(pfn)
-        self.flags[self.head(pfn)] |= _PG_DIRTY
+        self.flags[self.head(pfn)] |= PG_DIRTY
         return 0
 
     def mark_accessed(self, pfn: Pfn) -> int:
         """Note that the frame or its block was used; :class:`KvmBug` if it is free."""
         self._must_be_in_use(pfn)
-        self.flags[self.head(pfn)] |= _PG_ACCESSED
+        self.flags[self.head(pfn)] |= PG_ACCESSED
         return 0
 
     # A frame when the stack is empty: fresh memory first, then the pieces of a returned block.
@@ -244,7 +227,7 @@ class FrameAllocator:
     # Turn a free run into a block with one reference.
     def _own_block(self, pfn: Pfn, level: int) -> int:
         for i in range(pages_per_level(level)):
-            self.flags[pfn + i] = _PG_BLOCK_2M if level == 2 else _PG_BLOCK_1G
+            self.flags[pfn + i] = PG_BLOCK_2M if level == 2 else PG_BLOCK_1G
         self.refcount[pfn] = 1
         self.nr_free -= pages_per_level(level)
         return 0
@@ -259,7 +242,7 @@ class FrameAllocator:
             self.nr_stacked += 1
             self.nr_free += 1
             return 0
-        level = 2 if self.flags[pfn] & _PG_BLOCK_2M else 3
+        level = 2 if self.flags[pfn] & PG_BLOCK_2M else 3
         for i in range(pages_per_level(level)):
             self.flags[pfn + i] = 0
         self.free_blocks[level].append(pfn)

@@ -4,21 +4,13 @@ from ..addr cimport u8, u32, u64, hva_t, hpa_t, pfn_t, pages_per_level, page_off
 from ..hw.memory cimport PhysicalMemory
 from .frames cimport FrameAllocator
 
-cdef u64 _PAGE_SHIFT
-cdef u64 _NO_PFN
-cdef u64 _NO_HPA
-cdef u64 _GUP_NO_VMA
-cdef u64 _GUP_READ_ONLY
-cdef u64 _HPTE_PRESENT
-cdef u64 _HPTE_WRITABLE
-cdef u64 _HPTE_PFN_MASK
-cdef int _HPTE_LEVEL_SHIFT
+cdef int HPTE_LEVEL_SHIFT, VM_FAULT_NO_VMA, VM_FAULT_READ_ONLY
+cdef u64 GUP_NO_VMA, GUP_READ_ONLY, HPTE_PFN_MASK, HPTE_PRESENT, HPTE_WRITABLE, NO_HPA, NO_PFN, PAGE_SHIFT
+
 cdef u64 _HPTE_LEVEL_ONE
 cdef int _PMD_SHIFT
 cdef int _PUD_SHIFT
 cdef u64 _PMD_MASK
-cdef int _FAULT_NO_VMA
-cdef int _FAULT_READ_ONLY
 
 @cython.final
 cdef class Vma:

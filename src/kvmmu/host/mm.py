@@ -25,46 +25,26 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..addr import LEVEL_BITS, PAGE_SHIFT, PAGE_SIZE, Hpa, Hva, Pfn, page_offset, pages_per_level
+from ..addr import Hpa, Hva, Pfn, page_offset, pages_per_level
 from ..errors import OutOfFrames, UserError
-from .frames import NO_PFN, FrameAllocator, zeroed_array
+from ..page_types import LEVEL_BITS, PAGE_SHIFT, PAGE_SIZE
+from .bits import (
+    GUP_NO_VMA,
+    GUP_READ_ONLY,
+    HPTE_LEVEL_SHIFT,
+    HPTE_PFN_MASK,
+    HPTE_PRESENT,
+    HPTE_WRITABLE,
+    MMAP_BASE,
+    NO_HPA,
+    NO_PFN,
+    USER_END,
+    VM_FAULT_NO_VMA,
+    VM_FAULT_READ_ONLY,
+)
+from .frames import FrameAllocator, zeroed_array
 
-HPTE_PRESENT = 1
-HPTE_WRITABLE = 2
-HPTE_LEVEL_SHIFT = 3
-HPTE_LEVEL_MASK = 0x18
-HPTE_PFN_MASK = 0x000F_FFFF_FFFF_F000
-
-#: Where mmap() begins to hand out addresses.
-MMAP_BASE = Hva(0x7F00_0000_0000)
-#: End of the addresses that a process may use, on a host with 4-level paging (``TASK_SIZE_MAX``).
-USER_END = Hva(0x7FFF_FFFF_F000)
-#: user_access() found no way to that byte.
-NO_HPA = 0xFFFF_FFFF_FFFF_FFFF
-#: gup(): no range holds the address (the kernel's -EFAULT).
-GUP_NO_VMA = 0xFFFF_FFFF_FFFF_FFF2
-#: gup(): a write to a range without write permission (also -EFAULT in the kernel).
-GUP_READ_ONLY = 0xFFFF_FFFF_FFFF_FFF3
-#: Results of gup() from here on are no frames.
-GUP_ERRORS = 0xFFFF_FFFF_FFFF_F000
-
-#: Results of fault_in().
-FAULT_OK = 0
-FAULT_NO_VMA = 1
-FAULT_READ_ONLY = 2
-
-_PAGE_SHIFT = PAGE_SHIFT
-_NO_PFN = NO_PFN
-_NO_HPA = NO_HPA
-_GUP_NO_VMA = GUP_NO_VMA
-_GUP_READ_ONLY = GUP_READ_ONLY
-_HPTE_PRESENT = HPTE_PRESENT
-_HPTE_WRITABLE = HPTE_WRITABLE
-_HPTE_PFN_MASK = HPTE_PFN_MASK
-_HPTE_LEVEL_SHIFT = HPTE_LEVEL_SHIFT
 _HPTE_LEVEL_ONE = 1 << HPTE_LEVEL_SHIFT
-_FAULT_NO_VMA = FAULT_NO_VMA
-_FAULT_READ_ONLY = FAULT_READ_ONLY
 # Address bits below a 2M and a 1G block.
 _PMD_SHIFT = PAGE_SHIFT + LEVEL_BITS
 _PUD_SHIFT = PAGE_SHIFT + 2 * LEVEL_BITS
@@ -117,7 +97,7 @@ class Vma:
 
     def covers_block(self, hva: Hva, level: int) -> bool:
         """Whether the naturally aligned block of ``level`` around ``hva`` lies inside."""
-        mask = (pages_per_level(level) << _PAGE_SHIFT) - 1
+        mask = (pages_per_level(level) << PAGE_SHIFT) - 1
         return self.start <= hva & ~mask and (hva | mask) < self.end
 
     def __repr__(self) -> str:
@@ -371,21 +351,21 @@ class Mm:
         vma = self.find_vma(hva)
         if vma is None:
             return 0
-        return vma.hptes[(hva - vma.start) >> _PAGE_SHIFT]
+        return vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
 
     def mapping_level(self, hva: Hva) -> int:
         """Size of the mapping that covers ``hva``: 1 = 4K, 2 = 2M, 3 = 1G; 1 also when there is none."""
         hpte = self.hpte(hva)
         if hpte == 0:
             return 1
-        return (hpte >> _HPTE_LEVEL_SHIFT) & 3
+        return (hpte >> HPTE_LEVEL_SHIFT) & 3
 
     def gup_fast(self, hva: Hva, write: bool) -> Pfn:
         """The frame behind ``hva`` with a reference taken, if it is mapped and permits the access; else ``NO_PFN``."""
         hpte = self.hpte(hva)
-        if hpte & _HPTE_PRESENT == 0 or (write and hpte & _HPTE_WRITABLE == 0):
-            return _NO_PFN  # type: ignore[return-value]
-        pfn = (hpte & _HPTE_PFN_MASK) >> _PAGE_SHIFT
+        if hpte & HPTE_PRESENT == 0 or (write and hpte & HPTE_WRITABLE == 0):
+            return NO_PFN  # type: ignore[return-value]
+        pfn = (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT
         self.frames.get(pfn)  # type: ignore[arg-type]
         return pfn  # type: ignore[return-value]
 
@@ -396,13 +376,13 @@ class Mm:
         :class:`OutOfFrames` when memory ends. The chain may be called.
         """
         pfn = self.gup_fast(hva, write)
-        if pfn != _NO_PFN:
+        if pfn != NO_PFN:
             return pfn
         fault = self.fault_in(hva, write)
-        if fault == _FAULT_NO_VMA:
-            return _GUP_NO_VMA  # type: ignore[return-value]
-        if fault == _FAULT_READ_ONLY:
-            return _GUP_READ_ONLY  # type: ignore[return-value]
+        if fault == VM_FAULT_NO_VMA:
+            return GUP_NO_VMA  # type: ignore[return-value]
+        if fault == VM_FAULT_READ_ONLY:
+            return GUP_READ_ONLY  # type: ignore[return-value]
         return self.gup_fast(hva, write)
 
     def user_access(self, hva: Hva, write: bool) -> Hpa:
@@ -412,44 +392,44 @@ class Mm:
         """
         vma = self.find_vma(hva)
         if vma is None:
-            return _NO_HPA  # type: ignore[return-value]
-        hpte = vma.hptes[(hva - vma.start) >> _PAGE_SHIFT]
-        if hpte & _HPTE_PRESENT == 0 or (write and hpte & _HPTE_WRITABLE == 0):
+            return NO_HPA  # type: ignore[return-value]
+        hpte = vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
+        if hpte & HPTE_PRESENT == 0 or (write and hpte & HPTE_WRITABLE == 0):
             if self.fault_in(hva, write) != 0:
-                return _NO_HPA  # type: ignore[return-value]
+                return NO_HPA  # type: ignore[return-value]
             hpte = self.hpte(hva)
-        return (hpte & _HPTE_PFN_MASK) | page_offset(hva)  # type: ignore[return-value]
+        return (hpte & HPTE_PFN_MASK) | page_offset(hva)  # type: ignore[return-value]
 
     # ------------------------------------------------------------------------------------------- faults
 
     def fault_in(self, hva: Hva, write: bool) -> int:
-        """Do what a page fault of the process does: ``FAULT_OK``, ``FAULT_NO_VMA`` or ``FAULT_READ_ONLY``.
+        """Do what a page fault of the process does: ``VM_FAULT_OK``, ``VM_FAULT_NO_VMA`` or ``VM_FAULT_READ_ONLY``.
 
         :class:`OutOfFrames` when memory ends.
         """
         vma = self.find_vma(hva)
         if vma is None:
-            return _FAULT_NO_VMA
+            return VM_FAULT_NO_VMA
         if write and not vma.writable:
-            return _FAULT_READ_ONLY
-        hpte = vma.hptes[(hva - vma.start) >> _PAGE_SHIFT]
-        if hpte & _HPTE_PRESENT == 0:
+            return VM_FAULT_READ_ONLY
+        hpte = vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
+        if hpte & HPTE_PRESENT == 0:
             return self._fill_hole(vma, hva, write)
-        if write and hpte & _HPTE_WRITABLE == 0:
+        if write and hpte & HPTE_WRITABLE == 0:
             return self._break_cow(vma, hva)
         return 0
 
     # Back a page that nothing backs yet, as large as allowed.
     def _fill_hole(self, vma: Vma, hva: Hva, write: bool) -> int:
         if vma.is_anonymous() and not write:
-            return self._map(vma, hva, (self.frames.zero_pfn << _PAGE_SHIFT) | _HPTE_PRESENT, 1)
+            return self._map(vma, hva, (self.frames.zero_pfn << PAGE_SHIFT) | HPTE_PRESENT, 1)
         level = vma.page_level
         while level > 1:
             if self._try_map_block(vma, hva, level):
                 return 0
             level -= 1
-        hpte = (self.frames.alloc_zeroed() << _PAGE_SHIFT) | _HPTE_PRESENT
-        return self._map(vma, hva, hpte | (_HPTE_WRITABLE if vma.writable else 0), 1)
+        hpte = (self.frames.alloc_zeroed() << PAGE_SHIFT) | HPTE_PRESENT
+        return self._map(vma, hva, hpte | (HPTE_WRITABLE if vma.writable else 0), 1)
 
     # A huge page, if its whole block is free of smaller ones and lies in the range; declines when no block is left.
     def _try_map_block(self, vma: Vma, hva: Hva, level: int) -> bool:
@@ -463,8 +443,8 @@ class Mm:
             first = self.frames.alloc_block_zeroed(level)
         except OutOfFrames:
             return False
-        hpte = (first << _PAGE_SHIFT) | _HPTE_PRESENT | (_HPTE_WRITABLE if vma.writable else 0)
-        self._map(vma, hva & ~((pages_per_level(level) << _PAGE_SHIFT) - 1), hpte, level)  # type: ignore[arg-type]
+        hpte = (first << PAGE_SHIFT) | HPTE_PRESENT | (HPTE_WRITABLE if vma.writable else 0)
+        self._map(vma, hva & ~((pages_per_level(level) << PAGE_SHIFT) - 1), hpte, level)  # type: ignore[arg-type]
         return True
 
     # Write the words of one mapping; the block at hva is aligned to its size.
@@ -472,18 +452,18 @@ class Mm:
         self.pmd_tables.add(hva >> _PUD_SHIFT)
         if level == 1:
             self.pte_tables.add(hva >> _PMD_SHIFT)
-        index = (hva - vma.start) >> _PAGE_SHIFT
-        hpte |= level << _HPTE_LEVEL_SHIFT
+        index = (hva - vma.start) >> PAGE_SHIFT
+        hpte |= level << HPTE_LEVEL_SHIFT
         for i in range(pages_per_level(level)):
-            vma.hptes[index + i] = hpte + (i << _PAGE_SHIFT)
+            vma.hptes[index + i] = hpte + (i << PAGE_SHIFT)
         return 0
 
     # A write to a page that is mapped read-only in a writable range: only the zero page is. Give it a frame of its own.
     def _break_cow(self, vma: Vma, hva: Hva) -> int:
-        page = hva & _HPTE_PFN_MASK
+        page = hva & HPTE_PFN_MASK
         new = self.frames.alloc_zeroed()
         self.range_start(page, page + PAGE_SIZE)  # type: ignore[arg-type]
-        self._map(vma, page, (new << _PAGE_SHIFT) | _HPTE_PRESENT | _HPTE_WRITABLE, 1)  # type: ignore[arg-type]
+        self._map(vma, page, (new << PAGE_SHIFT) | HPTE_PRESENT | HPTE_WRITABLE, 1)  # type: ignore[arg-type]
         self.range_end(page, page + PAGE_SIZE)  # type: ignore[arg-type]
         return 0
 
@@ -492,13 +472,13 @@ class Mm:
     def _split_mapping(self, vma: Vma, hva: Hva) -> int:
         while True:
             child = self.mapping_level(hva) - 1
-            if child == 0 or hva & ((pages_per_level(child + 1) << _PAGE_SHIFT) - 1) == 0:
+            if child == 0 or hva & ((pages_per_level(child + 1) << PAGE_SHIFT) - 1) == 0:
                 return 0
             nr = pages_per_level(child + 1)
-            first = hva & ~((nr << _PAGE_SHIFT) - 1)
-            index = (first - vma.start) >> _PAGE_SHIFT
+            first = hva & ~((nr << PAGE_SHIFT) - 1)
+            index = (first - vma.start) >> PAGE_SHIFT
             hpte = vma.hptes[index]
-            self.frames.get_many((hpte & _HPTE_PFN_MASK) >> _PAGE_SHIFT, 511)  # type: ignore[arg-type]
+            self.frames.get_many((hpte & HPTE_PFN_MASK) >> PAGE_SHIFT, 511)  # type: ignore[arg-type]
             # The level field of a huge mapping is one more than that of its pieces.
             for i in range(nr):
                 vma.hptes[index + i] -= _HPTE_LEVEL_ONE
@@ -518,11 +498,11 @@ class Mm:
 
     # Every page but the zero page belongs to this address space alone, and so becomes writable without a fault.
     def _change_protection(self, vma: Vma) -> int:
-        nr = (vma.end - vma.start) >> _PAGE_SHIFT
+        nr = (vma.end - vma.start) >> PAGE_SHIFT
         for i in range(nr):
             hpte = vma.hptes[i]
-            if hpte & _HPTE_PRESENT and (hpte & _HPTE_PFN_MASK) >> _PAGE_SHIFT != self.frames.zero_pfn:
-                vma.hptes[i] = hpte | _HPTE_WRITABLE if vma.writable else hpte & ~_HPTE_WRITABLE
+            if hpte & HPTE_PRESENT and (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT != self.frames.zero_pfn:
+                vma.hptes[i] = hpte | HPTE_WRITABLE if vma.writable else hpte & ~HPTE_WRITABLE
         return 0
 
     # Forget every mapping of a range.
@@ -531,16 +511,16 @@ class Mm:
 
     # Forget the mappings of [start, end), whose borders split no huge page, and drop their references.
     def _unmap_pages(self, vma: Vma, start: Hva, end: Hva) -> int:
-        first = (start - vma.start) >> _PAGE_SHIFT
-        nr = (end - vma.start) >> _PAGE_SHIFT
+        first = (start - vma.start) >> PAGE_SHIFT
+        nr = (end - vma.start) >> PAGE_SHIFT
         i = first
         while i < nr:
             hpte = vma.hptes[i]
             level = 1
-            if hpte & _HPTE_PRESENT:
-                level = (hpte >> _HPTE_LEVEL_SHIFT) & 3
-                if (hpte & _HPTE_PFN_MASK) >> _PAGE_SHIFT != self.frames.zero_pfn:
-                    self.frames.put((hpte & _HPTE_PFN_MASK) >> _PAGE_SHIFT)  # type: ignore[arg-type]
+            if hpte & HPTE_PRESENT:
+                level = (hpte >> HPTE_LEVEL_SHIFT) & 3
+                if (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT != self.frames.zero_pfn:
+                    self.frames.put((hpte & HPTE_PFN_MASK) >> PAGE_SHIFT)  # type: ignore[arg-type]
             i += pages_per_level(level)
         for i in range(first, nr):
             vma.hptes[i] = 0

@@ -104,6 +104,31 @@ TR_PIECE_SHIFT = 58
 PKRU_AD = 1
 PKRU_WD = 2
 
+#: EFLAGS.AC: SMAP lets explicit supervisor accesses pass.
+X86_EFLAGS_AC = 1 << 18
+
+# Exception vectors.
+UD_VECTOR = 6
+DF_VECTOR = 8
+TS_VECTOR = 10
+GP_VECTOR = 13
+PF_VECTOR = 14
+
+# INVPCID's types.
+INVPCID_ADDRESS = 0
+INVPCID_CONTEXT = 1
+INVPCID_ALL = 2
+INVPCID_NON_GLOBAL = 3
+
+#: Results of a walk and of an access.
+HW_HIT = 0
+HW_PAGE_FAULT = 1
+HW_NESTED_FAULT = 2
+
+#: Answers of an instruction: it is done, or it raises #GP and changed nothing.
+INSN_DONE = 0
+INSN_GP = 3
+
 PT_NAMES = {
     PT_PRESENT: "P",
     PT_WRITABLE: "W",

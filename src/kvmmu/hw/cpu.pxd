@@ -7,15 +7,9 @@ from .paging cimport Walk, walk
 from .regs cimport Registers
 from .tlb cimport Tlb
 
-cdef int _HIT
-cdef int _PAGE_FAULT
-cdef int _DONE
-cdef int _GENERAL_PROTECTION
-cdef u64 _FRAME
-cdef int _TR_LEVEL_SHIFT
-cdef u64 _CR3_PCID
-cdef u64 _CR3_NOFLUSH
-cdef int _MODE_PAE
+cdef int HW_HIT, HW_PAGE_FAULT, INSN_DONE, INSN_GP, MODE_PAE, TR_LEVEL_SHIFT
+cdef u64 CR3_NOFLUSH, CR3_PCID, PT_FRAME
+
 cdef u64 _PDPTES
 
 # cr0, cr3, cr4, efer, pkru, pdptrs, maxphyaddr, nested, ncr3, nested_levels: see Registers. The load_* and write_*
@@ -27,10 +21,10 @@ cdef class Cpu(Registers):
     cdef readonly Walk last_walk    # elements and result of the last walk; meaningful after a TLB miss
     cdef u64 offset_mask[4]         # by level: address bits inside a page
     # The last access.
-    cdef readonly hpa_t hpa         # where it went, on a HIT
-    cdef readonly u32 error_code    # of the #PF, on a PAGE_FAULT
-    cdef readonly gpa_t fault_gpa   # on a NESTED_FAULT
-    cdef readonly u64 fault_code    # on a NESTED_FAULT: #PF bits, bit 32 or 33
+    cdef readonly hpa_t hpa         # where it went, on a HW_HIT
+    cdef readonly u32 error_code    # of the #PF, on a HW_PAGE_FAULT
+    cdef readonly gpa_t fault_gpa   # on a HW_NESTED_FAULT
+    cdef readonly u64 fault_code    # on a HW_NESTED_FAULT: #PF bits, bit 32 or 33
 
     @cython.locals(translation=u64, offset=u64, index=u32)
     cpdef int access(self, gva_t gva, u32 kind) except -1

@@ -2,7 +2,7 @@
 """One logical CPU: an access is a TLB lookup, else a walk and a fill.
 
 Registers change through two doors. The ``write_*`` methods, :meth:`Cpu.invlpg` and :meth:`Cpu.invpcid` are the
-guest's instructions, with the checks and the TLB effects of the manual; they answer DONE or GENERAL_PROTECTION, and
+guest's instructions, with the checks and the TLB effects of the manual; they answer INSN_DONE or INSN_GP, and
 the latter changes nothing. :meth:`Cpu.load_guest`, :meth:`Cpu.set_nested` and the ``flush_*`` methods belong to a
 hypervisor: the first two change what a world switch changes and flush nothing.
 
@@ -41,6 +41,14 @@ from .bits import (
     CR4_SMEP,
     EFER_LMA,
     EFER_LME,
+    HW_HIT,
+    HW_PAGE_FAULT,
+    INSN_DONE,
+    INSN_GP,
+    INVPCID_ADDRESS,
+    INVPCID_ALL,
+    INVPCID_CONTEXT,
+    INVPCID_NON_GLOBAL,
     PT_FRAME,
     PT_PRESENT,
     TR_LEVEL_SHIFT,
@@ -50,28 +58,8 @@ from .modes import MODE_PAE, bit_range
 from .paging import Walk, walk
 from .params import CpuParams
 from .regs import Registers
-from .tdp import HIT, PAGE_FAULT
 from .tlb import Tlb
 
-#: Answers of an instruction: it is done, or it raises #GP and changed nothing.
-DONE = 0
-GENERAL_PROTECTION = 3
-
-# INVPCID's types.
-INVPCID_ADDRESS = 0
-INVPCID_CONTEXT = 1
-INVPCID_ALL = 2
-INVPCID_NON_GLOBAL = 3
-
-_HIT = HIT
-_PAGE_FAULT = PAGE_FAULT
-_DONE = DONE
-_GENERAL_PROTECTION = GENERAL_PROTECTION
-_FRAME = PT_FRAME
-_TR_LEVEL_SHIFT = TR_LEVEL_SHIFT
-_CR3_PCID = CR3_PCID
-_CR3_NOFLUSH = CR3_NOFLUSH
-_MODE_PAE = MODE_PAE
 _PDPTES = 0xFFFF_FFE0
 _DEFAULTS = CpuParams()
 
@@ -83,8 +71,8 @@ class Cpu(Registers):
     :param memory: physical memory: its tables, and where accesses go.
     :param params: the CPU model.
 
-    After :meth:`access`: ``hpa`` (HIT), ``error_code`` (PAGE_FAULT) or ``fault_gpa`` and ``fault_code``
-    (NESTED_FAULT). ``last_walk`` holds the elements of the last walk.
+    After :meth:`access`: ``hpa`` (HW_HIT), ``error_code`` (HW_PAGE_FAULT) or ``fault_gpa`` and ``fault_code``
+    (HW_NESTED_FAULT). ``last_walk`` holds the elements of the last walk.
     """
 
     __slots__ = ("error_code", "fault_code", "fault_gpa", "hpa", "last_walk", "number", "offset_mask", "tlb")
@@ -106,7 +94,7 @@ class Cpu(Registers):
     # Accesses.
 
     def access(self, gva: Gva, kind: int) -> int:
-        """Make an access of ``kind`` (ACCESS_* bits) to the byte at ``gva``; return HIT, PAGE_FAULT or NESTED_FAULT.
+        """Make an access of ``kind`` (ACCESS_* bits) to the byte at ``gva``; return an HW_* word.
 
         ``gva`` must be canonical in long mode (else the caller raises #GP); outside it has 32 bits. An access that
         crosses pages is made page by page by the caller.
@@ -119,19 +107,19 @@ class Cpu(Registers):
             if (translation & self.mask[index]) == self.want[index] and not (
                 self.pkru_active and self.is_pkru_denied(translation, index)
             ):
-                offset = self.offset_mask[(translation >> _TR_LEVEL_SHIFT) & 3]
-                self.hpa = (translation & _FRAME) | (gva & offset)  # type: ignore[assignment]
-                return _HIT
+                offset = self.offset_mask[(translation >> TR_LEVEL_SHIFT) & 3]
+                self.hpa = (translation & PT_FRAME) | (gva & offset)  # type: ignore[assignment]
+                return HW_HIT
             self.tlb.drop()
         return self._access_missed(gva, kind)
 
     def _access_missed(self, gva: Gva, kind: int) -> int:
         out = self.last_walk
         status = walk(self, gva, kind, out)
-        if status == _HIT:
+        if status == HW_HIT:
             self.hpa = out.hpa
             self.tlb.fill(gva, out.translation)
-        elif status == _PAGE_FAULT:
+        elif status == HW_PAGE_FAULT:
             self.error_code = out.error_code
         else:
             self.fault_gpa = out.fault_gpa
@@ -141,90 +129,90 @@ class Cpu(Registers):
     # The guest's instructions.
 
     def write_cr0(self, value: int) -> int:
-        """MOV to CR0; sets and clears EFER.LMA with PG as LME asks. Return DONE or GENERAL_PROTECTION."""
+        """MOV to CR0; sets and clears EFER.LMA with PG as LME asks. Return INSN_DONE or INSN_GP."""
         changed = self.cr0 ^ value
         efer = self.efer
         if value >> 32 or (value & CR0_PG and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD):
-            return _GENERAL_PROTECTION
+            return INSN_GP
         if changed & CR0_PG and value & CR0_PG and efer & EFER_LME:
             if not self.cr4 & CR4_PAE:
-                return _GENERAL_PROTECTION
+                return INSN_GP
             efer |= EFER_LMA
         if changed & CR0_PG and not value & CR0_PG:
             if self.cr4 & CR4_PCIDE:
-                return _GENERAL_PROTECTION
+                return INSN_GP
             efer = efer & ~EFER_LMA
         if not self._load_checked(value, self.cr4, efer, changed & (CR0_PG | CR0_CD | CR0_NW)):
-            return _GENERAL_PROTECTION
+            return INSN_GP
         if changed & CR0_PG:
             self.tlb.flush_space(self.tlb.space)
-        return _DONE
+        return INSN_DONE
 
     def write_cr3(self, value: int) -> int:
         """MOV to CR3: switch the address space, flush it unless bit 63 (with PCIDE) says no; load PDPTEs in PAE mode.
 
-        Return DONE, or GENERAL_PROTECTION for reserved bits or (PAE) a PDPTE with reserved bits.
+        Return INSN_DONE, or INSN_GP for reserved bits or (PAE) a PDPTE with reserved bits.
         """
-        is_kept = self.has_pcid and (value & _CR3_NOFLUSH) != 0
+        is_kept = self.has_pcid and (value & CR3_NOFLUSH) != 0
         if is_kept:
-            value = value & ~_CR3_NOFLUSH
+            value = value & ~CR3_NOFLUSH
         if value >> self.maxphyaddr:
-            return _GENERAL_PROTECTION
-        if self.mode == _MODE_PAE and not self.nested and not self._load_pdptrs_from(value):
-            return _GENERAL_PROTECTION
+            return INSN_GP
+        if self.mode == MODE_PAE and not self.nested and not self._load_pdptrs_from(value):
+            return INSN_GP
         self.cr3 = value
-        pcid = value & _CR3_PCID if self.has_pcid else 0
+        pcid = value & CR3_PCID if self.has_pcid else 0
         if pcid != self.tlb.pcid:
             self.tlb.switch(self.tlb.space, pcid)
         if not is_kept:
             self.tlb.flush_pcid(pcid)
-        return _DONE
+        return INSN_DONE
 
     def write_cr4(self, value: int) -> int:
         """MOV to CR4 with its flushes; reloads PDPTEs where PAE paging is (or comes to be) in use.
 
-        Return DONE, or GENERAL_PROTECTION for what long mode or PCID forbid.
+        Return INSN_DONE, or INSN_GP for what long mode or PCID forbid.
         """
         changed = self.cr4 ^ value
         is_long = self.efer & EFER_LMA != 0
         if is_long and (changed & CR4_LA57 or not value & CR4_PAE):
-            return _GENERAL_PROTECTION
+            return INSN_GP
         if changed & value & CR4_PCIDE and (not is_long or self.cr3 & CR3_PCID):
-            return _GENERAL_PROTECTION
+            return INSN_GP
         if not self._load_checked(self.cr0, value, self.efer, changed & (CR4_PAE | CR4_PSE | CR4_PGE | CR4_SMEP)):
-            return _GENERAL_PROTECTION
+            return INSN_GP
         if changed & (CR4_PGE | CR4_LA57) or changed & CR4_PCIDE & ~value:
             self.tlb.flush_space(self.tlb.space)
             self.tlb.switch(self.tlb.space, self.cr3 & CR3_PCID if self.has_pcid else 0)
         elif changed & (CR4_PAE | CR4_PSE) or changed & value & CR4_SMEP:
             self.tlb.flush_current()
-        return _DONE
+        return INSN_DONE
 
     def write_efer(self, value: int) -> int:
-        """WRMSR to EFER; LMA is the CPU's own and kept. Return DONE, or GENERAL_PROTECTION if LME changes under PG."""
+        """WRMSR to EFER; LMA is the CPU's own and kept. Return INSN_DONE, or INSN_GP if LME changes under PG."""
         if (self.efer ^ value) & EFER_LME and self.cr0 & CR0_PG:
-            return _GENERAL_PROTECTION
+            return INSN_GP
         self.load_registers(self.cr0, self.cr3, self.cr4, (value & ~EFER_LMA) | (self.efer & EFER_LMA))
-        return _DONE
+        return INSN_DONE
 
     def write_pkru(self, value: int) -> int:
-        """WRPKRU; takes effect on the next access. Return DONE."""
+        """WRPKRU; takes effect on the next access. Return INSN_DONE."""
         self.load_pkru(value)
-        return _DONE
+        return INSN_DONE
 
     def invlpg(self, gva: Gva) -> int:
-        """INVLPG: flush the page of ``gva``, of whatever size. Return DONE (a non-canonical address is ignored)."""
+        """INVLPG: flush the page of ``gva``, of whatever size. INSN_DONE (a non-canonical address is ignored)."""
         self.tlb.invlpg(gva & self.gva_mask)  # type: ignore[arg-type]
-        return _DONE
+        return INSN_DONE
 
     def invpcid(self, kind: int, pcid: int, gva: Gva) -> int:
-        """INVPCID of type ``kind`` (INVPCID_*). Return DONE or GENERAL_PROTECTION (bad type, PCID or address)."""
+        """INVPCID of type ``kind`` (INVPCID_*). Return INSN_DONE or INSN_GP (bad type, PCID or address)."""
         is_by_pcid = kind in (INVPCID_ADDRESS, INVPCID_CONTEXT)
-        if not 0 <= kind <= INVPCID_NON_GLOBAL or pcid > _CR3_PCID or (is_by_pcid and pcid and not self.has_pcid):
-            return _GENERAL_PROTECTION
+        if not 0 <= kind <= INVPCID_NON_GLOBAL or pcid > CR3_PCID or (is_by_pcid and pcid and not self.has_pcid):
+            return INSN_GP
         if kind == INVPCID_ADDRESS:
             if self.efer & EFER_LMA and not self.is_canonical(gva):
-                return _GENERAL_PROTECTION
+                return INSN_GP
             self.tlb.invlpg_pcid(pcid, gva & self.gva_mask)  # type: ignore[arg-type]
         elif kind == INVPCID_CONTEXT:
             self.tlb.flush_pcid(pcid)
@@ -232,7 +220,7 @@ class Cpu(Registers):
             self.tlb.flush_space(self.tlb.space)
         else:
             self.tlb.flush_non_global()
-        return _DONE
+        return INSN_DONE
 
     def is_canonical(self, gva: Gva) -> bool:
         """Whether ``gva`` can be used in this mode: a 48-bit (57-bit with LA57) number, sign-extended, in long mode."""
@@ -260,7 +248,7 @@ class Cpu(Registers):
         old_cr4 = self.cr4
         old_efer = self.efer
         self.load_registers(cr0, self.cr3, cr4, efer)
-        if reloads and self.mode == _MODE_PAE and not self.nested and not self.load_pdptrs():
+        if reloads and self.mode == MODE_PAE and not self.nested and not self.load_pdptrs():
             self.load_registers(old_cr0, self.cr3, old_cr4, old_efer)
             return False
         return True
@@ -270,16 +258,16 @@ class Cpu(Registers):
     def load_guest(self, cr0: int, cr3: int, cr4: int, efer: int) -> int:
         """Load a guest's control registers as VMRUN does: all at once, unchecked, and without any flush.
 
-        PAE without a second stage loads the PDPTEs too. Return DONE, or GENERAL_PROTECTION (the entry fails) if one
+        PAE without a second stage loads the PDPTEs too. Return INSN_DONE, or INSN_GP (the entry fails) if one
         of them has reserved bits; the registers are loaded then, the PDPTEs are not.
         """
         self.load_registers(cr0, cr3, cr4, efer)
-        pcid = cr3 & _CR3_PCID if self.has_pcid else 0
+        pcid = cr3 & CR3_PCID if self.has_pcid else 0
         if pcid != self.tlb.pcid:
             self.tlb.switch(self.tlb.space, pcid)
-        if self.mode == _MODE_PAE and not self.nested and not self.load_pdptrs():
-            return _GENERAL_PROTECTION
-        return _DONE
+        if self.mode == MODE_PAE and not self.nested and not self.load_pdptrs():
+            return INSN_GP
+        return INSN_DONE
 
     def set_nested(self, ncr3: Hpa, levels: int) -> int:
         """Turn the second stage on: the table at ``ncr3`` (4 or 5 levels); 0 levels turn it off. Flushes nothing.

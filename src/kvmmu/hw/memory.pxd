@@ -4,8 +4,7 @@ cimport cython
 from ..addr cimport u8, u32, u64, hpa_t
 from ..sync cimport Gate
 
-cdef u64 _ALL_ONES
-cdef u32 _ALL_ONES32
+cdef u64 U32, U64
 
 @cython.final
 cdef class PhysicalMemory:

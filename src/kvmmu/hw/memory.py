@@ -13,8 +13,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 
-from ..addr import PAGE_SIZE, Hpa
+from ..addr import Hpa
 from ..errors import ConfigError
+from ..page_types import PAGE_SIZE, U32, U64
 from ..sync import Gate
 
 #: Largest number of frames: 52 address bits, the most that x86 has.
@@ -22,9 +23,6 @@ MAX_FRAMES = 1 << 40
 
 # Linux: do not account swap for pages that may never be written. Python's mmap names it only from 3.13 on.
 _MAP_NORESERVE = 0x4000
-
-_ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
-_ALL_ONES32 = 0xFFFF_FFFF
 
 
 class PhysicalMemory:
@@ -69,7 +67,7 @@ class PhysicalMemory:
         if self.gate.armed:
             self.gate.checker.point("read", self, hpa)
         if hpa >= self.size:
-            return _ALL_ONES
+            return U64
         return self.words[hpa >> 3]
 
     def write_once(self, hpa: Hpa, value: int) -> int:
@@ -85,7 +83,7 @@ class PhysicalMemory:
         if self.gate.armed:
             self.gate.checker.point("xchg", self, hpa)
         if hpa >= self.size:
-            return _ALL_ONES
+            return U64
         old = self.words[hpa >> 3]
         self.words[hpa >> 3] = value
         return old
@@ -104,7 +102,7 @@ class PhysicalMemory:
         if self.gate.armed:
             self.gate.checker.point("read", self, hpa)
         if hpa >= self.size:
-            return _ALL_ONES32
+            return U32
         return self.halves[hpa >> 2]
 
     def write_once32(self, hpa: Hpa, value: int) -> int:

@@ -6,42 +6,18 @@ from .memory cimport PhysicalMemory
 from .regs cimport Registers, kind_index
 from .tdp cimport NestedWalk, translate
 
+cdef int HW_HIT, HW_NESTED_FAULT, HW_PAGE_FAULT, PT_PKEY_SHIFT, PT_PSE36_SHIFT, TR_LEVEL_SHIFT, TR_PIECE_SHIFT
+cdef int TR_PKEY_SHIFT
+cdef u64 ACCESS_IMPLICIT, ACCESS_USER, INVALID_PAGE, ONE, PAGE_SHIFT, PFERR_PK, PFERR_RSVD, PFERR_WRITE, PT_ACCESSED
+cdef u64 PT_DIRTY, PT_FRAME, PT_GLOBAL, PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_PSE36_LOW, TR_DIRTY, TR_EXECUTABLE
+cdef u64 TR_GLOBAL, TR_HOST_WRITABLE, TR_USER, TR_WRITABLE
+
 cdef int _RESTART
-cdef int _HIT
-cdef int _PAGE_FAULT
-cdef int _NESTED_FAULT
-cdef u64 _INVALID
-cdef u64 _ONE
-cdef int _SHIFT
-cdef u64 _PRESENT
-cdef u64 _ACCESSED
-cdef u64 _DIRTY
-cdef u64 _PAGE_SIZE
-cdef u64 _GLOBAL
-cdef u64 _NX
-cdef u64 _FRAME
-cdef int _PKEY_SHIFT
-cdef u64 _PSE36_LOW
-cdef int _PSE36_SHIFT
-cdef u32 _USER
-cdef u32 _IMPLICIT
-cdef u32 _WRITE
-cdef u32 _RSVD
-cdef u32 _PK
 cdef u32 _WRITE_USER
 cdef u32 _WRITE_FETCH
 cdef u64 _TABLE_ACCESS
 cdef u64 _FINAL_ACCESS
-cdef u64 _TR_WRITABLE
-cdef u64 _TR_USER
 cdef u64 _TR_BOTH
-cdef u64 _TR_EXECUTABLE
-cdef u64 _TR_DIRTY
-cdef u64 _TR_HOST_WRITABLE
-cdef u64 _TR_GLOBAL
-cdef int _TR_PKEY_SHIFT
-cdef int _TR_LEVEL_SHIFT
-cdef int _TR_PIECE_SHIFT
 cdef u64 _TR_HOST_ALL
 
 @cython.final

@@ -18,10 +18,14 @@ set through the table's host address. Source: Intel SDM volume 3, "Paging"; AMD 
 
 from __future__ import annotations
 
-from ..addr import INVALID_PAGE, PAGE_SHIFT, Gpa, Gva, Hpa
+from ..addr import Gpa, Gva, Hpa
+from ..page_types import INVALID_PAGE, ONE, PAGE_SHIFT
 from .bits import (
     ACCESS_IMPLICIT,
     ACCESS_USER,
+    HW_HIT,
+    HW_NESTED_FAULT,
+    HW_PAGE_FAULT,
     PFERR_FETCH,
     PFERR_GUEST_FINAL,
     PFERR_GUEST_PAGE,
@@ -52,44 +56,14 @@ from .bits import (
     TR_WRITABLE,
 )
 from .regs import Registers, kind_index
-from .tdp import HIT, NESTED_FAULT, PAGE_FAULT, NestedWalk, translate
+from .tdp import NestedWalk, translate
 
 _RESTART = -2
-_HIT = HIT
-_PAGE_FAULT = PAGE_FAULT
-_NESTED_FAULT = NESTED_FAULT
-_INVALID = INVALID_PAGE
-_ONE = 1
-_SHIFT = PAGE_SHIFT
-_PRESENT = PT_PRESENT
-_ACCESSED = PT_ACCESSED
-_DIRTY = PT_DIRTY
-_PAGE_SIZE = PT_PAGE_SIZE
-_GLOBAL = PT_GLOBAL
-_NX = PT_NX
-_FRAME = PT_FRAME
-_PKEY_SHIFT = PT_PKEY_SHIFT
-_PSE36_LOW = PT_PSE36_LOW
-_PSE36_SHIFT = PT_PSE36_SHIFT
-_USER = ACCESS_USER
-_IMPLICIT = ACCESS_IMPLICIT
-_WRITE = PFERR_WRITE
-_RSVD = PFERR_RSVD
-_PK = PFERR_PK
 _WRITE_USER = PFERR_WRITE | PFERR_USER
 _WRITE_FETCH = PFERR_WRITE | PFERR_FETCH
 _TABLE_ACCESS = PFERR_GUEST_PAGE | PFERR_USER | PFERR_WRITE
 _FINAL_ACCESS = PFERR_GUEST_FINAL | PFERR_USER
-_TR_WRITABLE = TR_WRITABLE
-_TR_USER = TR_USER
 _TR_BOTH = TR_WRITABLE | TR_USER
-_TR_EXECUTABLE = TR_EXECUTABLE
-_TR_DIRTY = TR_DIRTY
-_TR_HOST_WRITABLE = TR_HOST_WRITABLE
-_TR_GLOBAL = TR_GLOBAL
-_TR_PKEY_SHIFT = TR_PKEY_SHIFT
-_TR_LEVEL_SHIFT = TR_LEVEL_SHIFT
-_TR_PIECE_SHIFT = TR_PIECE_SHIFT
 # What a second stage may still take away.
 _TR_HOST_ALL = TR_HOST_WRITABLE | TR_DIRTY
 
@@ -101,7 +75,7 @@ if (PT_WRITABLE, PT_USER, PT_DIRTY) != (TR_WRITABLE, TR_USER, TR_DIRTY):
 class Walk:
     """One walk, element by element, and its result; its owner uses it again and again.
 
-    After a HIT ``hpa``, ``level`` and the permissions hold, after a PAGE_FAULT ``error_code``, after a NESTED_FAULT
+    After HW_HIT ``hpa``, ``level`` and the permissions hold, after HW_PAGE_FAULT ``error_code``, after HW_NESTED_FAULT
     ``fault_gpa`` and ``fault_code``. ``nested`` is the last second-stage walk that was made on the way.
     """
 
@@ -161,11 +135,11 @@ class Walk:
 def walk(regs: Registers, gva: Gva, kind: int, out: Walk) -> int:
     """Translate ``gva`` for an access of ``kind`` (ACCESS_* bits) by the tables that ``regs`` select.
 
-    Return HIT, PAGE_FAULT or NESTED_FAULT and fill ``out``. A and D bits are set in the real entries by cmpxchg; the
+    Return an HW_* word and fill ``out``. A and D bits are set in the real entries by cmpxchg; the
     walk starts again when one fails. No TLB is asked or filled.
     """
-    if kind & _IMPLICIT:
-        kind = kind & ~_USER
+    if kind & ACCESS_IMPLICIT:
+        kind = kind & ~ACCESS_USER
     gva &= regs.gva_mask  # type: ignore[assignment]
     status = _RESTART
     while status == _RESTART:
@@ -184,7 +158,7 @@ def _walk_unpaged(regs: Registers, gva: Gva, kind: int, out: Walk) -> int:
     out.large4m = False
     out.is_global = False
     out.pkey = 0
-    out.translation = _TR_BOTH | _TR_EXECUTABLE | _TR_HOST_ALL
+    out.translation = _TR_BOTH | TR_EXECUTABLE | _TR_HOST_ALL
     return _finish(regs, kind, out)
 
 
@@ -196,25 +170,25 @@ def _walk_tables(regs: Registers, gva: Gva, kind: int, out: Walk) -> int:
     nx = 0
     while True:
         status = _read_entry(regs, table, _entry_offset(regs, gva, level), out)  # type: ignore[arg-type]
-        if status != _HIT:
+        if status != HW_HIT:
             return status
         entry = out.entries[out.nr]
         out.levels[out.nr] = level
         out.nr += 1
-        if not entry & _PRESENT:
+        if not entry & PT_PRESENT:
             return _page_fault(regs, kind, 0, out)
-        is_large = (entry & _PAGE_SIZE) != 0 and (regs.large_levels >> level) & 1 != 0
+        is_large = (entry & PT_PAGE_SIZE) != 0 and (regs.large_levels >> level) & 1 != 0
         if entry & (regs.rsvd_large[level] if is_large else regs.rsvd[level]):
-            return _page_fault(regs, kind, _PRESENT | _RSVD, out)
+            return _page_fault(regs, kind, PT_PRESENT | PFERR_RSVD, out)
         if not (regs.has_pdptrs and level == 3):
             allowed &= entry
             nx |= entry
         if level == 1 or is_large:
             break
-        table = entry & _FRAME
+        table = entry & PT_FRAME
         level -= 1
     _decode_leaf(regs, gva, entry, level, out)
-    out.translation = allowed | (0 if nx & _NX else _TR_EXECUTABLE) | _TR_HOST_ALL
+    out.translation = allowed | (0 if nx & PT_NX else TR_EXECUTABLE) | _TR_HOST_ALL
     code = _denial(regs, kind, out)
     if code:
         return _page_fault(regs, kind, code, out)
@@ -225,7 +199,7 @@ def _walk_tables(regs: Registers, gva: Gva, kind: int, out: Walk) -> int:
 
 # Byte offset of the entry for gva in a table of this level.
 def _entry_offset(regs: Registers, gva: Gva, level: int) -> int:
-    index = (gva >> (_SHIFT + regs.index_bits * (level - 1))) & ((_ONE << regs.index_bits) - 1)
+    index = (gva >> (PAGE_SHIFT + regs.index_bits * (level - 1))) & ((ONE << regs.index_bits) - 1)
     if regs.has_pdptrs and level == 3:
         index &= 3
     return index * regs.entry_size
@@ -234,12 +208,12 @@ def _entry_offset(regs: Registers, gva: Gva, level: int) -> int:
 # Read the entry into the element number out.nr, which the caller then counts.
 def _read_entry(regs: Registers, table: Gpa, offset: int, out: Walk) -> int:
     if regs.has_pdptrs and out.nr == 0 and not regs.nested:
-        out.places[0] = _INVALID
+        out.places[0] = INVALID_PAGE
         out.entries[0] = regs.pdptrs[offset >> 3]
-        return _HIT
+        return HW_HIT
     place = table + offset
     if regs.nested:
-        if translate(regs, place, _TABLE_ACCESS, out.nested) != _HIT:  # type: ignore[arg-type]
+        if translate(regs, place, _TABLE_ACCESS, out.nested) != HW_HIT:  # type: ignore[arg-type]
             return _nested_fault(out)
         place = out.nested.hpa
     out.places[out.nr] = place
@@ -247,20 +221,20 @@ def _read_entry(regs: Registers, table: Gpa, offset: int, out: Walk) -> int:
         out.entries[out.nr] = regs.memory.read_once32(place)  # type: ignore[arg-type]
     else:
         out.entries[out.nr] = regs.memory.read_once(place)  # type: ignore[arg-type]
-    return _HIT
+    return HW_HIT
 
 
 # What the leaf itself says: frame, page size, global, protection key.
 def _decode_leaf(regs: Registers, gva: Gva, entry: int, level: int, out: Walk) -> int:
-    offset = (_ONE << (_SHIFT + regs.index_bits * (level - 1))) - 1
-    gpa = (entry & _FRAME & ~offset) | (gva & offset)
+    offset = (ONE << (PAGE_SHIFT + regs.index_bits * (level - 1))) - 1
+    gpa = (entry & PT_FRAME & ~offset) | (gva & offset)
     out.large4m = regs.entry_size == 4 and level == 2
     if out.large4m:
-        gpa |= (entry & _PSE36_LOW) << _PSE36_SHIFT
+        gpa |= (entry & PT_PSE36_LOW) << PT_PSE36_SHIFT
     out.gpa = gpa  # type: ignore[assignment]
     out.level = level
-    out.is_global = regs.has_global and (entry & _GLOBAL) != 0
-    out.pkey = (entry >> _PKEY_SHIFT) & 15 if regs.has_pkeys else 0
+    out.is_global = regs.has_global and (entry & PT_GLOBAL) != 0
+    out.pkey = (entry >> PT_PKEY_SHIFT) & 15 if regs.has_pkeys else 0
     return 0
 
 
@@ -269,9 +243,9 @@ def _denial(regs: Registers, kind: int, out: Walk) -> int:
     index = kind_index(kind)
     code = 0
     if (out.translation & regs.mask[index]) != regs.want[index]:
-        code = _PRESENT
-    if regs.pkru_active and regs.is_pkru_denied(out.translation | (_ONE * out.pkey << _TR_PKEY_SHIFT), index):
-        code = _PRESENT | _PK
+        code = PT_PRESENT
+    if regs.pkru_active and regs.is_pkru_denied(out.translation | (ONE * out.pkey << TR_PKEY_SHIFT), index):
+        code = PT_PRESENT | PFERR_PK
     return code
 
 
@@ -282,16 +256,16 @@ def _set_accessed_dirty(regs: Registers, kind: int, out: Walk) -> int:
     entry = 0
     while i <= last:
         entry = out.entries[i]
-        new = entry | _ACCESSED
-        if i == last and kind & _WRITE:
-            new |= _DIRTY
+        new = entry | PT_ACCESSED
+        if i == last and kind & PFERR_WRITE:
+            new |= PT_DIRTY
         if new != entry and not _update_entry(regs, out.places[i], entry, new):
             return _RESTART
         entry = new
         i += 1
-    if not entry & _DIRTY:
-        out.translation = out.translation & ~_TR_DIRTY
-    return _HIT
+    if not entry & PT_DIRTY:
+        out.translation = out.translation & ~TR_DIRTY
+    return HW_HIT
 
 
 def _update_entry(regs: Registers, place: int, entry: int, new: int) -> bool:
@@ -305,23 +279,23 @@ def _finish(regs: Registers, kind: int, out: Walk) -> int:
     out.hpa = out.gpa  # type: ignore[assignment]
     out.tlb_level = out.level
     if regs.nested:
-        if translate(regs, out.gpa, _FINAL_ACCESS | (kind & _WRITE_FETCH), out.nested) != _HIT:
+        if translate(regs, out.gpa, _FINAL_ACCESS | (kind & _WRITE_FETCH), out.nested) != HW_HIT:
             return _nested_fault(out)
         _join_nested(out)
-    out.writable = (out.translation & _TR_WRITABLE) != 0
-    out.user = (out.translation & _TR_USER) != 0
-    out.executable = (out.translation & _TR_EXECUTABLE) != 0
-    out.dirty = (out.translation & _TR_DIRTY) != 0
-    offset = (_ONE << (_SHIFT + 9 * (out.tlb_level - 1))) - 1
-    out.translation |= (out.hpa & ~offset) | (_ONE * out.tlb_level << _TR_LEVEL_SHIFT)
-    out.translation |= _ONE * out.pkey << _TR_PKEY_SHIFT
+    out.writable = (out.translation & TR_WRITABLE) != 0
+    out.user = (out.translation & TR_USER) != 0
+    out.executable = (out.translation & TR_EXECUTABLE) != 0
+    out.dirty = (out.translation & TR_DIRTY) != 0
+    offset = (ONE << (PAGE_SHIFT + 9 * (out.tlb_level - 1))) - 1
+    out.translation |= (out.hpa & ~offset) | (ONE * out.tlb_level << TR_LEVEL_SHIFT)
+    out.translation |= ONE * out.pkey << TR_PKEY_SHIFT
     if out.is_global:
-        out.translation |= _TR_GLOBAL
+        out.translation |= TR_GLOBAL
     if out.nr and (out.large4m or out.level != out.tlb_level):
         # A piece of a larger guest page: INVLPG of any of its addresses must find it.
         piece = 2 if out.large4m else (1 if out.level == 2 else 3)
-        out.translation |= _ONE * piece << _TR_PIECE_SHIFT
-    return _HIT
+        out.translation |= ONE * piece << TR_PIECE_SHIFT
+    return HW_HIT
 
 
 # The smaller of both page sizes, the stricter of both permissions.
@@ -331,20 +305,20 @@ def _join_nested(out: Walk) -> int:
     if nested.level < out.tlb_level:
         out.tlb_level = nested.level
     if not nested.writable:
-        out.translation = out.translation & ~_TR_HOST_WRITABLE
+        out.translation = out.translation & ~TR_HOST_WRITABLE
     if not nested.executable:
-        out.translation = out.translation & ~_TR_EXECUTABLE
+        out.translation = out.translation & ~TR_EXECUTABLE
     if not nested.dirty:
-        out.translation = out.translation & ~_TR_DIRTY
+        out.translation = out.translation & ~TR_DIRTY
     return 0
 
 
 def _page_fault(regs: Registers, kind: int, code: int, out: Walk) -> int:
     out.error_code = code | (kind & (_WRITE_USER | regs.fetch_bit))
-    return _PAGE_FAULT
+    return HW_PAGE_FAULT
 
 
 def _nested_fault(out: Walk) -> int:
     out.fault_gpa = out.nested.fault_gpa
     out.fault_code = out.nested.fault_code
-    return _NESTED_FAULT
+    return HW_NESTED_FAULT

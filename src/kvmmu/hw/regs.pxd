@@ -4,13 +4,13 @@ cimport cython
 from ..addr cimport u32, u64, hpa_t
 from .memory cimport PhysicalMemory
 
+cdef int TR_PKEY_SHIFT
+cdef u64 ONE, TR_USER
+
 cdef u64 _CR0_SHAPE
 cdef u64 _CR4_SHAPE
 cdef u64 _EFER_SHAPE
 cdef u64 _NO_SHAPE
-cdef u64 _ONE
-cdef u64 _TR_USER
-cdef int _TR_PKEY_SHIFT
 
 cpdef u32 kind_index(u32 kind) noexcept
 

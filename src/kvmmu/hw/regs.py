@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from ..addr import Hpa
 from ..errors import ConfigError
+from ..page_types import ONE
 from .bits import (
     ACCESS_AC,
     ACCESS_FETCH,
@@ -49,9 +50,6 @@ _CR4_SHAPE = CR4_PSE | CR4_PAE | CR4_PGE | CR4_LA57 | CR4_PCIDE | CR4_SMEP | CR4
 _EFER_SHAPE = EFER_LMA | EFER_NX
 # No register state has this shape.
 _NO_SHAPE = 0xFFFF_FFFF_FFFF_FFFF
-_ONE = 1
-_TR_USER = TR_USER
-_TR_PKEY_SHIFT = TR_PKEY_SHIFT
 
 #: The access kinds that exist; the permission table has a row for each.
 KINDS = tuple(
@@ -200,7 +198,7 @@ class Registers:
             self.rsvd[level] = reserved_bits(mode, level, False, limits)
             self.rsvd_large[level] = reserved_bits(mode, level, True, limits)
             if is_large_level(mode, level, limits):
-                self.large_levels |= _ONE << level
+                self.large_levels |= ONE << level
         # The error code tells a fetch apart only where a fetch can fail by itself (Intel SDM, "Page-Fault
         # Exceptions", the I/D flag).
         can_tell = self.cr4 & CR4_SMEP or (self.cr4 & CR4_PAE and self.efer & EFER_NX)
@@ -215,7 +213,7 @@ class Registers:
             self.nested_rsvd[level] = reserved_bits(mode, level, False, limits)
             self.nested_rsvd_large[level] = reserved_bits(mode, level, True, limits)
             if is_large_level(mode, level, limits):
-                self.nested_large_levels |= _ONE << level
+                self.nested_large_levels |= ONE << level
         return 0
 
     # One row of the permission table per access kind (Intel SDM, "Determination of Access Rights").
@@ -260,7 +258,7 @@ class Registers:
 
     def is_pkru_denied(self, translation: int, index: int) -> bool:
         """Whether PKRU forbids the access kind in row ``index`` to a user page; ask only while ``pkru_active``."""
-        if not translation & _TR_USER:
+        if not translation & TR_USER:
             return False
-        pkey = (translation >> _TR_PKEY_SHIFT) & 15
+        pkey = (translation >> TR_PKEY_SHIFT) & 15
         return ((self.pkru >> (2 * pkey)) & self.pkru_deny[index]) != 0

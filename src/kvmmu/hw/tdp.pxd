@@ -5,24 +5,11 @@ from ..addr cimport u64, gpa_t, hpa_t
 from .memory cimport PhysicalMemory
 from .regs cimport Registers
 
+cdef int HW_HIT, HW_NESTED_FAULT, LEVEL_BITS
+cdef u64 ONE, PAGE_SHIFT, PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_WRITE, PT_ACCESSED, PT_DIRTY, PT_FRAME
+cdef u64 PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
+
 cdef int _RESTART
-cdef int _HIT
-cdef int _NESTED_FAULT
-cdef u64 _PRESENT
-cdef u64 _WRITABLE
-cdef u64 _USER
-cdef u64 _ACCESSED
-cdef u64 _DIRTY
-cdef u64 _PAGE_SIZE
-cdef u64 _NX
-cdef u64 _FRAME
-cdef u64 _PFERR_PRESENT
-cdef u64 _PFERR_WRITE
-cdef u64 _PFERR_RSVD
-cdef u64 _PFERR_FETCH
-cdef int _SHIFT
-cdef int _BITS
-cdef u64 _ONE
 
 @cython.final
 cdef class NestedWalk:
@@ -30,13 +17,13 @@ cdef class NestedWalk:
     cdef int levels[6]              # level of each element
     cdef u64 entries[6]             # its value as read
     cdef u64 places[6]              # hpa that it was read from
-    # The result of a HIT.
+    # The result of a HW_HIT.
     cdef readonly hpa_t hpa
     cdef readonly int level         # page size: 1 = 4K, 2 = 2M, 3 = 1G
     cdef readonly bint writable
     cdef readonly bint executable
     cdef readonly bint dirty        # the leaf's D is set
-    # Of a NESTED_FAULT.
+    # Of a HW_NESTED_FAULT.
     cdef readonly gpa_t fault_gpa
     cdef readonly u64 fault_code
 

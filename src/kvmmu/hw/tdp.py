@@ -13,8 +13,11 @@ A fault is a value: ``fault_gpa`` and ``fault_code`` in the record, the latter w
 
 from __future__ import annotations
 
-from ..addr import LEVEL_BITS, PAGE_SHIFT, Gpa, Hpa
+from ..addr import Gpa, Hpa
+from ..page_types import LEVEL_BITS, ONE, PAGE_SHIFT
 from .bits import (
+    HW_HIT,
+    HW_NESTED_FAULT,
     PFERR_FETCH,
     PFERR_PRESENT,
     PFERR_RSVD,
@@ -30,38 +33,15 @@ from .bits import (
 )
 from .regs import Registers
 
-#: Results of a walk and of an access.
-HIT = 0
-PAGE_FAULT = 1
-NESTED_FAULT = 2
-
 # An entry changed between its read and the update of its A and D bits: walk again, as silicon does.
 _RESTART = -2
-
-_HIT = HIT
-_NESTED_FAULT = NESTED_FAULT
-_PRESENT = PT_PRESENT
-_WRITABLE = PT_WRITABLE
-_USER = PT_USER
-_ACCESSED = PT_ACCESSED
-_DIRTY = PT_DIRTY
-_PAGE_SIZE = PT_PAGE_SIZE
-_NX = PT_NX
-_FRAME = PT_FRAME
-_PFERR_PRESENT = PFERR_PRESENT
-_PFERR_WRITE = PFERR_WRITE
-_PFERR_RSVD = PFERR_RSVD
-_PFERR_FETCH = PFERR_FETCH
-_SHIFT = PAGE_SHIFT
-_BITS = LEVEL_BITS
-_ONE = 1
 
 
 class NestedWalk:
     """One second-stage walk, element by element, and its result; its owner uses it again and again.
 
     ``elements()`` and ``nr`` tell what was read; ``hpa``, ``level``, ``writable``, ``executable`` and ``dirty`` hold
-    after a HIT, ``fault_gpa`` and ``fault_code`` after a NESTED_FAULT.
+    after a HW_HIT, ``fault_gpa`` and ``fault_code`` after a HW_NESTED_FAULT.
     """
 
     __slots__ = (
@@ -97,7 +77,7 @@ class NestedWalk:
 
 
 def translate(regs: Registers, gpa: Gpa, access: int, out: NestedWalk) -> int:
-    """Translate ``gpa`` through the nested table of ``regs``; return HIT or NESTED_FAULT and fill ``out``.
+    """Translate ``gpa`` through the nested table of ``regs``; return HW_HIT or HW_NESTED_FAULT and fill ``out``.
 
     :param access: the #PF-style bits of the access (U always set) with PFERR_GUEST_FINAL or PFERR_GUEST_PAGE.
 
@@ -112,35 +92,39 @@ def translate(regs: Registers, gpa: Gpa, access: int, out: NestedWalk) -> int:
 def _walk(regs: Registers, gpa: Gpa, access: int, out: NestedWalk) -> int:
     level = regs.nested_levels
     out.nr = 0
-    if gpa >> (_SHIFT + _BITS * level):
+    if gpa >> (PAGE_SHIFT + LEVEL_BITS * level):
         return _fault(out, gpa, access)
-    table = regs.ncr3 & _FRAME
-    allowed = _WRITABLE | _USER
+    table = regs.ncr3 & PT_FRAME
+    allowed = PT_WRITABLE | PT_USER
     is_nx = False
     while True:
-        place = table + ((gpa >> (_SHIFT + _BITS * (level - 1))) & 511) * 8
+        place = table + ((gpa >> (PAGE_SHIFT + LEVEL_BITS * (level - 1))) & 511) * 8
         entry = regs.memory.read_once(place)  # type: ignore[arg-type]
         out.levels[out.nr] = level
         out.entries[out.nr] = entry
         out.places[out.nr] = place
         out.nr += 1
-        if not entry & _PRESENT:
+        if not entry & PT_PRESENT:
             return _fault(out, gpa, access)
-        is_large = (entry & _PAGE_SIZE) != 0 and (regs.nested_large_levels >> level) & 1 != 0
+        is_large = (entry & PT_PAGE_SIZE) != 0 and (regs.nested_large_levels >> level) & 1 != 0
         if entry & (regs.nested_rsvd_large[level] if is_large else regs.nested_rsvd[level]):
-            return _fault(out, gpa, access | _PFERR_PRESENT | _PFERR_RSVD)
+            return _fault(out, gpa, access | PFERR_PRESENT | PFERR_RSVD)
         allowed &= entry
-        is_nx = is_nx or (entry & _NX) != 0
+        is_nx = is_nx or (entry & PT_NX) != 0
         if level == 1 or is_large:
             break
-        table = entry & _FRAME
+        table = entry & PT_FRAME
         level -= 1
-    if not allowed & _USER or (access & _PFERR_WRITE and not allowed & _WRITABLE) or (access & _PFERR_FETCH and is_nx):
-        return _fault(out, gpa, access | _PFERR_PRESENT)
-    offset = (_ONE << (_SHIFT + _BITS * (level - 1))) - 1
-    out.hpa = (entry & _FRAME & ~offset) | (gpa & offset)  # type: ignore[assignment]
+    if (
+        not allowed & PT_USER
+        or (access & PFERR_WRITE and not allowed & PT_WRITABLE)
+        or (access & PFERR_FETCH and is_nx)
+    ):
+        return _fault(out, gpa, access | PFERR_PRESENT)
+    offset = (ONE << (PAGE_SHIFT + LEVEL_BITS * (level - 1))) - 1
+    out.hpa = (entry & PT_FRAME & ~offset) | (gpa & offset)  # type: ignore[assignment]
     out.level = level
-    out.writable = (allowed & _WRITABLE) != 0
+    out.writable = (allowed & PT_WRITABLE) != 0
     out.executable = not is_nx
     return _set_accessed_dirty(regs, access, out)
 
@@ -148,7 +132,7 @@ def _walk(regs: Registers, gpa: Gpa, access: int, out: NestedWalk) -> int:
 def _fault(out: NestedWalk, gpa: Gpa, code: int) -> int:
     out.fault_gpa = gpa
     out.fault_code = code
-    return _NESTED_FAULT
+    return HW_NESTED_FAULT
 
 
 # A at every level, D in the leaf of a write.
@@ -158,11 +142,11 @@ def _set_accessed_dirty(regs: Registers, access: int, out: NestedWalk) -> int:
     new = 0
     while i <= last:
         entry = out.entries[i]
-        new = entry | _ACCESSED
-        if i == last and access & _PFERR_WRITE:
-            new |= _DIRTY
+        new = entry | PT_ACCESSED
+        if i == last and access & PFERR_WRITE:
+            new |= PT_DIRTY
         if new != entry and not regs.memory.cmpxchg(out.places[i], entry, new):  # type: ignore[arg-type]
             return _RESTART
         i += 1
-    out.dirty = (new & _DIRTY) != 0
-    return _HIT
+    out.dirty = (new & PT_DIRTY) != 0
+    return HW_HIT

@@ -3,11 +3,10 @@ cimport cython
 
 from ..addr cimport u8, u32, u64, s64, gva_t
 
-cdef u64 _ONE
+cdef int TR_LEVEL_SHIFT, TR_PIECE_SHIFT
+cdef u64 ONE, TR_GLOBAL
+
 cdef int _WORDS
-cdef u64 _TR_GLOBAL
-cdef int _TR_LEVEL_SHIFT
-cdef int _TR_PIECE_SHIFT
 cdef int _PCID_SHIFT
 cdef int _SPACE_SHIFT
 cdef u64 _GLOBAL_OWNER

@@ -21,14 +21,11 @@ from __future__ import annotations
 from array import array
 
 from ..addr import Gva
+from ..page_types import ONE
 from .bits import TR_GLOBAL, TR_LEVEL_SHIFT, TR_PIECE_SHIFT
 from .params import CpuParams
 
-_ONE = 1
 _WORDS = 4
-_TR_GLOBAL = TR_GLOBAL
-_TR_LEVEL_SHIFT = TR_LEVEL_SHIFT
-_TR_PIECE_SHIFT = TR_PIECE_SHIFT
 _PCID_SHIFT = 1
 _SPACE_SHIFT = 13
 _GLOBAL_OWNER = 1
@@ -112,8 +109,8 @@ class Tlb:
         """Make (``space``, ``pcid``) the context that lookups and fills belong to; flushes nothing. Return 0."""
         self.space = space
         self.pcid = pcid
-        self.owner = (_ONE * space << _SPACE_SHIFT) | (_ONE * pcid << _PCID_SHIFT)
-        self.global_owner = (_ONE * space << _SPACE_SHIFT) | _GLOBAL_OWNER
+        self.owner = (ONE * space << _SPACE_SHIFT) | (ONE * pcid << _PCID_SHIFT)
+        self.global_owner = (ONE * space << _SPACE_SHIFT) | _GLOBAL_OWNER
         self.floor = self._floor_of(self.owner)
         self.global_floor = self._floor_of(self.global_owner)
         return 0
@@ -165,7 +162,7 @@ class Tlb:
 
     # Whether this entry is a piece of a guest page that INVLPG invalidated since.
     def _is_cut(self, gva: Gva, index: int) -> bool:
-        piece = (self.slots[index + 3] >> _TR_PIECE_SHIFT) & 3
+        piece = (self.slots[index + 3] >> TR_PIECE_SHIFT) & 3
         return piece != 0 and self.slots[index + 2] < self.cells[_cell(piece, gva)]
 
     def drop(self) -> int:
@@ -180,10 +177,10 @@ class Tlb:
 
     def fill(self, gva: Gva, translation: int) -> int:
         """Keep ``translation`` (its level, owner's global bit and piece size are in the word) for ``gva``; return 0."""
-        level = (translation >> _TR_LEVEL_SHIFT) & 3
-        owner = self.global_owner if translation & _TR_GLOBAL else self.owner
+        level = (translation >> TR_LEVEL_SHIFT) & 3
+        owner = self.global_owner if translation & TR_GLOBAL else self.owner
         self.used[level] = 1
-        if (translation >> _TR_PIECE_SHIFT) & 3:
+        if (translation >> TR_PIECE_SHIFT) & 3:
             self.used_pieces = True
         if self.keep_all:
             return self._keep(gva, owner, translation)
@@ -247,8 +244,8 @@ class Tlb:
         return found[1]
 
     def _keep(self, gva: Gva, owner: int, translation: int) -> int:
-        level = (translation >> _TR_LEVEL_SHIFT) & 3
-        piece = (translation >> _TR_PIECE_SHIFT) & 3
+        level = (translation >> TR_LEVEL_SHIFT) & 3
+        piece = (translation >> TR_PIECE_SHIFT) & 3
         key = (level, gva >> (9 * level + 3), owner)
         if len(self.kept) >= self.sweep_at:
             self._sweep()
@@ -277,7 +274,7 @@ class Tlb:
         for piece in range(1, 4) if self.used_pieces else ():
             for key in self.kept_pieces.pop((piece, gva >> _piece_shift(piece), owner), ()):
                 entry = self.kept.get(key)
-                if entry is not None and (entry[1] >> _TR_PIECE_SHIFT) & 3 == piece:
+                if entry is not None and (entry[1] >> TR_PIECE_SHIFT) & 3 == piece:
                     del self.kept[key]
         return 0
 
@@ -312,7 +309,7 @@ class Tlb:
     def flush_pcid(self, pcid: int) -> int:
         """Flush one PCID of the current space except its global entries. Return 0."""
         self._tick()
-        self.pcid_floors[(_ONE * self.space << _SPACE_SHIFT) | (_ONE * pcid << _PCID_SHIFT)] = self.clock
+        self.pcid_floors[(ONE * self.space << _SPACE_SHIFT) | (ONE * pcid << _PCID_SHIFT)] = self.clock
         return self._refresh()
 
     def flush_current(self) -> int:
@@ -331,7 +328,7 @@ class Tlb:
     def invlpg_pcid(self, pcid: int, gva: Gva) -> int:
         """Flush the page of ``gva`` in one PCID of the current space; global entries stay. Return 0."""
         self._tick()
-        return self._forget(gva, (_ONE * self.space << _SPACE_SHIFT) | (_ONE * pcid << _PCID_SHIFT))
+        return self._forget(gva, (ONE * self.space << _SPACE_SHIFT) | (ONE * pcid << _PCID_SHIFT))
 
     def invlpg_space(self, gva: Gva) -> int:
         """Flush the page of ``gva``, of any size, under every PCID of the current space and if global. Return 0."""

@@ -15,34 +15,12 @@ from .mmu.pagefault cimport inject_page_fault
 from .mmu.role cimport cpu_role_paging, role_direct
 from .mmu.walker cimport GuestWalk, gva_to_gpa_walk
 
-cdef u64 _INVALID_PAGE
-cdef u64 _PAGE_MASK
-cdef u64 _PAGE_SIZE
-cdef u64 _U64
-cdef u64 _U32
-cdef u64 _EFER_LMA
-cdef u64 _NO_HPA
-cdef u64 _PFERR_WRITE
-cdef u64 _PFERR_USER
-cdef u64 _PFERR_FETCH
-cdef u64 _APIC_DEFAULT_PHYS_BASE
-cdef u32 _KIND_WRITE
-cdef u32 _KIND_USER
-cdef u32 _KIND_FETCH
-cdef u32 _KIND_IMPLICIT
-cdef u32 _KIND_NOT_PT_INSN
-cdef u64 _PFERR_IMPLICIT
-cdef int _DONE
-cdef int _MMIO
-cdef int _FAULT
-cdef int _RETRY
-cdef int _UNHANDLEABLE
-cdef int _UD_VECTOR
-cdef int _EMULTYPE_WRITE_PF_TO_SP
-cdef int _MMIO_WRITE
-cdef int _MMIO_READ_UNSATISFIED
-cdef int _MMIO_READ
-cdef int _EMULTYPE_ALLOW_RETRY_PF
+cdef int EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_WRITE_PF_TO_SP, KVM_TRACE_MMIO_READ, KVM_TRACE_MMIO_READ_UNSATISFIED
+cdef int KVM_TRACE_MMIO_WRITE, UD_VECTOR, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_PROPAGATE_FAULT
+cdef int X86EMUL_RETRY_INSTR, X86EMUL_UNHANDLEABLE
+cdef u64 ACCESS_FETCH, ACCESS_IMPLICIT, ACCESS_NOT_PT_INSN, ACCESS_USER, ACCESS_WRITE, APIC_DEFAULT_PHYS_BASE
+cdef u64 EFER_LMA, INVALID_PAGE, NO_HPA, PAGE_MASK, PAGE_SIZE, PFERR_FETCH, PFERR_IMPLICIT_ACCESS, PFERR_USER
+cdef u64 PFERR_WRITE, U32, U64
 
 cpdef u64 walk_access(u32 kind) noexcept
 @cython.locals(gpa=gpa_t, access=u64)

@@ -4,11 +4,7 @@ from ..addr cimport u32
 from .requests cimport make_request
 from .vcpu cimport Vcpu
 
-cdef int _REQ_TRIPLE_FAULT
-cdef int _DF_VECTOR
-cdef int _TS_VECTOR
-cdef int _GP_VECTOR
-cdef int _PF_VECTOR
+cdef int DF_VECTOR, GP_VECTOR, KVM_REQ_TRIPLE_FAULT, PF_VECTOR, TS_VECTOR
 
 cpdef bint is_contributory(int vector) noexcept
 @cython.locals(before=int)

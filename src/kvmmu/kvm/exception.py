@@ -6,25 +6,15 @@ Which kinds make one is the manuals' table of double-fault conditions (``kvm_mul
 
 from __future__ import annotations
 
-from .requests import KVM_REQ_TRIPLE_FAULT, make_request
+from ..hw.bits import DF_VECTOR, GP_VECTOR, PF_VECTOR, TS_VECTOR
+from .bits import KVM_REQ_TRIPLE_FAULT
+from .requests import make_request
 from .vcpu import Vcpu
-
-UD_VECTOR = 6
-DF_VECTOR = 8
-TS_VECTOR = 10
-GP_VECTOR = 13
-PF_VECTOR = 14
-
-_REQ_TRIPLE_FAULT = KVM_REQ_TRIPLE_FAULT
-_DF_VECTOR = DF_VECTOR
-_TS_VECTOR = TS_VECTOR
-_GP_VECTOR = GP_VECTOR
-_PF_VECTOR = PF_VECTOR
 
 
 def is_contributory(vector: int) -> bool:
     """Whether exception ``vector`` makes a ``#DF`` of a contributory one before it: DE, TS, NP, SS, GP."""
-    return vector == 0 or (vector >= _TS_VECTOR and vector <= _GP_VECTOR)
+    return vector == 0 or (vector >= TS_VECTOR and vector <= GP_VECTOR)
 
 
 def queue_exception(vcpu: Vcpu, vector: int, has_error: bool, error_code: int) -> int:
@@ -35,12 +25,12 @@ def queue_exception(vcpu: Vcpu, vector: int, has_error: bool, error_code: int) -
     """
     if vcpu.exception_pending or vcpu.exception_reinjected:
         before = vcpu.exception_vector
-        if before == _DF_VECTOR:
-            make_request(vcpu, _REQ_TRIPLE_FAULT)
+        if before == DF_VECTOR:
+            make_request(vcpu, KVM_REQ_TRIPLE_FAULT)
             return before
-        if is_contributory(vector) if is_contributory(before) else before == _PF_VECTOR:
-            if is_contributory(vector) or vector == _PF_VECTOR:
-                vector = _DF_VECTOR
+        if is_contributory(vector) if is_contributory(before) else before == PF_VECTOR:
+            if is_contributory(vector) or vector == PF_VECTOR:
+                vector = DF_VECTOR
                 has_error = True
                 error_code = 0
     vcpu.exception_pending = True

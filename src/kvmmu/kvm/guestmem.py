@@ -11,16 +11,15 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SIZE, Gfn, Gpa, Hpa, gpa_to_gfn, page_offset
-from ..host.mm import NO_HPA, Mm
-from .memslots import PAGE_OFFSET, Memslot, Memslots
+from ..addr import Gfn, Gpa, Hpa, gpa_to_gfn, page_offset
+from ..host.bits import NO_HPA
+from ..host.mm import Mm
+from ..page_types import ONE, PAGE_SIZE
+from .bits import PAGE_OFFSET
+from .memslots import Memslot, Memslots
 
 if TYPE_CHECKING:
     from .vm import Vm
-
-_ONE = 1
-_NO_HPA = NO_HPA
-_PAGE_OFFSET = PAGE_OFFSET
 
 
 def gpa_to_hpa(slots: Memslots, mm: Mm, gpa: Gpa, write: bool) -> Hpa:
@@ -33,10 +32,10 @@ def gpa_to_hpa(slots: Memslots, mm: Mm, gpa: Gpa, write: bool) -> Hpa:
     gfn = gpa_to_gfn(gpa)
     slot = slots.find(gfn)
     if slot is None:
-        return _NO_HPA  # type: ignore[return-value]
+        return NO_HPA  # type: ignore[return-value]
     hva = slot.gfn_to_hva_prot(gfn, write)
-    if hva >= _PAGE_OFFSET:
-        return _NO_HPA  # type: ignore[return-value]
+    if hva >= PAGE_OFFSET:
+        return NO_HPA  # type: ignore[return-value]
     return mm.user_access(hva + page_offset(gpa), write)  # type: ignore[arg-type]
 
 
@@ -45,7 +44,7 @@ def mark_page_dirty_in_slot(slot: Memslot | None, gfn: Gfn) -> int:
     if slot is None or not slot.is_dirty_logged() or slot.dirty_bitmap is None:
         return 0
     bit = gfn - slot.base_gfn
-    slot.dirty_bitmap[bit >> 6] |= _ONE << (bit & 63)
+    slot.dirty_bitmap[bit >> 6] |= ONE << (bit & 63)
     return 0
 
 

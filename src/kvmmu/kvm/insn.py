@@ -2,14 +2,15 @@
 """The guest's instructions that change paging: which exit to kvm, and which the CPU executes by itself.
 
 Under shadow paging all of them exit. Under nested paging the guest's CR3, its INVLPG and INVPCID are the CPU's affair;
-CR0, CR4 and EFER still exit. Each returns DONE or GP as in ``sregs``.
+CR0, CR4 and EFER still exit. Each returns INSN_DONE or INSN_GP as in ``sregs``.
 """
 
 from __future__ import annotations
 
 from ..addr import Gva
+from ..hw.bits import INSN_GP
 from .run import enter, leave
-from .sregs import GP, invlpg, invpcid, set_cr0, set_cr3, set_cr4, set_efer
+from .sregs import invlpg, invpcid, set_cr0, set_cr3, set_cr4, set_efer
 from .vcpu import Vcpu
 
 
@@ -20,7 +21,7 @@ def mov_cr3(vcpu: Vcpu, value: int) -> int:
         return set_cr3(vcpu, value)
     enter(vcpu)
     if vcpu.cpu.write_cr3(value):
-        return GP
+        return INSN_GP
     vcpu.cr3 = vcpu.cpu.cr3
     return 0
 
@@ -64,4 +65,4 @@ def insn_invpcid(vcpu: Vcpu, kind: int, pcid: int, gva: Gva) -> int:
         leave(vcpu)
         return invpcid(vcpu, kind, pcid, gva)
     enter(vcpu)
-    return GP if vcpu.cpu.invpcid(kind, pcid, gva) else 0
+    return INSN_GP if vcpu.cpu.invpcid(kind, pcid, gva) else 0

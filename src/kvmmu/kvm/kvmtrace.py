@@ -10,17 +10,6 @@ from __future__ import annotations
 from ..addr import Gpa, Gva, Hva
 from ..tracepoint import Event, Trace
 
-#: Kinds of kvm_mmio.
-MMIO_READ_UNSATISFIED = 0
-MMIO_READ = 1
-MMIO_WRITE = 2
-
-#: Flags of kvm_emulate_insn: CR0.PE, EFLAGS.VM, CS.D, CS.L; the four modes that they make.
-EMUL_REAL = 0
-EMUL_PROT16 = 1
-EMUL_PROT32 = 5
-EMUL_PROT64 = 9
-
 
 def trace_kvm_page_fault(trace: Trace, vcpu_id: int, rip: int, addr: int, error_code: int) -> int:
     """An exit for a page fault: ``addr`` is the gva (shadow paging) or the gpa (NPT) that faulted."""

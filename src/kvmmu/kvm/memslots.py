@@ -15,46 +15,20 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
-from ..addr import LEVEL_BITS, PAGE_SHIFT, Gfn, Hva
+from ..addr import Gfn, Hva
 from ..host.frames import zeroed_array
-
-#: Flags of a slot: log writes, refuse writes, and (internal) being deleted or moved.
-KVM_MEM_LOG_DIRTY_PAGES = 1
-KVM_MEM_READONLY = 2
-KVM_MEMSLOT_INVALID = 1 << 16
-#: Slots that user space may make; ids from here to KVM_MEM_SLOTS_NUM are KVM's own.
-KVM_USER_MEM_SLOTS = 32764
-KVM_MEM_SLOTS_NUM = 32767
-KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
-#: Bit of a generation: an update is in progress.
-KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63
-
-#: First address that belongs to the host's kernel (4-level paging): no hva is here or above.
-PAGE_OFFSET = 0xFFFF_8880_0000_0000
-KVM_HVA_ERR_BAD = PAGE_OFFSET
-KVM_HVA_ERR_RO_BAD = PAGE_OFFSET + 4096
-
-#: Words in place of a pfn.
-KVM_PFN_ERR_MASK = 0x7FF << 52
-KVM_PFN_ERR_NOSLOT_MASK = 0xFFF << 52
-KVM_PFN_NOSLOT = 1 << 63
-KVM_PFN_ERR_FAULT = KVM_PFN_ERR_MASK
-KVM_PFN_ERR_HWPOISON = KVM_PFN_ERR_MASK + 1
-KVM_PFN_ERR_RO_FAULT = KVM_PFN_ERR_MASK + 2
-KVM_PFN_ERR_SIGPENDING = KVM_PFN_ERR_MASK + 3
-
-_ONE = 1
-_PAGE_SHIFT = PAGE_SHIFT
-_LEVEL_BITS = LEVEL_BITS
-_KVM_MEM_READONLY = KVM_MEM_READONLY
-_KVM_MEM_LOG_DIRTY_PAGES = KVM_MEM_LOG_DIRTY_PAGES
-_KVM_MEMSLOT_INVALID = KVM_MEMSLOT_INVALID
-_KVM_HVA_ERR_BAD = KVM_HVA_ERR_BAD
-_KVM_HVA_ERR_RO_BAD = KVM_HVA_ERR_RO_BAD
-_KVM_PFN_ERR_MASK = KVM_PFN_ERR_MASK
-_KVM_PFN_ERR_NOSLOT_MASK = KVM_PFN_ERR_NOSLOT_MASK
-_KVM_PFN_NOSLOT = KVM_PFN_NOSLOT
-_KVM_USER_MEM_SLOTS = KVM_USER_MEM_SLOTS
+from ..page_types import LEVEL_BITS, ONE, PAGE_SHIFT
+from .bits import (
+    KVM_HVA_ERR_BAD,
+    KVM_HVA_ERR_RO_BAD,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    KVM_MEMSLOT_INVALID,
+    KVM_PFN_ERR_MASK,
+    KVM_PFN_ERR_NOSLOT_MASK,
+    KVM_PFN_NOSLOT,
+    KVM_USER_MEM_SLOTS,
+)
 
 
 class Memslot:
@@ -160,12 +134,12 @@ class Memslot:
     # differ within the large page.
     def _forbid_lpages(self) -> int:
         for level in (2, 3):
-            block = (_ONE << (_LEVEL_BITS * (level - 1))) - 1
+            block = (ONE << (LEVEL_BITS * (level - 1))) - 1
             if self.base_gfn & block:
                 self.disallow_lpage[self.offset[level]] = 1
             if self.end_gfn & block:
                 self.disallow_lpage[self.offset[level] + self.nr_entries[level] - 1] = 1
-            if (self.base_gfn ^ (self.userspace_addr >> _PAGE_SHIFT)) & block:
+            if (self.base_gfn ^ (self.userspace_addr >> PAGE_SHIFT)) & block:
                 for i in range(self.nr_entries[level]):
                     self.disallow_lpage[self.offset[level] + i] = 1
         return 0
@@ -176,7 +150,7 @@ class Memslot:
         Its element in ``rmap`` and ``disallow_lpage`` is that plus ``offset[level]``; in ``gfn_write_track`` it is
         ``index(gfn, 1)`` itself.
         """
-        return (gfn >> (_LEVEL_BITS * (level - 1))) - (self.base_gfn >> (_LEVEL_BITS * (level - 1)))
+        return (gfn >> (LEVEL_BITS * (level - 1))) - (self.base_gfn >> (LEVEL_BITS * (level - 1)))
 
     def nr_lpages(self, level: int) -> int:
         """Number of blocks of ``level`` that the slot touches."""
@@ -184,14 +158,14 @@ class Memslot:
 
     def gfn_to_hva(self, gfn: Gfn) -> Hva:
         """Address of ``gfn`` in the process, whatever the slot's flags; ``gfn`` lies in the slot."""
-        return self.userspace_addr + ((gfn - self.base_gfn) << _PAGE_SHIFT)  # type: ignore[return-value]
+        return self.userspace_addr + ((gfn - self.base_gfn) << PAGE_SHIFT)  # type: ignore[return-value]
 
     def gfn_to_hva_prot(self, gfn: Gfn, write: bool) -> Hva:
         """:meth:`gfn_to_hva`, or ``KVM_HVA_ERR_BAD`` (INVALID slot), ``KVM_HVA_ERR_RO_BAD`` (write to read-only)."""
-        if self.flags & _KVM_MEMSLOT_INVALID:
-            return _KVM_HVA_ERR_BAD  # type: ignore[return-value]
-        if write and self.flags & _KVM_MEM_READONLY:
-            return _KVM_HVA_ERR_RO_BAD  # type: ignore[return-value]
+        if self.flags & KVM_MEMSLOT_INVALID:
+            return KVM_HVA_ERR_BAD  # type: ignore[return-value]
+        if write and self.flags & KVM_MEM_READONLY:
+            return KVM_HVA_ERR_RO_BAD  # type: ignore[return-value]
         return self.gfn_to_hva(gfn)
 
     def contains(self, gfn: Gfn) -> bool:
@@ -200,19 +174,19 @@ class Memslot:
 
     def is_invalid(self) -> bool:
         """Whether the slot is being deleted or moved (``KVM_MEMSLOT_INVALID``)."""
-        return self.flags & _KVM_MEMSLOT_INVALID != 0
+        return self.flags & KVM_MEMSLOT_INVALID != 0
 
     def is_readonly(self) -> bool:
         """Whether guest writes are refused (``KVM_MEM_READONLY``)."""
-        return self.flags & _KVM_MEM_READONLY != 0
+        return self.flags & KVM_MEM_READONLY != 0
 
     def is_visible(self) -> bool:
         """Whether user space made the slot and it is not going away (``kvm_is_visible_memslot``)."""
-        return self.id < _KVM_USER_MEM_SLOTS and self.flags & _KVM_MEMSLOT_INVALID == 0
+        return self.id < KVM_USER_MEM_SLOTS and self.flags & KVM_MEMSLOT_INVALID == 0
 
     def is_dirty_logged(self) -> bool:
         """Whether writes are logged (``kvm_slot_dirty_track_enabled``)."""
-        return self.flags & _KVM_MEM_LOG_DIRTY_PAGES != 0
+        return self.flags & KVM_MEM_LOG_DIRTY_PAGES != 0
 
     def nr_disallowed(self, gfn: Gfn, level: int) -> int:
         """``disallow_lpage`` count of the block of ``level`` (2 or 3) that holds ``gfn``; needs the arrays."""
@@ -286,7 +260,7 @@ class Memslots:
         """Address of ``gfn`` in the process, or an error hva: no slot, an INVALID one, a write to a read-only one."""
         slot = self.find(gfn)
         if slot is None:
-            return _KVM_HVA_ERR_BAD  # type: ignore[return-value]
+            return KVM_HVA_ERR_BAD  # type: ignore[return-value]
         return slot.gfn_to_hva_prot(gfn, write)
 
     def is_visible_gfn(self, gfn: Gfn) -> bool:
@@ -317,19 +291,19 @@ class Memslots:
 
 def is_error_hva(hva: Hva) -> bool:
     """Whether ``hva`` is an error word instead of an address of the process."""
-    return hva >= _KVM_HVA_ERR_BAD
+    return hva >= KVM_HVA_ERR_BAD
 
 
 def is_error_pfn(pfn: int) -> bool:
     """Whether ``pfn`` is an error word; ``KVM_PFN_NOSLOT`` is none."""
-    return pfn & _KVM_PFN_ERR_MASK != 0
+    return pfn & KVM_PFN_ERR_MASK != 0
 
 
 def is_error_noslot_pfn(pfn: int) -> bool:
     """Whether ``pfn`` is an error word or ``KVM_PFN_NOSLOT``."""
-    return pfn & _KVM_PFN_ERR_NOSLOT_MASK != 0
+    return pfn & KVM_PFN_ERR_NOSLOT_MASK != 0
 
 
 def is_noslot_pfn(pfn: int) -> bool:
     """Whether ``pfn`` says that no slot holds the gfn: MMIO."""
-    return pfn == _KVM_PFN_NOSLOT
+    return pfn == KVM_PFN_NOSLOT

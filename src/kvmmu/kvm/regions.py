@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Hva
+from ..addr import Gfn, Gpa, Hva
 from ..errors import KvmBug, KvmIoctlError, UserError
-from ..host.mm import USER_END
+from ..host.bits import USER_END
+from ..page_types import PAGE_SHIFT, PAGE_SIZE
 from ..params import KVM_MIN_ALLOC_MMU_PAGES
 from . import requests
-from .memslots import (
+from .bits import (
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_MAX_NR_PAGES,
     KVM_MEM_READONLY,
@@ -31,11 +32,10 @@ from .memslots import (
     KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS,
     KVM_MEMSLOT_INVALID,
     KVM_USER_MEM_SLOTS,
-    Memslot,
-    Memslots,
 )
+from .memslots import Memslot, Memslots
 from .mmu import dirty, zap
-from .mmu.spte import MMIO_SPTE_GEN_MASK
+from .mmu.bits import MMIO_SPTE_GEN_MASK
 
 if TYPE_CHECKING:
     from .vm import Vm

@@ -4,9 +4,8 @@ from .vm cimport Vm
 from .vcpu cimport Vcpu
 cimport cython
 
-cdef u64 _ONE
-cdef int _TLB_FLUSH
-cdef int _OUTSIDE_GUEST_MODE
+cdef int KVM_REQ_TLB_FLUSH, OUTSIDE_GUEST_MODE
+cdef u64 ONE
 
 cpdef void make_request(Vcpu vcpu, int req) noexcept
 cpdef bint has_request(Vcpu vcpu, int req) noexcept

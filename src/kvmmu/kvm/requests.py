@@ -7,48 +7,30 @@ Reference: "TLB flush rules, vCPU modes, requests".
 from __future__ import annotations
 
 from ..addr import Gfn
-from .vcpu import OUTSIDE_GUEST_MODE, Vcpu
+from ..page_types import ONE
+from .bits import (
+    KVM_REQ_TLB_FLUSH,
+    OUTSIDE_GUEST_MODE,
+)
+from .vcpu import Vcpu
 from .vm import Vm
-
-KVM_REQ_TLB_FLUSH = 0
-KVM_REQ_TRIPLE_FAULT = 10
-KVM_REQ_MMU_SYNC = 11
-KVM_REQ_LOAD_MMU_PGD = 13
-KVM_REQ_TLB_FLUSH_CURRENT = 34
-KVM_REQ_TLB_FLUSH_GUEST = 35
-KVM_REQ_MMU_FREE_OBSOLETE_ROOTS = 39
-
-#: Number -> name, for people.
-NAMES = {
-    KVM_REQ_TLB_FLUSH: "TLB_FLUSH",
-    KVM_REQ_TRIPLE_FAULT: "TRIPLE_FAULT",
-    KVM_REQ_MMU_SYNC: "MMU_SYNC",
-    KVM_REQ_LOAD_MMU_PGD: "LOAD_MMU_PGD",
-    KVM_REQ_TLB_FLUSH_CURRENT: "TLB_FLUSH_CURRENT",
-    KVM_REQ_TLB_FLUSH_GUEST: "TLB_FLUSH_GUEST",
-    KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: "MMU_FREE_OBSOLETE_ROOTS",
-}
-
-_ONE = 1
-_TLB_FLUSH = KVM_REQ_TLB_FLUSH
-_OUTSIDE_GUEST_MODE = OUTSIDE_GUEST_MODE
 
 
 def make_request(vcpu: Vcpu, req: int) -> None:
     """Ask ``vcpu`` for ``req`` (a ``KVM_REQ_*`` number)."""
-    vcpu.requests |= _ONE << req
+    vcpu.requests |= ONE << req
 
 
 def has_request(vcpu: Vcpu, req: int) -> bool:
     """Whether ``req`` is pending; it stays so."""
-    return (vcpu.requests >> req) & _ONE != 0
+    return (vcpu.requests >> req) & ONE != 0
 
 
 def check_request(vcpu: Vcpu, req: int) -> bool:
     """Whether ``req`` was pending; it no longer is."""
-    if (vcpu.requests >> req) & _ONE == 0:
+    if (vcpu.requests >> req) & ONE == 0:
         return False
-    vcpu.requests &= ~(_ONE << req)
+    vcpu.requests &= ~(ONE << req)
     return True
 
 
@@ -56,8 +38,8 @@ def make_all_cpus_request(vm: Vm, req: int) -> bool:
     """Ask every vCPU for ``req``. Return whether one was not in userspace, so that an IPI had to be sent."""
     ipi = False
     for vcpu in vm.vcpus:
-        vcpu.requests |= _ONE << req
-        if vcpu.mode != _OUTSIDE_GUEST_MODE:
+        vcpu.requests |= ONE << req
+        if vcpu.mode != OUTSIDE_GUEST_MODE:
             ipi = True
     return ipi
 
@@ -69,7 +51,7 @@ def kick_all(vm: Vm) -> None:
 def flush_remote_tlbs(vm: Vm) -> int:
     """Flush the TLBs of all vCPUs before they run again (``kvm_flush_remote_tlbs``); also ends lockless walks."""
     vm.stat.remote_tlb_flush_requests += 1
-    if make_all_cpus_request(vm, _TLB_FLUSH):
+    if make_all_cpus_request(vm, KVM_REQ_TLB_FLUSH):
         vm.stat.remote_tlb_flush += 1
     return 0
 

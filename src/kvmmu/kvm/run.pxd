@@ -12,25 +12,11 @@ from .mmu.pagefault cimport page_fault
 from .mmu.resync cimport sync_roots
 from .mmu.roots cimport free_obsolete_roots, load, sync_prev_roots
 
-cdef u64 _INVALID_PAGE
-cdef int _HW_HIT
-cdef int _HW_PAGE_FAULT
-cdef int _IN_GUEST_MODE
-cdef int _OUTSIDE_GUEST_MODE
-cdef int _RESUME
-cdef int _HIT
-cdef int _FAULT
-cdef int _EMULATE
-cdef int _ERROR
-cdef int _SHUTDOWN
-cdef int _REQ_TRIPLE_FAULT
-cdef int _REQ_TLB_FLUSH
-cdef int _REQ_MMU_SYNC
-cdef int _REQ_LOAD_MMU_PGD
-cdef int _REQ_TLB_FLUSH_CURRENT
-cdef int _REQ_TLB_FLUSH_GUEST
-cdef int _REQ_FREE_OBSOLETE_ROOTS
-cdef int _MAX_TRIES
+cdef int HW_HIT, HW_PAGE_FAULT, IN_GUEST_MODE, KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+cdef int KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH, KVM_REQ_TLB_FLUSH_CURRENT, KVM_REQ_TLB_FLUSH_GUEST
+cdef int KVM_REQ_TRIPLE_FAULT, MAX_TRIES, OUTSIDE_GUEST_MODE, RESUME, RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT
+cdef int RUN_SHUTDOWN
+cdef u64 INVALID_PAGE
 
 cpdef int serve_requests(Vcpu vcpu) except -1
 cpdef int flush_tlb_guest(Vcpu vcpu) except -1

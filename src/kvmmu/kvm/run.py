@@ -6,18 +6,13 @@ Reference: "TLB flush rules, vCPU modes, requests".
 
 from __future__ import annotations
 
-from ..addr import INVALID_PAGE, Gva
+from ..addr import Gva
 from ..errors import KvmBug
+from ..hw.bits import HW_HIT, HW_PAGE_FAULT
 from ..hw.cpu import Cpu
-from ..hw.tdp import HIT as HW_HIT
-from ..hw.tdp import PAGE_FAULT as HW_PAGE_FAULT
-from .kvmtrace import trace_inj_exception, trace_kvm_page_fault
-from .mmu.pagefault import RESUME, page_fault
-from .mmu.resync import sync_roots
-from .mmu.roots import create_mmu, destroy_mmu, free_obsolete_roots, load, sync_prev_roots
-from .mmu.setup import init_mmu
-from .mmu.walker import GuestWalk
-from .requests import (
+from ..page_types import INVALID_PAGE
+from .bits import (
+    IN_GUEST_MODE,
     KVM_REQ_LOAD_MMU_PGD,
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
     KVM_REQ_MMU_SYNC,
@@ -25,42 +20,21 @@ from .requests import (
     KVM_REQ_TLB_FLUSH_CURRENT,
     KVM_REQ_TLB_FLUSH_GUEST,
     KVM_REQ_TRIPLE_FAULT,
-    check_request,
+    MAX_TRIES,
+    OUTSIDE_GUEST_MODE,
 )
+from .kvmtrace import trace_inj_exception, trace_kvm_page_fault
+from .mmu.pagefault import page_fault
+from .mmu.resync import sync_roots
+from .mmu.roots import create_mmu, destroy_mmu, free_obsolete_roots, load, sync_prev_roots
+from .mmu.setup import init_mmu
+from .mmu.verdict import RESUME
+from .mmu.walker import GuestWalk
+from .outcome import RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT, RUN_SHUTDOWN
+from .requests import check_request
 from .svm import flush_tlb_current, load_mmu_pgd
-from .vcpu import IN_GUEST_MODE, OUTSIDE_GUEST_MODE, Vcpu
+from .vcpu import Vcpu
 from .vm import Vm
-
-#: How an access ends: it was made (``vcpu.cpu.hpa``); the guest got an exception (``vcpu.exception_*``, ``vcpu.cr2``);
-#: kvm must emulate it (``emulate``); KVM_RUN fails with the errno -``vcpu.exit_action``.
-HIT = 0
-FAULT = 1
-EMULATE = 2
-ERROR = 3
-#: What ``enter()`` says beside 0 and errnos.
-SHUTDOWN = 1
-#: Exits for one access after which something is wrong with the model, not with the guest.
-MAX_TRIES = 64
-
-_INVALID_PAGE = INVALID_PAGE
-_HW_HIT = HW_HIT
-_HW_PAGE_FAULT = HW_PAGE_FAULT
-_IN_GUEST_MODE = IN_GUEST_MODE
-_OUTSIDE_GUEST_MODE = OUTSIDE_GUEST_MODE
-_RESUME = RESUME
-_HIT = HIT
-_FAULT = FAULT
-_EMULATE = EMULATE
-_ERROR = ERROR
-_SHUTDOWN = SHUTDOWN
-_REQ_TRIPLE_FAULT = KVM_REQ_TRIPLE_FAULT
-_REQ_TLB_FLUSH = KVM_REQ_TLB_FLUSH
-_REQ_MMU_SYNC = KVM_REQ_MMU_SYNC
-_REQ_LOAD_MMU_PGD = KVM_REQ_LOAD_MMU_PGD
-_REQ_TLB_FLUSH_CURRENT = KVM_REQ_TLB_FLUSH_CURRENT
-_REQ_TLB_FLUSH_GUEST = KVM_REQ_TLB_FLUSH_GUEST
-_REQ_FREE_OBSOLETE_ROOTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
-_MAX_TRIES = MAX_TRIES
 
 
 def create_vcpu(vm: Vm, cpu: Cpu) -> Vcpu:
@@ -89,20 +63,20 @@ def flush_tlb_guest(vcpu: Vcpu) -> int:
 
 def serve_requests(vcpu: Vcpu) -> int:
     """In the kernel's order: sync before the flush, which throws away what stale sptes allowed."""
-    if check_request(vcpu, _REQ_FREE_OBSOLETE_ROOTS):
+    if check_request(vcpu, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS):
         free_obsolete_roots(vcpu)
-    if check_request(vcpu, _REQ_MMU_SYNC):
+    if check_request(vcpu, KVM_REQ_MMU_SYNC):
         sync_roots(vcpu)
-    if check_request(vcpu, _REQ_LOAD_MMU_PGD) and vcpu.mmu.root_hpa != _INVALID_PAGE:
+    if check_request(vcpu, KVM_REQ_LOAD_MMU_PGD) and vcpu.mmu.root_hpa != INVALID_PAGE:
         load_mmu_pgd(vcpu)
-    if check_request(vcpu, _REQ_TLB_FLUSH):
+    if check_request(vcpu, KVM_REQ_TLB_FLUSH):
         vcpu.stat.tlb_flush += 1
         flush_tlb_current(vcpu)
-        check_request(vcpu, _REQ_TLB_FLUSH_CURRENT)
-    if check_request(vcpu, _REQ_TLB_FLUSH_CURRENT):
+        check_request(vcpu, KVM_REQ_TLB_FLUSH_CURRENT)
+    if check_request(vcpu, KVM_REQ_TLB_FLUSH_CURRENT):
         vcpu.stat.tlb_flush += 1
         flush_tlb_current(vcpu)
-    if check_request(vcpu, _REQ_TLB_FLUSH_GUEST):
+    if check_request(vcpu, KVM_REQ_TLB_FLUSH_GUEST):
         flush_tlb_guest(vcpu)
     return 0
 
@@ -110,13 +84,13 @@ def serve_requests(vcpu: Vcpu) -> int:
 def enter(vcpu: Vcpu) -> int:
     """Everything between an exit and the next entry: requests, the pending exception, a root.
 
-    Return 0; a negative errno that ends KVM_RUN; or SHUTDOWN: the guest is gone after a triple fault.
+    Return 0; a negative errno that ends KVM_RUN; or RUN_SHUTDOWN: the guest is gone after a triple fault.
     """
-    vcpu.mode = _OUTSIDE_GUEST_MODE
-    is_shutdown = check_request(vcpu, _REQ_TRIPLE_FAULT)
+    vcpu.mode = OUTSIDE_GUEST_MODE
+    is_shutdown = check_request(vcpu, KVM_REQ_TRIPLE_FAULT)
     serve_requests(vcpu)
     if is_shutdown:
-        return _SHUTDOWN
+        return RUN_SHUTDOWN
     if vcpu.exception_pending and vcpu.vm.trace.on:
         trace_inj_exception(
             vcpu.vm.trace,
@@ -125,19 +99,19 @@ def enter(vcpu: Vcpu) -> int:
             vcpu.exception_error_code,
             vcpu.exception_reinjected,
         )
-    while vcpu.requests or vcpu.mmu.root_hpa == _INVALID_PAGE:
-        if vcpu.mmu.root_hpa == _INVALID_PAGE:
+    while vcpu.requests or vcpu.mmu.root_hpa == INVALID_PAGE:
+        if vcpu.mmu.root_hpa == INVALID_PAGE:
             ret = load(vcpu)
             if ret < 0:
                 return ret
         serve_requests(vcpu)
-    vcpu.mode = _IN_GUEST_MODE
+    vcpu.mode = IN_GUEST_MODE
     return 0
 
 
 def leave(vcpu: Vcpu) -> int:
     """An exit: the CPU is back in kvm, where remote flushes do not interrupt it."""
-    vcpu.mode = _OUTSIDE_GUEST_MODE
+    vcpu.mode = OUTSIDE_GUEST_MODE
     vcpu.stat.exits += 1
     return 0
 
@@ -145,7 +119,7 @@ def leave(vcpu: Vcpu) -> int:
 def exit_page_fault(vcpu: Vcpu, gva: Gva, status: int) -> int:
     """Handle the exit that ``cpu.access()`` ended with (``status``): RESUME, EMULTYPE_* bits, or a negative errno."""
     cpu = vcpu.cpu
-    if status == _HW_PAGE_FAULT:
+    if status == HW_PAGE_FAULT:
         return handle_page_fault(vcpu, gva, cpu.error_code)
     return handle_page_fault(vcpu, cpu.fault_gpa, cpu.fault_code)
 
@@ -167,19 +141,19 @@ def handle_page_fault(vcpu: Vcpu, address: int, code: int) -> int:
 def access(vcpu: Vcpu, gva: Gva, kind: int) -> int:
     """Let the guest make an access of ``kind`` (ACCESS_* bits of ``hw.bits``) to the byte at ``gva``.
 
-    Return HIT, FAULT, EMULATE or ERROR (``vcpu.exit_action`` says which: a negative errno, or SHUTDOWN).
+    Return RUN_HIT, RUN_FAULT, RUN_EMULATE or RUN_ERROR (``vcpu.exit_action`` says which: an errno, or RUN_SHUTDOWN).
     :class:`KvmBug` if the same access exits again and again.
     """
     cpu = vcpu.cpu
-    if vcpu.requests or vcpu.mmu.root_hpa == _INVALID_PAGE:
+    if vcpu.requests or vcpu.mmu.root_hpa == INVALID_PAGE:
         ret = enter(vcpu)
         if ret:
             vcpu.exit_action = ret
-            return _ERROR
-    vcpu.mode = _IN_GUEST_MODE
+            return RUN_ERROR
+    vcpu.mode = IN_GUEST_MODE
     status = cpu.access(gva, kind)
-    if status == _HW_HIT:
-        return _HIT
+    if status == HW_HIT:
+        return RUN_HIT
     return access_missed(vcpu, gva, kind, status)
 
 
@@ -188,25 +162,25 @@ def access_missed(vcpu: Vcpu, gva: Gva, kind: int, status: int) -> int:
     tries = 0
     while True:
         # Under nested paging a #PF is the guest's own affair: the CPU delivers it without an exit.
-        if status == _HW_PAGE_FAULT and vcpu.vm.tdp_enabled:
+        if status == HW_PAGE_FAULT and vcpu.vm.tdp_enabled:
             vcpu.exception_error_code = vcpu.cpu.error_code
             vcpu.cr2 = gva
-            return _FAULT
+            return RUN_FAULT
         ret = exit_page_fault(vcpu, gva, status)
         if ret < 0:
-            return _ERROR
-        if ret != _RESUME:
-            return _EMULATE
+            return RUN_ERROR
+        if ret != RESUME:
+            return RUN_EMULATE
         ret = enter(vcpu)
         if ret:
             vcpu.exit_action = ret
-            return _ERROR
+            return RUN_ERROR
         if vcpu.exception_pending:
             vcpu.exception_pending = False
-            return _FAULT
+            return RUN_FAULT
         status = vcpu.cpu.access(gva, kind)
-        if status == _HW_HIT:
-            return _HIT
+        if status == HW_HIT:
+            return RUN_HIT
         tries += 1
-        if tries > _MAX_TRIES:
+        if tries > MAX_TRIES:
             raise KvmBug(f"access {kind:#x} at {gva:#x} exits forever: {vcpu!r}")

@@ -10,35 +10,17 @@ from .mmu.roots cimport free_roots, new_pgd
 from .mmu.setup cimport init_mmu
 from .mmu.walker cimport load_pdptrs
 
-cdef u64 _ONE
-cdef u64 _CR0_PG
-cdef u64 _CR0_PE
-cdef u64 _CR0_ET
-cdef u64 _CR0_WP
-cdef u64 _CR0_CD
-cdef u64 _CR0_NW
+cdef int INSN_DONE, INSN_GP, KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT
+cdef int KVM_REQ_TLB_FLUSH_GUEST, PDPTRS_CHANGED
+cdef u64 CR0_CD, CR0_ET, CR0_NW, CR0_PE, CR0_PG, CR0_WP, CR4_LA57, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_SMEP
+cdef u64 EFER_LMA, EFER_LME, EFER_NX, ONE
+
 cdef u64 _CR0_CD_NW
-cdef u64 _CR4_LA57
-cdef u64 _CR4_PKE
-cdef u64 _EFER_NX
-cdef u64 _CR4_PAE
-cdef u64 _CR4_PGE
-cdef u64 _CR4_PCIDE
-cdef u64 _CR4_SMEP
 cdef u64 _CR4_ROLE_BITS
 cdef u64 _CR4_PDPTR_BITS
-cdef u64 _EFER_LMA
-cdef u64 _EFER_LME
 cdef u64 _EFER_ROLE_BITS
 cdef u64 _CR3_NOFLUSH
 cdef u64 _CR3_PCID_MASK
-cdef int _DONE
-cdef int _GP
-cdef int _PDPTRS_CHANGED
-cdef int _MMU_SYNC
-cdef int _LOAD_MMU_PGD
-cdef int _TLB_FLUSH_CURRENT
-cdef int _TLB_FLUSH_GUEST
 
 cpdef bint is_pae_paging(Vcpu vcpu) noexcept
 cdef bint is_paging_32(Vcpu vcpu) noexcept

@@ -7,19 +7,10 @@ from .vm cimport Vm
 from .mmu.context cimport Mmu
 from .mmu.role cimport role_level
 
-cdef u64 _CR0_PG
-cdef u64 _CR0_WP
-cdef u64 _CR0_PE
-cdef u64 _CR3_PCID
-cdef u64 _CR4_PAE
-cdef u64 _CR4_LA57
-cdef u64 _CR4_PCIDE
-cdef u64 _CR4_PKE
-cdef u64 _CR4_PGE
+cdef u64 CR0_PE, CR0_PG, CR0_WP, CR3_PCID, CR4_LA57, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, EFER_LMA, EFER_LME
+cdef u64 EFER_NX
+
 cdef u64 _CR4_SMEP_SMAP
-cdef u64 _EFER_NX
-cdef u64 _EFER_LMA
-cdef u64 _EFER_LME
 
 @cython.locals(cr0=u64, cr3=u64, cr4=u64, efer=u64, mmu=Mmu)
 cpdef int load_shadow(Vcpu vcpu) except -1

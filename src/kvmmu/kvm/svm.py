@@ -29,39 +29,27 @@ from ..hw.bits import (
 from .mmu.role import role_level
 from .vcpu import Vcpu
 
-_CR0_PG = CR0_PG
-_CR0_WP = CR0_WP
-_CR0_PE = CR0_PE
-_CR3_PCID = CR3_PCID
-_CR4_PAE = CR4_PAE
-_CR4_LA57 = CR4_LA57
-_CR4_PCIDE = CR4_PCIDE
-_CR4_PKE = CR4_PKE
-_CR4_PGE = CR4_PGE
 _CR4_SMEP_SMAP = CR4_SMEP | CR4_SMAP
-_EFER_NX = EFER_NX
-_EFER_LMA = EFER_LMA
-_EFER_LME = EFER_LME
 
 
 def load_shadow(vcpu: Vcpu) -> int:
     """Run the guest on kvm's root: the mode is that of the shadow tables, SMEP and SMAP are the guest's if it pages."""
     mmu = vcpu.mmu
-    cr0 = vcpu.cr0 | _CR0_PG | _CR0_WP | _CR0_PE
+    cr0 = vcpu.cr0 | CR0_PG | CR0_WP | CR0_PE
     # The guest's PCIDs tag its translations: a MOV to CR3 that keeps them must not meet those of another CR3.
-    cr4 = (vcpu.cr4 | _CR4_PAE) & ~(_CR4_PKE | _CR4_PGE | _CR4_LA57)
-    if vcpu.cr0 & _CR0_PG == 0:
+    cr4 = (vcpu.cr4 | CR4_PAE) & ~(CR4_PKE | CR4_PGE | CR4_LA57)
+    if vcpu.cr0 & CR0_PG == 0:
         cr4 &= ~_CR4_SMEP_SMAP
-    efer = vcpu.efer | _EFER_NX
+    efer = vcpu.efer | EFER_NX
     if role_level(mmu.root_role) >= 4:
-        efer |= _EFER_LMA | _EFER_LME
+        efer |= EFER_LMA | EFER_LME
         if role_level(mmu.root_role) == 5:
-            cr4 |= _CR4_LA57
+            cr4 |= CR4_LA57
     else:
-        efer &= ~(_EFER_LMA | _EFER_LME)
+        efer &= ~(EFER_LMA | EFER_LME)
     cr3 = mmu.root_hpa
-    if vcpu.cr4 & _CR4_PCIDE:
-        cr3 |= vcpu.cr3 & _CR3_PCID  # type: ignore[assignment]
+    if vcpu.cr4 & CR4_PCIDE:
+        cr3 |= vcpu.cr3 & CR3_PCID  # type: ignore[assignment]
     if vcpu.cpu.load_guest(cr0, cr3, cr4, efer):
         raise KvmBug(f"the CPU refuses the shadow root {mmu.root_hpa:#x}")
     return 0

@@ -7,8 +7,7 @@ from .stats cimport VcpuStat
 from .vm cimport Vm
 from .mmu.context cimport Mmu
 
-cdef u64 _ONE
-cdef u64 _U64
+cdef u64 ONE, U64
 
 cdef class Vcpu:
     cdef readonly int vcpu_id

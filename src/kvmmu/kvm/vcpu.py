@@ -9,24 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..addr import U64, Gfn, Gpa, Gva
+from ..addr import Gfn, Gpa, Gva
 from ..hw.cpu import Cpu
+from ..page_types import ONE, U64
+from .bits import OUTSIDE_GUEST_MODE, RESET_CR0
 from .memslots import Memslot, Memslots
 from .mmu.context import Mmu
 from .stats import VcpuStat
 from .vm import Vm
-
-_ONE = 1
-_U64 = U64
-
-OUTSIDE_GUEST_MODE = 0
-IN_GUEST_MODE = 1
-EXITING_GUEST_MODE = 2
-#: A lockless walk is under way: a remote flush, and with it the freeing of tables, waits for its end.
-READING_SHADOW_PAGE_TABLES = 3
-
-#: Register values after reset: paging off, caches as the architecture leaves them.
-RESET_CR0 = 0x6000_0010
 
 
 class Vcpu:
@@ -132,7 +122,7 @@ class Vcpu:
         self.has_nx = nx
         self.has_pcid = pcid
         self.amd_compatible = amd_compatible
-        self.reserved_gpa_bits = _U64 & ~((_ONE << maxphyaddr) - 1)
+        self.reserved_gpa_bits = U64 & ~((ONE << maxphyaddr) - 1)
 
     def nr_faults(self, cause: int) -> int:
         """Page-fault exits with this cause (CAUSE_*) so far."""

@@ -11,7 +11,7 @@ from .stats cimport VmStat
 from .mmu.spte cimport SpteFormat
 from .mmu.page cimport ShadowPage
 
-cdef u64 _ONE
+cdef u64 ONE
 
 cdef class Vm:
     # The parties around it.

@@ -9,27 +9,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addr import INVALID_PAGE, Gfn, Hpa
+from ..addr import Gfn, Hpa
 from ..host.frames import FrameAllocator
 from ..host.mm import Mm
 from ..hw.memory import PhysicalMemory
+from ..page_types import INVALID_PAGE, ONE
 from ..params import Params
 from ..sync import Gate, Mutex, RwLock
 from ..tracepoint import Trace
+from .bits import KVM_ADDRESS_SPACE_NUM, KVM_NUM_MMU_PAGES_BUCKETS
 from .memslots import Memslot, Memslots
+from .mmu.bits import SPTE_MAXPHYADDR
 from .mmu.page import ShadowPage
 from .mmu.spte import make_npt_format, make_shadow_format
 from .stats import VmStat
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
-
-#: Buckets of the hash of shadow pages.
-KVM_NUM_MMU_PAGES_BUCKETS = 4096
-KVM_ADDRESS_SPACE_NUM = 2
-_ONE = 1
-#: Physical address bits that sptes can hold.
-SPTE_MAXPHYADDR = 52
 
 
 class Vm:
@@ -97,7 +93,7 @@ class Vm:
         self.fmt = make_format(params.host_maxphyaddr, params.mmio_caching)
         self.mmio_caching = self.fmt.mmio_caching
         bits = params.host_maxphyaddr if params.npt else SPTE_MAXPHYADDR
-        self.max_gfn: Gfn = (_ONE << (bits - 12)) - 1  # type: ignore[assignment]
+        self.max_gfn: Gfn = (ONE << (bits - 12)) - 1  # type: ignore[assignment]
         self.slots_lock = Mutex("slots_lock", gate)
         self.slots_arch_lock = Mutex("slots_arch_lock", gate)
         self.mmu_lock = RwLock("mmu_lock", gate)

@@ -3,24 +3,10 @@ cimport cython
 
 from ..addr cimport u8, u32, u64
 
-cdef u64 _ONE
-cdef u64 _U64
-cdef u64 _NOWHERE
-cdef u64 _MIX
-cdef int _SHIFT
-cdef int _SLOTS
-cdef int _ACCESS
-cdef int _STORE
-cdef int _PAGE
-cdef int _REGS
-cdef int _INVLPG
-cdef int _INVPCID
-cdef int _MMIO
-cdef int _MAP
-cdef int _ACCESS_BITS
-cdef u64 _BLOCK_RECORDS
-cdef int _RAW_HEAD
-cdef int _RAW_CONTROL
+cdef int BLOCK_RECORDS, CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE, K_REGS
+cdef int K_STORE, RAW_CONTROL, RAW_HEAD
+cdef u64 ACCESS_BITS, CACHE_MIX, ONE, U64
+
 cdef Py_ssize_t _SPARE
 cdef Py_ssize_t _CONTENT
 cdef Py_ssize_t _DATA

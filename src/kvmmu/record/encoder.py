@@ -12,6 +12,7 @@ from array import array
 from typing import NamedTuple, NoReturn
 
 from ..errors import RecordingError
+from ..page_types import ONE, U64
 from .format import (
     ACCESS_BITS,
     BLOCK_RECORDS,
@@ -19,6 +20,9 @@ from .format import (
     CACHE_SHIFT,
     CACHE_SLOTS,
     COLUMN_LENGTHS,
+    FED_ALL,
+    FED_CONTROL,
+    FED_FULL,
     K_ACCESS,
     K_INVLPG,
     K_INVPCID,
@@ -28,36 +32,10 @@ from .format import (
     K_REGS,
     K_STORE,
     KIND_NAMES,
+    RAW_CONTROL,
+    RAW_HEAD,
     W_INIT,
 )
-
-# Why feed() came back.
-FED_ALL = 0
-FED_FULL = 1
-FED_CONTROL = 2
-#: Length of the head of a record in the plugin's stream.
-RAW_HEAD = 32
-#: Kinds from here on steer the recorder and are not stored.
-RAW_CONTROL = 64
-
-_ONE = 1
-_U64 = 0xFFFF_FFFF_FFFF_FFFF
-_NOWHERE = _U64
-_MIX = CACHE_MIX
-_SHIFT = CACHE_SHIFT
-_SLOTS = CACHE_SLOTS
-_ACCESS = K_ACCESS
-_STORE = K_STORE
-_PAGE = K_PAGE
-_REGS = K_REGS
-_INVLPG = K_INVLPG
-_INVPCID = K_INVPCID
-_MMIO = K_MMIO
-_MAP = K_MAP
-_ACCESS_BITS = ACCESS_BITS
-_BLOCK_RECORDS = BLOCK_RECORDS
-_RAW_HEAD = RAW_HEAD
-_RAW_CONTROL = RAW_CONTROL
 
 # Room for one more record of any kind in every column but the last two, whose records are longer.
 _SPARE = 128
@@ -123,8 +101,8 @@ class Encoder:
         self.number = memoryview(bytearray(_CAPACITY))
         self.data = memoryview(bytearray(_DATA))
         self.content = memoryview(bytearray(_CONTENT))
-        self.predicted_page = memoryview(array("Q", [0]) * _SLOTS)
-        self.predicted_frame = memoryview(array("Q", [0]) * _SLOTS)
+        self.predicted_page = memoryview(array("Q", [0]) * CACHE_SLOTS)
+        self.predicted_frame = memoryview(array("Q", [0]) * CACHE_SLOTS)
         self.regs = memoryview(array("Q", [0]) * (5 * cpus))
         self.counts = memoryview(array("Q", [0]) * 9)
         self.words = memoryview(array("Q", [0]) * 5)
@@ -133,21 +111,21 @@ class Encoder:
 
     def access(self, cpu: int, access: int, gva: int, gpa: int) -> int:
         """An access of ``cpu`` that the machine translated to ``gpa``."""
-        self._put_token(_ACCESS, cpu, access, gva, gpa)
+        self._put_token(K_ACCESS, cpu, access, gva, gpa)
         return 0
 
     def store(self, cpu: int, access: int, gva: int, gpa: int, data: bytes) -> int:
         """An access that stored ``data`` (1 to 64 bytes, in one page) to a page of an earlier :meth:`snapshot`."""
         self._check_data(len(data), gpa)
-        self._put_token(_STORE, cpu, access, gva, gpa)
-        self._put_data(_STORE, data, 0, len(data))
+        self._put_token(K_STORE, cpu, access, gva, gpa)
+        self._put_data(K_STORE, data, 0, len(data))
         return 0
 
     def mmio(self, cpu: int, access: int, gva: int, gpa: int, data: bytes) -> int:
         """An access to a device: ``data`` is what was read or written (1 to 64 bytes, in one page)."""
         self._check_data(len(data), gpa)
-        self._put_token(_MMIO, cpu, access, gva, gpa)
-        self._put_data(_MMIO, data, 0, len(data))
+        self._put_token(K_MMIO, cpu, access, gva, gpa)
+        self._put_data(K_MMIO, data, 0, len(data))
         return 0
 
     def snapshot(self, cpu: int, gpa: int, data: bytes) -> int:
@@ -168,18 +146,18 @@ class Encoder:
 
     def invlpg(self, cpu: int, gva: int) -> int:
         """INVLPG of the page of ``gva`` by ``cpu``."""
-        self._put_token(_INVLPG, cpu, 0, 0, 0)
+        self._put_token(K_INVLPG, cpu, 0, 0, 0)
         self._put_gva(gva)
-        self._close_record(_INVLPG)
+        self._close_record(K_INVLPG)
         return 0
 
     def invpcid(self, cpu: int, invpcid_type: int, pcid: int, gva: int) -> int:
         """INVPCID of ``invpcid_type`` (0 to 3) with its descriptor's ``pcid`` and ``gva``."""
-        self._put_token(_INVPCID, cpu, 0, 0, 0)
+        self._put_token(K_INVPCID, cpu, 0, 0, 0)
         self._put_gva(gva)
         self._put_number(invpcid_type)
         self._put_number(pcid)
-        self._close_record(_INVPCID)
+        self._close_record(K_INVPCID)
         return 0
 
     def remap(self, cpu: int, gpa: int, size: int, kind: int, backing: tuple[int, int]) -> int:
@@ -196,7 +174,7 @@ class Encoder:
         self.number[self.at_number + 1] = memory
         self.at_number += 2
         self._put_number(offset >> 12)
-        self._close_record(_MAP)
+        self._close_record(K_MAP)
         return 0
 
     def feed(self, stream: memoryview, start: int, end: int) -> int:
@@ -208,19 +186,19 @@ class Encoder:
         """
         at = start
         self.stopped = FED_ALL
-        while end - at >= _RAW_HEAD:
+        while end - at >= RAW_HEAD:
             if self.full:
                 self.stopped = FED_FULL
                 break
             kind = stream[at]
-            if kind >= _RAW_CONTROL:
+            if kind >= RAW_CONTROL:
                 self.stopped = FED_CONTROL
                 break
             length = stream[at + 6] | (stream[at + 7] << 8)
-            if end - at < _RAW_HEAD + length:
+            if end - at < RAW_HEAD + length:
                 break
             self._feed_one(stream, at, kind, length)
-            at += _RAW_HEAD + length
+            at += RAW_HEAD + length
         return at
 
     def take(self) -> bytes:
@@ -254,8 +232,8 @@ class Encoder:
         self.state = 0
         self.records = 0
         self.full = False
-        for index in range(_SLOTS):
-            self.predicted_page[index] = _NOWHERE
+        for index in range(CACHE_SLOTS):
+            self.predicted_page[index] = U64
         for index in range(5 * self.cpus):
             self.regs[index] = 0
 
@@ -267,26 +245,26 @@ class Encoder:
         gva = _word(raw, at + 8)
         gpa = _word(raw, at + 16)
         value = _word(raw, at + 24)
-        body = at + _RAW_HEAD
-        if kind == _ACCESS:
-            self._put_token(_ACCESS, cpu, access, gva, gpa)
-        elif kind == _STORE or kind == _MMIO:
+        body = at + RAW_HEAD
+        if kind == K_ACCESS:
+            self._put_token(K_ACCESS, cpu, access, gva, gpa)
+        elif kind == K_STORE or kind == K_MMIO:
             self._check_data(length, gpa)
             self._put_token(kind, cpu, access, gva, gpa)
             self._put_data(kind, raw, body, length)
-        elif kind == _REGS and length == 40:
+        elif kind == K_REGS and length == 40:
             index = 0
             while index < 5:
                 self.words[index] = _word(raw, body + 8 * index)
                 index += 1
             self._put_regs(cpu, what)
-        elif kind == _PAGE and length == 4096:
+        elif kind == K_PAGE and length == 4096:
             self._put_page(cpu, gpa, raw, body)
-        elif kind == _INVLPG:
+        elif kind == K_INVLPG:
             self.invlpg(cpu, gva)
-        elif kind == _INVPCID:
+        elif kind == K_INVPCID:
             self.invpcid(cpu, what, value, gva)
-        elif kind == _MAP:
+        elif kind == K_MAP:
             self.remap(cpu, gpa, value, what, (access, gva))
         else:
             self._refuse(f"the plugin wrote a record of kind {kind} with {length} bytes")
@@ -296,9 +274,9 @@ class Encoder:
     def _put_token(self, kind: int, cpu: int, access: int, gva: int, gpa: int) -> int:
         if self.full:
             self._refuse("the block is full and was not taken")
-        if cpu < 0 or cpu >= self.cpus or access & ~_ACCESS_BITS != 0:
+        if cpu < 0 or cpu >= self.cpus or access & ~ACCESS_BITS != 0:
             self._refuse(f"access {access:#x} of CPU {cpu}, the recording has {self.cpus}")
-        placed = kind == _ACCESS or kind == _STORE or kind == _MMIO
+        placed = kind == K_ACCESS or kind == K_STORE or kind == K_MMIO
         if placed and (gva ^ gpa) & 4095:
             self._refuse(f"gva {gva:#x} and gpa {gpa:#x} differ inside the page")
         token = (kind & 7) | ((access & 6) << 3) | ((access & 16) << 2)
@@ -312,8 +290,8 @@ class Encoder:
         if placed:
             token |= self._put_place(gva, gpa)
         self.token[at] = token
-        if kind == _ACCESS:
-            self._close_record(_ACCESS)
+        if kind == K_ACCESS:
+            self._close_record(K_ACCESS)
         return 0
 
     def _put_state(self, state: int) -> int:
@@ -331,7 +309,7 @@ class Encoder:
         self._put_gva(gva)
         page = gva >> 12
         frame = gpa >> 12
-        slot = ((page * _MIX) & _U64) >> _SHIFT
+        slot = ((page * CACHE_MIX) & U64) >> CACHE_SHIFT
         if self.predicted_page[slot] == page and self.predicted_frame[slot] == frame:
             return 8
         self.predicted_page[slot] = page
@@ -341,7 +319,7 @@ class Encoder:
 
     def _put_gva(self, gva: int) -> int:
         page = gva >> 12
-        value = _zigzag((page - self.last_page) & _U64)
+        value = _zigzag((page - self.last_page) & U64)
         self.last_page = page
         while value > 127:
             self.page[self.at_page] = (value & 127) | 128
@@ -355,7 +333,7 @@ class Encoder:
         return 0
 
     def _put_frame(self, frame: int) -> int:
-        value = _zigzag((frame - self.last_frame) & _U64)
+        value = _zigzag((frame - self.last_frame) & U64)
         self.last_frame = frame
         while value > 127:
             self.frame[self.at_frame] = (value & 127) | 128
@@ -394,20 +372,20 @@ class Encoder:
 
     # Write a whole PAGE record; its bytes are at `start` of `data`.
     def _put_page(self, cpu: int, gpa: int, data: bytes | memoryview, start: int) -> int:
-        self._put_token(_PAGE, cpu, 0, 0, 0)
+        self._put_token(K_PAGE, cpu, 0, 0, 0)
         self._put_frame(gpa >> 12)
         index = 0
         while index < 4096:
             self.content[self.at_content + index] = data[start + index]
             index += 1
         self.at_content += 4096
-        self._close_record(_PAGE)
+        self._close_record(K_PAGE)
         return 0
 
     # Write a whole REGS record: the cause, which of the five `words` differ from the CPU's last ones in this block,
     # those.
     def _put_regs(self, cpu: int, what: int) -> int:
-        self._put_token(_REGS, cpu, 0, 0, 0)
+        self._put_token(K_REGS, cpu, 0, 0, 0)
         changed = 0
         at = self.at_number
         self.at_number += 2
@@ -415,12 +393,12 @@ class Encoder:
         while index < 5:
             if self.words[index] != self.regs[cpu * 5 + index]:
                 self.regs[cpu * 5 + index] = self.words[index]
-                changed |= _ONE << index
+                changed |= ONE << index
                 self._put_number(self.words[index])
             index += 1
         self.number[at] = what
         self.number[at + 1] = changed
-        self._close_record(_REGS)
+        self._close_record(K_REGS)
         return 0
 
     # Count a record; the block is full when one more might not fit.
@@ -428,7 +406,7 @@ class Encoder:
         self.counts[kind] += 1
         self.records += 1
         self.full = (
-            self.records == _BLOCK_RECORDS
+            self.records == BLOCK_RECORDS
             or self.at_content == _CONTENT
             or self.at_data + _SPARE > _DATA
             or self.at_number + _SPARE > _CAPACITY
@@ -445,12 +423,12 @@ def _word(raw: memoryview, at: int) -> int:
     index = 8
     while index > 0:
         index -= 1
-        value = ((value << 8) & _U64) | raw[at + index]
+        value = ((value << 8) & U64) | raw[at + index]
     return value
 
 
 # A signed 64-bit difference with the sign in bit 0: small both ways.
 def _zigzag(value: int) -> int:
     if value >> 63:
-        return ((value << 1) & _U64) ^ _U64
+        return ((value << 1) & U64) ^ U64
     return value << 1

@@ -16,6 +16,15 @@ from typing import Any
 
 from ..errors import RecordingError
 
+# Why feed() came back.
+FED_ALL = 0
+FED_FULL = 1
+FED_CONTROL = 2
+#: Length of the head of a record in the plugin's stream.
+RAW_HEAD = 32
+#: Kinds from here on steer the recorder and are not stored.
+RAW_CONTROL = 64
+
 #: First bytes of a file. Like PNG's: a text-mode copy or a 7-bit channel damages it visibly.
 MAGIC = b"\x89KMR\r\n\x1a\n"
 MAJOR = 1

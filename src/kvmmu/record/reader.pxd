@@ -3,22 +3,10 @@ cimport cython
 
 from ..addr cimport u8, u32, u64, gva_t, gpa_t
 
-cdef u64 _U32
-cdef u64 _U64
-cdef u64 _NOWHERE
-cdef u64 _MIX
-cdef int _SHIFT
-cdef int _SLOTS
-cdef int _ACCESS
-cdef int _STORE
-cdef int _PAGE
-cdef int _REGS
-cdef int _INVLPG
-cdef int _INVPCID
-cdef int _MMIO
-cdef int _IO
-cdef int _RAM
-cdef int _W_INIT
+cdef int CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MMIO, K_PAGE, K_REGS, K_STORE, MAP_IO, MAP_RAM
+cdef int W_INIT
+cdef u64 CACHE_MIX, U32, U64
+
 cdef u64 _MAP_FRAMES
 cdef int _NUMBERS
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from ..errors import RecordingError
+from ..page_types import U32, U64
 from .blocks import PADDING, BlockFile
 from .format import (
     CACHE_MIX,
@@ -37,23 +38,6 @@ from .format import (
     Header,
     Trailer,
 )
-
-_U32 = 0xFFFF_FFFF
-_U64 = 0xFFFF_FFFF_FFFF_FFFF
-_NOWHERE = _U64
-_MIX = CACHE_MIX
-_SHIFT = CACHE_SHIFT
-_SLOTS = CACHE_SLOTS
-_ACCESS = K_ACCESS
-_STORE = K_STORE
-_PAGE = K_PAGE
-_REGS = K_REGS
-_INVLPG = K_INVLPG
-_INVPCID = K_INVPCID
-_MMIO = K_MMIO
-_IO = MAP_IO
-_RAM = MAP_RAM
-_W_INIT = W_INIT
 
 # The memory map is an array up to here (4 GiB); what lies above and is not RAM of the header goes to a dict.
 _MAP_FRAMES = 1 << 20
@@ -144,8 +128,8 @@ class Reader:
         self.cpus = header.cpus
         self.memories = len(header.memories)
         self.regs = memoryview(array("Q", [0]) * (_NUMBERS * header.cpus))
-        self.predicted_page = memoryview(array("Q", [_NOWHERE]) * _SLOTS)
-        self.predicted_frame = memoryview(array("Q", [0]) * _SLOTS)
+        self.predicted_page = memoryview(array("Q", [U64]) * CACHE_SLOTS)
+        self.predicted_frame = memoryview(array("Q", [0]) * CACHE_SLOTS)
         self.table_frames = header.frames
         self.tables = memoryview(bytearray(header.frames))
         self.far: dict[int, int] = {}
@@ -190,19 +174,19 @@ class Reader:
         if token & 128:
             self._read_state()
         self.cpu = self.state_cpu
-        if kind == _ACCESS:
+        if kind == K_ACCESS:
             self._read_place(token)
             self._check_memory(self.gpa >> 12)
-        elif kind == _STORE or kind == _MMIO:
+        elif kind == K_STORE or kind == K_MMIO:
             self._read_place(token)
             self._read_value(kind)
-        elif kind == _REGS:
+        elif kind == K_REGS:
             self._read_regs()
-        elif kind == _PAGE:
+        elif kind == K_PAGE:
             self._read_page()
-        elif kind == _INVLPG:
+        elif kind == K_INVLPG:
             self._read_gva()
-        elif kind == _INVPCID:
+        elif kind == K_INVPCID:
             self._read_gva()
             self.invpcid_type = self._number()
             self.pcid = self._number()
@@ -255,8 +239,8 @@ class Reader:
         self.state_access = 0
         for index in range(len(self.regs)):
             self.regs[index] = 0
-        for index in range(_SLOTS):
-            self.predicted_page[index] = _NOWHERE
+        for index in range(CACHE_SLOTS):
+            self.predicted_page[index] = U64
         return True
 
     # Read a varint of the number column (7 bits a byte, low ones first).
@@ -266,7 +250,7 @@ class Reader:
         while shift < 70:
             byte = self.raw[self.at_number]
             self.at_number += 1
-            value |= ((byte & 127) << shift) & _U64
+            value |= ((byte & 127) << shift) & U64
             if byte < 128:
                 break
             shift += 7
@@ -295,15 +279,15 @@ class Reader:
         while shift < 70:
             byte = self.raw[self.at_page]
             self.at_page += 1
-            value |= ((byte & 127) << shift) & _U64
+            value |= ((byte & 127) << shift) & U64
             if byte < 128:
                 break
             shift += 7
         half = value >> 1
-        page = (self.last_page + (half ^ _U64 if value & 1 else half)) & _U64
+        page = (self.last_page + (half ^ U64 if value & 1 else half)) & U64
         self.last_page = page
         low = self.raw[self.at_offset]
-        self.gva = ((page << 12) & _U64) | (low << 4) | (self.raw[self.at_offset + 1] & 15)
+        self.gva = ((page << 12) & U64) | (low << 4) | (self.raw[self.at_offset + 1] & 15)
         self.at_offset += 2
         self._check(self.at_page <= self.end_page and self.at_offset <= self.end_offset)
 
@@ -314,12 +298,12 @@ class Reader:
         while shift < 70:
             byte = self.raw[self.at_frame]
             self.at_frame += 1
-            value |= ((byte & 127) << shift) & _U64
+            value |= ((byte & 127) << shift) & U64
             if byte < 128:
                 break
             shift += 7
         half = value >> 1
-        frame = (self.last_frame + (half ^ _U64 if value & 1 else half)) & _U64
+        frame = (self.last_frame + (half ^ U64 if value & 1 else half)) & U64
         self.last_frame = frame
         self._check(self.at_frame <= self.end_frame)
         return frame
@@ -328,7 +312,7 @@ class Reader:
     def _read_place(self, token: int) -> None:
         self._read_gva()
         page = self.gva >> 12
-        slot = ((page * _MIX) & _U64) >> _SHIFT
+        slot = ((page * CACHE_MIX) & U64) >> CACHE_SHIFT
         if token & 8:
             if self.predicted_page[slot] != page:
                 self._contradict("a record uses a translation that none before it gave")
@@ -337,7 +321,7 @@ class Reader:
             frame = self._read_frame()
             self.predicted_page[slot] = page
             self.predicted_frame[slot] = frame
-        self.gpa = ((frame << 12) & _U64) | (self.gva & 4095)
+        self.gpa = ((frame << 12) & U64) | (self.gva & 4095)
         self.access = ((token >> 3) & 6) | ((token >> 2) & 16) | self.state_access
 
     # Read size and bytes of a STORE or MMIO, and hold them against the map and the tables seen so far.
@@ -355,11 +339,11 @@ class Reader:
         index = 8 if size > 8 else size
         while index > 0:
             index -= 1
-            value = ((value << 8) & _U64) | self.raw[self.content + index]
+            value = ((value << 8) & U64) | self.raw[self.content + index]
         self.value = value
         frame = self.gpa >> 12
-        if kind == _MMIO:
-            if frame < self.map_frames and self.meaning[frame] == _RAM:
+        if kind == K_MMIO:
+            if frame < self.map_frames and self.meaning[frame] == MAP_RAM:
                 self._contradict(f"MMIO at gpa {self.gpa:#x}, which the memory map says is RAM")
         elif frame >= self.table_frames or self.tables[frame] == 0:
             self._contradict(f"a store to a table at gpa {self.gpa:#x}, whose page was never recorded")
@@ -382,38 +366,38 @@ class Reader:
                 self.regs[base + index] = self._number()
             index += 1
         self._check(self.at_number <= self.end_number)
-        if what < 1 or what > _W_INIT:
+        if what < 1 or what > W_INIT:
             self._contradict(f"registers changed by the unknown cause {what}")
         self.what = what
         self.cr0 = self.regs[base]
         self.cr3 = self.regs[base + 1]
         self.cr4 = self.regs[base + 2]
         self.efer = self.regs[base + 3]
-        self.pkru = self.regs[base + 4] & _U32
+        self.pkru = self.regs[base + 4] & U32
         self.value = self.cr3
 
     # Read the snapshot of a table page.
     def _read_page(self) -> None:
         frame = self._read_frame()
-        self.gpa = (frame << 12) & _U64
+        self.gpa = (frame << 12) & U64
         self.size = 4096
         self.content = self.at_content
         self.content_size = 4096
         self.at_content += 4096
         self._check(self.at_content <= self.end_content)
-        if frame >= self.table_frames or self.meaning[frame] == _IO:
+        if frame >= self.table_frames or self.meaning[frame] == MAP_IO:
             self._contradict(f"a table page at gpa {self.gpa:#x}, which the memory map says is not memory")
         self.tables[frame] = 1
 
     # Read a change of the memory map and make it.
     def _read_map(self) -> None:
         frame = self._read_frame()
-        self.gpa = (frame << 12) & _U64
+        self.gpa = (frame << 12) & U64
         count = self._number()
         self.map_kind = self.raw[self.at_number]
         self.map_memory = self.raw[self.at_number + 1]
         self.at_number += 2
-        self.map_offset = (self._number() << 12) & _U64
+        self.map_offset = (self._number() << 12) & U64
         self._check(self.at_number <= self.end_number)
         if (
             self.map_kind > 2
@@ -424,7 +408,7 @@ class Reader:
             self._contradict(
                 f"{count} pages at gpa {self.gpa:#x} become kind {self.map_kind} of memory {self.map_memory}"
             )
-        self.map_size = (count << 12) & _U64
+        self.map_size = (count << 12) & U64
         self.size = 0
         for index in range(count):
             if frame + index < self.map_frames:

@@ -27,8 +27,7 @@ from typing import BinaryIO
 from .. import _build
 from ..errors import RecorderError
 from .build_plugin import build_plugin
-from .encoder import RAW_CONTROL, RAW_HEAD
-from .format import MAP_IO, MAP_NAMES, MEMORY_UNKNOWN, Header, Region, Trailer
+from .format import MAP_IO, MAP_NAMES, MEMORY_UNKNOWN, RAW_CONTROL, RAW_HEAD, Header, Region, Trailer
 from .kernel_image import entry_range
 from .qemu import Prepared, find_qemu, prepare, quote_value
 from .qmp import Qmp, cpu_facts, memory_map

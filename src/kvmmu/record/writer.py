@@ -11,8 +11,8 @@ from typing import Self
 import zstandard
 
 from ..errors import RecorderError
-from .encoder import FED_CONTROL, FED_FULL, Encoder
-from .format import CODEC_ZSTD, HEAD, RECS, TAIL, Header, Trailer, pack_block, pack_prefix
+from .encoder import Encoder
+from .format import CODEC_ZSTD, FED_CONTROL, FED_FULL, HEAD, RECS, TAIL, Header, Trailer, pack_block, pack_prefix
 
 #: zstandard level of bundled recordings and of ``kvmmu record``.
 LEVEL = 19

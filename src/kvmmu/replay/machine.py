@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..addr import PAGE_SIZE, U64, Gpa, Hpa
+from ..addr import Gpa, Hpa
 from ..errors import RecordingError
-from ..host.mm import NO_HPA
+from ..host.bits import NO_HPA
 from ..hw.bits import CR0_PG, CR4_PAE, CR4_PKE, EFER_LMA, PT_ACCESSED, PT_DIRTY
 from ..hw.cpu import Cpu
 from ..hw.memory import PhysicalMemory
 from ..hw.params import CpuParams
 from ..kvm import sregs
+from ..kvm.bits import KVM_MEM_READONLY
 from ..kvm.guestmem import gpa_to_hpa
-from ..kvm.memslots import KVM_MEM_READONLY
 from ..kvm.regions import UserMemoryRegion
 from ..kvm.vcpu import Vcpu
 from ..kvm.vm import Vm
+from ..page_types import PAGE_SIZE, U64
 from ..params import Params
 from ..record.format import MAP_IO, MAP_ROM, MEMORY_UNKNOWN, Header, Region
 from ..record.reader import Reader

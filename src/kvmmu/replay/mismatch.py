@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE
+from ..hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, HW_HIT
 from ..hw.paging import Walk, walk
-from ..hw.tdp import HIT
 from ..kvm.mmu.spte import describe_spte, is_shadow_present
 from ..kvm.mmu.walker import GuestWalk
 from ..kvm.mmu.walker import walk as walk_guest
@@ -81,7 +80,7 @@ def _hardware_lines(player: Player) -> list[str]:
         if player.vm is not None and not player.vm.tdp_enabled and is_shadow_present(entry):
             text += f" ({describe_spte(entry, player.vm.fmt, level)})"
         lines.append(text)
-    if status == HIT:
+    if status == HW_HIT:
         lines.append(f"hpa {out.hpa:#x}")
     else:
         lines.append(f"#PF({out.error_code:#x})" if out.error_code or not cpu.nested else "nested page fault")

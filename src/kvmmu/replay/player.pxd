@@ -13,33 +13,12 @@ from ..kvm.vm cimport Vm
 from ..kvm.mmu.gptewrite cimport unprotect_gfn
 from ..record.reader cimport Reader
 
-cdef u64 _NO_HPA
+cdef int HW_HIT, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE, K_REGS, K_STORE, RUN_EMULATE, RUN_HIT
+cdef int STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH, W_CR0, W_CR3, W_CR4, W_EFER, W_INIT, W_PKRU
+cdef int X86EMUL_CONTINUE, X86EMUL_IO_NEEDED
+cdef u64 ACCESS_AC, ACCESS_WRITE, NO_HPA
+
 cdef u64 _EFLAGS_AC
-cdef u32 _WRITE
-cdef u32 _AC
-cdef int _HIT
-cdef int _EMULATE
-cdef int _EMULATED
-cdef int _MMIO_OUT
-cdef int _HW_HIT
-cdef int _ACCESS
-cdef int _STORE
-cdef int _PAGE
-cdef int _REGS
-cdef int _INVLPG
-cdef int _INVPCID
-cdef int _MMIO
-cdef int _MAP
-cdef int _W_CR0
-cdef int _W_CR3
-cdef int _W_CR4
-cdef int _W_EFER
-cdef int _W_PKRU
-cdef int _W_INIT
-cdef int _STOP_END
-cdef int _STOP_LIMIT
-cdef int _STOP_MISMATCH
-cdef int _STOP_BREAK
 
 cdef class Player:
     # What plays, and what it plays into.

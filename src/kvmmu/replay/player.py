@@ -11,16 +11,16 @@ from __future__ import annotations
 from typing import Any
 
 from ..addr import Hpa
-from ..host.mm import NO_HPA
-from ..hw.bits import ACCESS_AC, ACCESS_WRITE
+from ..host.bits import NO_HPA
+from ..hw.bits import ACCESS_AC, ACCESS_WRITE, HW_HIT
 from ..hw.cpu import Cpu
-from ..hw.tdp import HIT as HW_HIT
 from ..kvm import sregs
-from ..kvm.emulate import EMULATED, MMIO, complete_mmio_read, emulate
+from ..kvm.emulate import complete_mmio_read, emulate
 from ..kvm.guestmem import gpa_to_hpa
 from ..kvm.insn import insn_invlpg, insn_invpcid, mov_cr0, mov_cr3, mov_cr4, wrmsr_efer, wrpkru
 from ..kvm.mmu.gptewrite import unprotect_gfn
-from ..kvm.run import EMULATE, HIT, access
+from ..kvm.outcome import RUN_EMULATE, RUN_HIT, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED
+from ..kvm.run import access
 from ..kvm.vcpu import Vcpu
 from ..kvm.vm import Vm
 from ..record.format import (
@@ -41,40 +41,9 @@ from ..record.format import (
 )
 from ..record.reader import Reader
 from .machine import clean_pdptes
+from .result import STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH
 
-#: Why ``play()`` returned.
-STOP_END = 0
-STOP_LIMIT = 1
-STOP_MISMATCH = 2
-STOP_BREAK = 3
-
-_NO_HPA = NO_HPA
 _EFLAGS_AC = 1 << 18
-_WRITE = ACCESS_WRITE
-_AC = ACCESS_AC
-_HIT = HIT
-_EMULATE = EMULATE
-_EMULATED = EMULATED
-_MMIO_OUT = MMIO
-_HW_HIT = HW_HIT
-_ACCESS = K_ACCESS
-_STORE = K_STORE
-_PAGE = K_PAGE
-_REGS = K_REGS
-_INVLPG = K_INVLPG
-_INVPCID = K_INVPCID
-_MMIO = K_MMIO
-_MAP = K_MAP
-_W_CR0 = W_CR0
-_W_CR3 = W_CR3
-_W_CR4 = W_CR4
-_W_EFER = W_EFER
-_W_PKRU = W_PKRU
-_W_INIT = W_INIT
-_STOP_END = STOP_END
-_STOP_LIMIT = STOP_LIMIT
-_STOP_MISMATCH = STOP_MISMATCH
-_STOP_BREAK = STOP_BREAK
 
 
 class Player:
@@ -133,32 +102,32 @@ class Player:
         while self.reader.position < limit:
             kind = self.reader.next()
             if kind == 0:
-                return _STOP_END
+                return STOP_END
             if self.on_record is not None:
                 self.on_record(self.reader.position - 1)
             self.counts[kind] += 1
             self.problem = ""
             self.play_record(kind)
             if self.problem and self.stop_at_mismatch:
-                return _STOP_MISMATCH
+                return STOP_MISMATCH
             if self.break_cause and self.is_break():
-                return _STOP_BREAK
-        return _STOP_LIMIT
+                return STOP_BREAK
+        return STOP_LIMIT
 
     def fast_forward(self, limit: int) -> int:
         """Take over only the state that records before ``limit`` leave behind: memory, map, registers."""
         while self.reader.position < limit:
             kind = self.reader.next()
             if kind == 0:
-                return _STOP_END
-            if kind == _PAGE or kind == _STORE:
+                return STOP_END
+            if kind == K_PAGE or kind == K_STORE:
                 self.store_record(self.machine.hpa_of(self.reader.gpa))
-            elif kind == _REGS:
+            elif kind == K_REGS:
                 self.machine.note_regs(self.reader)
-            elif kind == _MAP:
+            elif kind == K_MAP:
                 self.machine.change_map(self.reader)
         self.machine.load_noted_regs()
-        return _STOP_LIMIT
+        return STOP_LIMIT
 
     def is_break(self) -> bool:
         """Whether the record in hand raised a fault of the cause that the user waits for."""
@@ -169,21 +138,21 @@ class Player:
 
     def play_record(self, kind: int) -> int:
         """Play the record in hand, of ``kind``."""
-        if kind == _PAGE:
+        if kind == K_PAGE:
             self.play_page()
             return self.clean_pdptes_in(self.reader.gpa >> 12)
-        if kind == _MAP:
+        if kind == K_MAP:
             self.machine.change_map(self.reader)
             return 0
         if self.bare:
             return self.play_bare(kind)
-        if kind == _ACCESS:
+        if kind == K_ACCESS:
             return self.play_access()
-        if kind == _STORE:
+        if kind == K_STORE:
             return self.play_store()
-        if kind == _MMIO:
+        if kind == K_MMIO:
             return self.play_mmio()
-        if kind == _REGS:
+        if kind == K_REGS:
             return self.play_regs()
         return self.play_invalidation(kind)
 
@@ -197,24 +166,24 @@ class Player:
         """The access went to vcpu.cpu.hpa: is that where the recorded gpa is?"""
         expected = gpa_to_hpa(vcpu.memslots(), self.vm.mm, self.reader.gpa, False)  # type: ignore[union-attr, arg-type]
         if vcpu.cpu.hpa != expected:
-            if expected == _NO_HPA:
+            if expected == NO_HPA:
                 return self.fail("memory is mapped where the machine found a device")
             return self.fail("the access goes to another frame than the machine's")
         return 0
 
     def make_access(self, vcpu: Vcpu) -> int:
-        """Let ``vcpu`` make the access of the record in hand; return how it ended (HIT, FAULT, EMULATE, ERROR)."""
+        """Let ``vcpu`` make the access of the record in hand; return how it ended (RUN_*)."""
         self.accesses += 1
-        vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & _AC else 2
+        vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & ACCESS_AC else 2
         return access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
 
     def play_access(self) -> int:
         """Make the recorded access, and verify where it goes."""
         vcpu = self.vcpus[self.reader.cpu]
         status = self.make_access(vcpu)
-        if status == _HIT:
+        if status == RUN_HIT:
             return self.verify_hpa(vcpu)
-        if status != _EMULATE:
+        if status != RUN_EMULATE:
             return self.fail("the guest gets an exception for an access that the machine made")
         # What was stored is unknown (the recorder had stopped watching this page): store what is there.
         size = 1
@@ -223,7 +192,7 @@ class Player:
         elif self.reader.gva & 3 == 0:
             size = 4
         data = None
-        if self.reader.access & _WRITE:
+        if self.reader.access & ACCESS_WRITE:
             data = self.machine.read_guest(self.reader.gpa, size)
         return self.emulate_until_done(vcpu, data, size)
 
@@ -247,10 +216,10 @@ class Player:
         vcpu = self.vcpus[self.reader.cpu]
         self.stores += 1
         status = self.make_access(vcpu)
-        if status == _HIT:
+        if status == RUN_HIT:
             self.verify_hpa(vcpu)
             return self.store_record(vcpu.cpu.hpa)
-        if status != _EMULATE:
+        if status != RUN_EMULATE:
             return self.fail("the guest gets an exception for a store that the machine made")
         self.emulated_stores += 1
         return self.emulate_until_done(vcpu, self.store_data(), self.reader.size)
@@ -258,10 +227,10 @@ class Player:
     def emulate_until_done(self, vcpu: Vcpu, data: bytes | None, size: int) -> int:
         """Let kvm make the access in the guest's place."""
         outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, size)  # type: ignore[arg-type]
-        if outcome == _EMULATED or outcome == _MMIO_OUT:
+        if outcome == X86EMUL_CONTINUE or outcome == X86EMUL_IO_NEEDED:
             if vcpu.mmio_gpa != self.reader.gpa:
                 return self.fail(f"kvm's own walk finds gpa {vcpu.mmio_gpa:#x}")
-            if outcome == _MMIO_OUT and not self.machine.is_read_only(self.reader.gpa):
+            if outcome == X86EMUL_IO_NEEDED and not self.machine.is_read_only(self.reader.gpa):
                 return self.fail("the access ends at a device, the machine found memory")
             return 0
         vcpu.exception_pending = False
@@ -271,13 +240,13 @@ class Player:
         """Make the recorded device access; it must end at the same device address."""
         vcpu = self.vcpus[self.reader.cpu]
         status = self.make_access(vcpu)
-        if status == _HIT:
+        if status == RUN_HIT:
             return self.verify_hpa(vcpu)
-        if status != _EMULATE:
+        if status != RUN_EMULATE:
             return self.fail("the guest gets an exception for a device access that the machine made")
-        data = self.store_data() if self.reader.access & _WRITE else None
+        data = self.store_data() if self.reader.access & ACCESS_WRITE else None
         outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, self.reader.size)  # type: ignore[arg-type]
-        if outcome != _MMIO_OUT:
+        if outcome != X86EMUL_IO_NEEDED:
             vcpu.exception_pending = False
             return self.fail("kvm finds no device where the machine did")
         if vcpu.mmio_gpa != self.reader.gpa:
@@ -312,18 +281,18 @@ class Player:
         cr4 = reader.cr4 & self.cr4_mask
         clean_pdptes(self.machine, reader.cr0, reader.cr3, reader.cr4, reader.efer)
         ret = 0
-        if reader.what == _W_CR3:
+        if reader.what == W_CR3:
             ret = mov_cr3(vcpu, reader.cr3)
-        elif reader.what == _W_CR0:
+        elif reader.what == W_CR0:
             ret = mov_cr0(vcpu, reader.cr0)
-        elif reader.what == _W_CR4:
+        elif reader.what == W_CR4:
             ret = mov_cr4(vcpu, cr4)
-        elif reader.what == _W_EFER:
+        elif reader.what == W_EFER:
             ret = wrmsr_efer(vcpu, reader.efer)
         if reader.pkru != vcpu.pkru:
             wrpkru(vcpu, reader.pkru)
         if vcpu.cr0 != reader.cr0 or vcpu.cr3 != reader.cr3 or vcpu.cr4 != cr4 or vcpu.efer != reader.efer:
-            if ret == 0 and reader.what != _W_INIT and reader.what != _W_PKRU:
+            if ret == 0 and reader.what != W_INIT and reader.what != W_PKRU:
                 return self.fail("the registers differ from the machine's after this instruction")
             sregs.set_sregs(vcpu, reader.cr0, reader.cr3, cr4, reader.efer)
         if ret:
@@ -333,7 +302,7 @@ class Player:
     def play_invalidation(self, kind: int) -> int:
         """Execute the recorded INVLPG or INVPCID."""
         vcpu = self.vcpus[self.reader.cpu]
-        if kind == _INVLPG:
+        if kind == K_INVLPG:
             return insn_invlpg(vcpu, self.reader.gva)  # type: ignore[arg-type]
         if insn_invpcid(vcpu, self.reader.invpcid_type, self.reader.pcid, self.reader.gva):  # type: ignore[arg-type]
             return self.fail("kvm refuses an INVPCID that the machine executed")
@@ -342,18 +311,18 @@ class Player:
     def play_bare(self, kind: int) -> int:
         """The machine without a hypervisor: the CPU walks the guest's tables."""
         cpu = self.cpus[self.reader.cpu]
-        if kind == _REGS:
+        if kind == K_REGS:
             return self.play_bare_regs()
-        if kind == _INVLPG:
+        if kind == K_INVLPG:
             return cpu.invlpg(self.reader.gva)  # type: ignore[arg-type]
-        if kind == _INVPCID:
+        if kind == K_INVPCID:
             return cpu.invpcid(self.reader.invpcid_type, self.reader.pcid, self.reader.gva)  # type: ignore[arg-type]
         self.accesses += 1
-        if cpu.access(self.reader.gva, self.reader.access) != _HW_HIT:  # type: ignore[arg-type]
+        if cpu.access(self.reader.gva, self.reader.access) != HW_HIT:  # type: ignore[arg-type]
             return self.fail("the guest gets an exception for an access that the machine made")
         if cpu.hpa != self.reader.gpa:
             return self.fail("the walk leads to another address than the machine's")
-        if kind == _STORE:
+        if kind == K_STORE:
             self.stores += 1
             return self.store_record(cpu.hpa)
         return 0
@@ -364,17 +333,17 @@ class Player:
         cpu = self.cpus[reader.cpu]
         clean_pdptes(self.machine, reader.cr0, reader.cr3, reader.cr4, reader.efer)
         ret = 0
-        if reader.what == _W_CR3:
+        if reader.what == W_CR3:
             ret = cpu.write_cr3(reader.cr3)
-        elif reader.what == _W_CR0:
+        elif reader.what == W_CR0:
             ret = cpu.write_cr0(reader.cr0)
-        elif reader.what == _W_CR4:
+        elif reader.what == W_CR4:
             ret = cpu.write_cr4(reader.cr4)
-        elif reader.what == _W_EFER:
+        elif reader.what == W_EFER:
             ret = cpu.write_efer(reader.efer)
         cpu.write_pkru(reader.pkru)
         if cpu.cr0 != reader.cr0 or cpu.cr3 != reader.cr3 or cpu.cr4 != reader.cr4 or cpu.efer != reader.efer:
-            if ret == 0 and reader.what != _W_INIT and reader.what != _W_PKRU:
+            if ret == 0 and reader.what != W_INIT and reader.what != W_PKRU:
                 return self.fail("the registers differ from the machine's after this instruction")
             cpu.load_guest(reader.cr0, reader.cr3, reader.cr4, reader.efer)
             cpu.flush_all()

@@ -14,16 +14,16 @@ from pathlib import Path
 from .._build import build_info
 from ..errors import ConfigError, RecordingError
 from ..kvm.mmu.audit import audit
-from ..kvm.mmu.fault import CAUSES
 from ..kvm.mmu.role import describe_role, role_level
+from ..kvm.mmu.verdict import CAUSES
 from ..params import Params
 from ..record.format import KIND_NAMES
 from ..record.reader import Reader
 from ..trace.files import EventWriter
 from .machine import BareMachine, GuestMachine, build_machine
 from .mismatch import describe_mismatch
-from .player import STOP_BREAK, STOP_END, STOP_MISMATCH, Player
-from .result import Result, ShadowPages
+from .player import Player
+from .result import STOP_BREAK, STOP_END, STOP_MISMATCH, Result, ShadowPages
 
 MMUS = ("none", "shadow", "tdp-legacy")
 #: Records between two audits, and between two calls of the progress function.

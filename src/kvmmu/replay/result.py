@@ -9,6 +9,12 @@ from typing import Any
 #: Version of the JSON form; a key that changes its meaning raises it, a new key does not.
 JSON_VERSION = 1
 
+#: Why ``play()`` returned.
+STOP_END = 0
+STOP_LIMIT = 1
+STOP_MISMATCH = 2
+STOP_BREAK = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:

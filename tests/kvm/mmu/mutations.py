@@ -51,17 +51,17 @@ MUTATIONS = [
         "test_4_",
         "mmu/leaf",
         "    state = replace_present(vcpu, sp, sptep, leaf)\n",
-        "    state = 0\n    if leaf.pfn != _KVM_PFN_NOSLOT:\n        state = replace_present(vcpu, sp, sptep, leaf)\n"
+        "    state = 0\n    if leaf.pfn != KVM_PFN_NOSLOT:\n        state = replace_present(vcpu, sp, sptep, leaf)\n"
         "    else:\n        vm.memory.write_once(sptep, 1 << 63)\n",
     ),
     one(
         "5 stale test before reclaim",
         "test_5_",
         "mmu/pagefault",
-        "    verdict = make_pages_available(vm)\n    if verdict == 0:\n        verdict = _RETRY\n"
+        "    verdict = make_pages_available(vm)\n    if verdict == 0:\n        verdict = RET_PF_RETRY\n"
         "        if not is_stale(vcpu, fault):\n            verdict = fetch(",
         "    is_old = is_stale(vcpu, fault)\n    verdict = make_pages_available(vm)\n    if verdict == 0:\n"
-        "        verdict = _RETRY\n        if not is_old:\n            verdict = fetch(",
+        "        verdict = RET_PF_RETRY\n        if not is_old:\n            verdict = fetch(",
     ),
     one(
         "7 direct page keyed without leaf access",
@@ -89,8 +89,8 @@ MUTATIONS = [
         "10 NX of the guest in the role",
         "test_10_",
         "mmu/role",
-        "role = (cpu_role & _BASE_MASK) | _EFER_NX",
-        "role = cpu_role & _BASE_MASK",
+        "role = (cpu_role & CPU_ROLE_BASE_MASK) | ROLE_EFER_NX",
+        "role = cpu_role & CPU_ROLE_BASE_MASK",
     ),
     one(
         "11 NX of the guest in kvm's reserved bits",
@@ -99,7 +99,7 @@ MUTATIONS = [
         "    rules.nx = True\n",
         "    rules.nx = cpu_role_efer_nx(vcpu.mmu.cpu_role)\n",
     ),
-    one("109 NX of the guest in the CPU", "test_11_", "svm", "efer = vcpu.efer | _EFER_NX", "efer = vcpu.efer"),
+    one("109 NX of the guest in the CPU", "test_11_", "svm", "efer = vcpu.efer | EFER_NX", "efer = vcpu.efer"),
     one("12 roles survive a new CPUID", "test_12_", "sregs", "    forget_roles(vcpu)\n", ""),
     one("15 SMAP toggle keeps the context", "test_15_", "sregs", "| CR4_SMEP | CR4_SMAP | CR4_PKE\n", "| CR4_SMEP\n"),
     one(
@@ -139,8 +139,8 @@ MUTATIONS = [
         "37 MMIO as write protection",
         "test_37_",
         "mmu/pagefault",
-        "    if verdict == _WRITE_PROTECTED:\n        flags",
-        "    if verdict in (_WRITE_PROTECTED, _EMULATE):\n        flags",
+        "    if verdict == RET_PF_WRITE_PROTECTED:\n        flags",
+        "    if verdict in (RET_PF_WRITE_PROTECTED, RET_PF_EMULATE):\n        flags",
     ),
     one(
         "38 only the current root",
@@ -153,14 +153,14 @@ MUTATIONS = [
         "41 nested paging in invalidate_pcid",
         "test_41_",
         "sregs",
-        "    if vcpu.vm.tdp_enabled:\n        make_request(vcpu, _TLB_FLUSH_GUEST)\n        return 0\n",
+        "    if vcpu.vm.tdp_enabled:\n        make_request(vcpu, KVM_REQ_TLB_FLUSH_GUEST)\n        return 0\n",
         "",
     ),
     one(
         "45 PCIDE keeps previous roots",
         "test_45_",
         "sregs",
-        "    if not vcpu.vm.tdp_enabled and changed & cr4 & _CR4_PCIDE:\n        unload(vcpu)\n",
+        "    if not vcpu.vm.tdp_enabled and changed & cr4 & CR4_PCIDE:\n        unload(vcpu)\n",
         "",
     ),
     one(
@@ -195,8 +195,8 @@ MUTATIONS = [
         "55 MMIO record without generation, gva",
         "test_55_",
         "mmu/mmio",
-        "vcpu.mmio_gva == gva & _PAGE_MASK and vcpu.mmio_gen == generation(vcpu)",
-        "vcpu.mmio_gva == gva & _PAGE_MASK",
+        "vcpu.mmio_gva == gva & PAGE_MASK and vcpu.mmio_gen == generation(vcpu)",
+        "vcpu.mmio_gva == gva & PAGE_MASK",
     ),
     one(
         "55 MMIO record without generation, gpa",
@@ -216,8 +216,8 @@ MUTATIONS = [
         "60 overlapping generation",
         "test_60_",
         "mmu/spte",
-        "(generation << _GEN_HIGH_SHIFT) & _GEN_HIGH_MASK",
-        "(generation << (_GEN_HIGH_SHIFT - 1)) & ((1 << 64) - (1 << 51))",
+        "(generation << MMIO_SPTE_GEN_HIGH_SHIFT) & MMIO_SPTE_GEN_HIGH_MASK",
+        "(generation << (MMIO_SPTE_GEN_HIGH_SHIFT - 1)) & ((1 << 64) - (1 << 51))",
     ),
     one(
         "61 caching at 52 bits",
@@ -266,14 +266,14 @@ MUTATIONS = [
         "PGE toggle of one PCID only",
         "test_pge_",
         "sregs",
-        "    if changed & _CR4_PGE or changed & old & _CR4_PCIDE:\n",
-        "    if changed & old & _CR4_PCIDE:\n",
+        "    if changed & CR4_PGE or changed & old & CR4_PCIDE:\n",
+        "    if changed & old & CR4_PCIDE:\n",
     ),
     one(
         "PCIDs are not the CPU's",
         "test_a_kept_",
         "svm",
-        "& ~(_CR4_PKE | _CR4_PGE | _CR4_LA57)",
-        "& ~(_CR4_PKE | _CR4_PGE | _CR4_LA57 | _CR4_PCIDE)",
+        "& ~(CR4_PKE | CR4_PGE | CR4_LA57)",
+        "& ~(CR4_PKE | CR4_PGE | CR4_LA57 | CR4_PCIDE)",
     ),
 ]

@@ -12,9 +12,8 @@ import errno
 import pytest
 
 from kvmmu import GuestTables, KvmIoctlError, Params, UserMemoryRegion, World
-from kvmmu.addr import INVALID_PAGE
 from kvmmu.guest.tables import SIZE_1G, SIZE_2M, ControlRegisters
-from kvmmu.host.frames import PG_DIRTY
+from kvmmu.host.bits import PG_DIRTY
 from kvmmu.hw.bits import (
     CR0_ET,
     CR0_PE,
@@ -25,19 +24,19 @@ from kvmmu.hw.bits import (
     CR4_SMAP,
     CR4_SMEP,
     EFER_NX,
+    INSN_DONE,
     PT_ACCESSED,
     PT_DIRTY,
     PT_PAGE_SIZE,
     PT_PRESENT,
     PT_USER,
     PT_WRITABLE,
+    X86_EFLAGS_AC,
 )
 from kvmmu.kvm import sregs
 from kvmmu.kvm.mmu import dirty, zap
-from kvmmu.kvm.mmu.context import X86_EFLAGS_AC
-from kvmmu.kvm.mmu.pagefault import EMULTYPE_PF
+from kvmmu.kvm.mmu.bits import MMIO_SPTE_GEN_MASK
 from kvmmu.kvm.mmu.spte import (
-    MMIO_SPTE_GEN_MASK,
     is_mmio,
     make_mmio,
     make_npt_format,
@@ -46,7 +45,9 @@ from kvmmu.kvm.mmu.spte import (
     mmio_generation,
     mmio_gfn,
 )
+from kvmmu.kvm.mmu.verdict import EMULTYPE_PF
 from kvmmu.kvm.vcpu import Vcpu
+from kvmmu.page_types import INVALID_PAGE
 from kvmmu.world import Access
 
 P, W, U, AD = PT_PRESENT, PT_WRITABLE, PT_USER, PT_ACCESSED | PT_DIRTY
@@ -325,7 +326,7 @@ def test_20_pgd_of_direct_roots_does_not_matter() -> None:
     guest.tables.map(VA, DATA)
     guest.read(VA)
     root = guest.vcpu.mmu.root_hpa
-    assert sregs.set_cr3(guest.vcpu, guest.second_root()) == sregs.DONE
+    assert sregs.set_cr3(guest.vcpu, guest.second_root()) == INSN_DONE
     assert guest.vcpu.mmu.root_hpa == root
     assert guest.read(VA) == 0xD000
 
@@ -489,11 +490,11 @@ def test_39_invpcid_without_paging_or_with_nested_paging(npt: bool) -> None:
     guest = Guest(npt=npt)
     guest.tables.map(VA, DATA)
     guest.read(VA)
-    assert sregs.invpcid(guest.vcpu, 0, 0, VA) == sregs.DONE
+    assert sregs.invpcid(guest.vcpu, 0, 0, VA) == INSN_DONE
     assert guest.read(VA) == 0xD000
     unpaged = guest.world.create_vcpu()
     assert guest.read(DATA, vcpu=unpaged) == 0xD000
-    assert sregs.invpcid(unpaged, 0, 0, DATA) == sregs.DONE
+    assert sregs.invpcid(unpaged, 0, 0, DATA) == INSN_DONE
     assert guest.read(DATA, vcpu=unpaged) == 0xD000
     guest.audit()
 
@@ -508,7 +509,7 @@ def test_41_a_pcid_flush_reaches_the_tlb_under_nested_paging() -> None:
     guest.world.poke(place, (DATA + 0x1000) | RW | AD)
     assert guest.read(VA) == 0xD000
     assert guest.world.mov_cr3(guest.vcpu, guest.tables.root | 1 | CR3_NOFLUSH)
-    assert sregs.invpcid(guest.vcpu, 1, 2, 0) == sregs.DONE
+    assert sregs.invpcid(guest.vcpu, 1, 2, 0) == INSN_DONE
     assert guest.world.mov_cr3(guest.vcpu, guest.tables.root | 2 | CR3_NOFLUSH)
     assert guest.read(VA) == 0xD001
 

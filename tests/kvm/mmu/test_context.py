@@ -16,6 +16,7 @@ from kvmmu.hw.cpu import Cpu
 from kvmmu.hw.memory import PhysicalMemory
 from kvmmu.kvm.mmu import context as c
 from kvmmu.kvm.mmu import setup
+from kvmmu.kvm.mmu.bits import FAULT_OP_NONPAGING, FAULT_OP_PAGING, FAULT_OP_TDP, KVM_MMU_NUM_PREV_ROOTS
 from kvmmu.kvm.mmu.role import calc_cpu_role, role_direct
 from kvmmu.kvm.mmu.walker import GuestWalk
 from kvmmu.kvm.vcpu import Vcpu
@@ -163,7 +164,7 @@ def set_mode(vcpu: Vcpu, cr0: int, cr4: int, efer: int) -> None:
 def test_a_new_mmu_has_no_roots() -> None:
     mmu = c.Mmu()
     assert (mmu.root_hpa, mmu.root_pgd) == (INVALID, 0)
-    assert [mmu.prev_root(i) for i in range(c.KVM_MMU_NUM_PREV_ROOTS)] == [(INVALID, INVALID)] * 3
+    assert [mmu.prev_root(i) for i in range(KVM_MMU_NUM_PREV_ROOTS)] == [(INVALID, INVALID)] * 3
     assert mmu.pae_root == 0
 
 
@@ -185,7 +186,7 @@ def test_shadow_paging_follows_the_guests_mode(mode: str) -> None:
     assert setup.init_mmu(vcpu)
     assert vcpu.mmu.cpu_role == cpu_role
     assert vcpu.mmu.root_role == SHADOW_ROOTS[mode]
-    assert vcpu.mmu.fault_op == (c.FAULT_PAGING if cr0 else c.FAULT_NONPAGING)
+    assert vcpu.mmu.fault_op == (FAULT_OP_PAGING if cr0 else FAULT_OP_NONPAGING)
     assert vcpu.mmu.can_sync is bool(cr0)
 
 
@@ -198,7 +199,7 @@ def test_with_tdp_the_root_does_not_depend_on_the_guest(mode: str, levels: int) 
     assert setup.init_mmu(vcpu)
     assert vcpu.mmu.cpu_role == cpu_role
     assert vcpu.mmu.root_role == 0x3780 | levels
-    assert vcpu.mmu.fault_op == c.FAULT_TDP
+    assert vcpu.mmu.fault_op == FAULT_OP_TDP
     assert not vcpu.mmu.can_sync
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kvmmu.errors import ConfigError, KvmBug
 from kvmmu.kvm.mmu import spte as s
+from kvmmu.kvm.mmu.bits import ACC_USER, ACC_WRITE, FROZEN_SPTE, SHADOW_NONPRESENT_VALUE, WRITABLE_ROWS
 
 SHADOW = s.make_shadow_format(46, True)
 NPT = s.make_npt_format(46, True)
@@ -74,20 +75,20 @@ def test_the_worked_mmio_spte_is_made_and_read() -> None:
     assert s.is_mmio(SHADOW, word)
     assert not s.is_shadow_present(word)
     assert s.mmio_gfn(SHADOW, word) == 0x8000
-    assert s.mmio_access(SHADOW, word) == s.ACC_WRITE | s.ACC_USER
+    assert s.mmio_access(SHADOW, word) == ACC_WRITE | ACC_USER
     assert s.mmio_generation(word) == 0x18
     assert s.describe_spte(word, SHADOW, 1) == "mmio gfn 0x8000 gen 0x18 access wu-"
 
 
 def test_special_words_have_their_values_and_names() -> None:
-    assert s.SHADOW_NONPRESENT_VALUE == 1 << 63
-    assert s.FROZEN_SPTE == 0x8000_0000_0000_05A0
-    assert s.describe_spte(s.SHADOW_NONPRESENT_VALUE, SHADOW, 1) == "NP"
-    assert s.describe_spte(s.FROZEN_SPTE, SHADOW, 1) == "FROZEN"
-    assert s.is_frozen(s.FROZEN_SPTE)
-    assert not s.is_frozen(s.SHADOW_NONPRESENT_VALUE)
+    assert SHADOW_NONPRESENT_VALUE == 1 << 63
+    assert FROZEN_SPTE == 0x8000_0000_0000_05A0
+    assert s.describe_spte(SHADOW_NONPRESENT_VALUE, SHADOW, 1) == "NP"
+    assert s.describe_spte(FROZEN_SPTE, SHADOW, 1) == "FROZEN"
+    assert s.is_frozen(FROZEN_SPTE)
+    assert not s.is_frozen(SHADOW_NONPRESENT_VALUE)
     for fmt in (SHADOW, NPT, L1TF):
-        for word in (0, s.SHADOW_NONPRESENT_VALUE, s.FROZEN_SPTE):
+        for word in (0, SHADOW_NONPRESENT_VALUE, FROZEN_SPTE):
             assert not s.is_shadow_present(word)
             assert not s.is_mmio(fmt, word)
 
@@ -186,7 +187,7 @@ def test_exactly_the_four_rows_are_legal(bits: tuple[int, int, int]) -> None:
     word = 0x865 | host << 9 | mmu << 10 | writable << 1
     legal = bits in {(1, 1, 1), (1, 1, 0), (1, 0, 0), (0, 0, 0)}
     assert s.is_legal_triple(SHADOW, word) is legal
-    assert (bits in {row[:3] for row in s.WRITABLE_ROWS}) is legal
+    assert (bits in {row[:3] for row in WRITABLE_ROWS}) is legal
     if legal:
         assert s.check_writable_triple(SHADOW, word) == 0
         return

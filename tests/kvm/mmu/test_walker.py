@@ -16,17 +16,12 @@ from kvmmu.host.frames import FrameAllocator
 from kvmmu.host.mm import Mm
 from kvmmu.hw.cpu import Cpu
 from kvmmu.hw.memory import PhysicalMemory
+from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, KVM_USER_MEM_SLOTS
 from kvmmu.kvm.guestmem import gpa_to_hpa
-from kvmmu.kvm.memslots import (
-    KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_MEM_READONLY,
-    KVM_MEMSLOT_INVALID,
-    KVM_USER_MEM_SLOTS,
-    Memslot,
-    Memslots,
-)
+from kvmmu.kvm.memslots import Memslot, Memslots
 from kvmmu.kvm.mmu import setup
 from kvmmu.kvm.mmu import walker as w
+from kvmmu.kvm.mmu.bits import PDPTRS_BAD, PDPTRS_CHANGED, PDPTRS_SAME
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.kvm.vm import Vm
 from kvmmu.params import Params
@@ -141,7 +136,7 @@ def build(world: World, path: Path, entries: list[int]) -> None:
         world.store(place, entry, size)
     if path.mode == "pae":
         world.store(path.cr3 + (path.addr >> 30 & 3) * 8, 0x1000 | P)
-        assert w.load_pdptrs(world.vcpu, path.cr3) != w.PDPTRS_BAD
+        assert w.load_pdptrs(world.vcpu, path.cr3) != PDPTRS_BAD
 
 
 def tables(path: Path, leaf: int, flags: int = P | W | U) -> list[int]:
@@ -740,11 +735,11 @@ def test_pdptrs_are_loaded_checked_and_compared() -> None:
     for i in range(4):
         world.store(0x3020 + i * 8, 0x1000 * i | (P if i else 0))
     # Bits 4:0 of CR3 are ignored.
-    assert w.load_pdptrs(world.vcpu, 0x3020 | 0x18) == w.PDPTRS_CHANGED
+    assert w.load_pdptrs(world.vcpu, 0x3020 | 0x18) == PDPTRS_CHANGED
     assert [world.vcpu.mmu.pdptr(i) for i in range(4)] == [0, 0x1001, 0x2001, 0x3001]
-    assert w.load_pdptrs(world.vcpu, 0x3020) == w.PDPTRS_SAME
+    assert w.load_pdptrs(world.vcpu, 0x3020) == PDPTRS_SAME
     world.store(0x3038, 0x5001)
-    assert w.load_pdptrs(world.vcpu, 0x3020) == w.PDPTRS_CHANGED
+    assert w.load_pdptrs(world.vcpu, 0x3020) == PDPTRS_CHANGED
 
 
 @pytest.mark.parametrize("bit", [1, 2, 5, 6, 7, 8, 40, 51, 52, 62, 63])
@@ -753,20 +748,20 @@ def test_a_present_pdpte_with_a_reserved_bit_is_refused_and_changes_nothing(bit:
     world.vcpu.set_cpuid(40)
     world.set_mode("pae")
     world.store(0x3000, 0x7001)
-    assert w.load_pdptrs(world.vcpu, 0x3000) == w.PDPTRS_CHANGED
+    assert w.load_pdptrs(world.vcpu, 0x3000) == PDPTRS_CHANGED
     world.store(0x3000, 0x8001)
     world.store(0x3018, 0x1001 | 1 << bit)
-    assert w.load_pdptrs(world.vcpu, 0x3000) == w.PDPTRS_BAD
+    assert w.load_pdptrs(world.vcpu, 0x3000) == PDPTRS_BAD
     assert [world.vcpu.mmu.pdptr(i) for i in range(4)] == [0x7001, 0, 0, 0]
     # One that is not present may hold anything.
     world.store(0x3018, 0x1000 | 1 << bit)
-    assert w.load_pdptrs(world.vcpu, 0x3000) == w.PDPTRS_CHANGED
+    assert w.load_pdptrs(world.vcpu, 0x3000) == PDPTRS_CHANGED
 
 
 def test_pdptrs_that_cannot_be_read_are_refused() -> None:
     world = World()
     world.set_mode("pae")
-    assert w.load_pdptrs(world.vcpu, NR_PAGES << 12) == w.PDPTRS_BAD
+    assert w.load_pdptrs(world.vcpu, NR_PAGES << 12) == PDPTRS_BAD
 
 
 @pytest.mark.parametrize("npt", BOOLS)

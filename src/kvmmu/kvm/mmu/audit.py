@@ -18,10 +18,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ...addr import INVALID_PAGE, U64, Hpa, Pfn
+from ...addr import Hpa, Pfn
 from ...errors import KvmBug
-from .page import ShadowPage
-from .role import (
+from ...page_types import INVALID_PAGE, U64
+from .bits import (
+    ACC_WRITE,
+    FROZEN_SPTE,
+    MMIO_SPTE_GEN_MASK,
     ROLE_ACCESS_MASK,
     ROLE_ACCESS_SHIFT,
     ROLE_CR0_WP,
@@ -31,14 +34,12 @@ from .role import (
     ROLE_LEVEL_MASK,
     ROLE_PASSTHROUGH,
     ROLE_QUADRANT_MASK,
-    describe_role,
-)
-from .spte import (
-    ACC_WRITE,
-    FROZEN_SPTE,
-    MMIO_SPTE_GEN_MASK,
     SHADOW_NONPRESENT_VALUE,
     SPTE_BASE_ADDR_MASK,
+)
+from .page import ShadowPage
+from .role import describe_role
+from .spte import (
     describe_spte,
     is_legal_triple,
     is_mmio,

@@ -10,7 +10,7 @@ from .page cimport ShadowPage
 from .spte cimport (SpteFormat, is_accessed, is_dirty, is_mmu_writable, is_shadow_present, is_volatile, is_writable,
                     spte_to_pfn)
 
-cdef u64 _SHADOW_NONPRESENT_VALUE
+cdef u64 SHADOW_NONPRESENT_VALUE
 
 cpdef int count_pages(Vm vm, int level, int nr) except -1
 @cython.locals(old=u64)

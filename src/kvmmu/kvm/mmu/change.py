@@ -11,9 +11,9 @@ from __future__ import annotations
 from ...addr import Hpa
 from ...errors import KvmBug
 from ..vm import Vm
+from .bits import SHADOW_NONPRESENT_VALUE
 from .role import role_level
 from .spte import (
-    SHADOW_NONPRESENT_VALUE,
     describe_spte,
     is_accessed,
     is_dirty,
@@ -23,8 +23,6 @@ from .spte import (
     is_writable,
     spte_to_pfn,
 )
-
-_SHADOW_NONPRESENT_VALUE = SHADOW_NONPRESENT_VALUE
 
 
 def count_pages(vm: Vm, level: int, nr: int) -> int:
@@ -83,9 +81,9 @@ def clear_track_bits(vm: Vm, sptep: Hpa) -> int:
     fmt = vm.fmt
     old = vm.memory.read_once(sptep)
     if is_shadow_present(old) and is_volatile(fmt, old):
-        old = vm.memory.xchg(sptep, _SHADOW_NONPRESENT_VALUE)
+        old = vm.memory.xchg(sptep, SHADOW_NONPRESENT_VALUE)
     else:
-        vm.memory.write_once(sptep, _SHADOW_NONPRESENT_VALUE)
+        vm.memory.write_once(sptep, SHADOW_NONPRESENT_VALUE)
     if not is_shadow_present(old):
         return old
     sp = vm.frames.private[sptep >> 12]
@@ -99,5 +97,5 @@ def clear_track_bits(vm: Vm, sptep: Hpa) -> int:
 
 def clear_no_track(vm: Vm, sptep: Hpa) -> int:
     """A nonleaf or an MMIO spte goes."""
-    vm.memory.write_once(sptep, _SHADOW_NONPRESENT_VALUE)
+    vm.memory.write_once(sptep, SHADOW_NONPRESENT_VALUE)
     return 0

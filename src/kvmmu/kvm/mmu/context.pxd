@@ -4,17 +4,9 @@ cimport cython
 from ...addr cimport u8, u32, u64, gpa_t, hpa_t
 from .role cimport cpu_role_cr0_wp, cpu_role_efer_nx, cpu_role_pke, cpu_role_smap, cpu_role_smep
 
-cdef u64 _ONE
-cdef u64 _INVALID_PAGE
-cdef u32 _PFERR_PRESENT
-cdef u32 _PFERR_WRITE
-cdef u32 _PFERR_USER
-cdef u32 _PFERR_RSVD
-cdef u32 _PFERR_FETCH
-cdef u32 _PFERR_PK
-cdef u64 _PFERR_IMPLICIT
-cdef u64 _EFLAGS_AC
-cdef u32 _ACC_USER
+cdef u64 ACC_USER, INVALID_PAGE, ONE, PFERR_FETCH, PFERR_IMPLICIT_ACCESS, PFERR_PK, PFERR_PRESENT, PFERR_RSVD
+cdef u64 PFERR_USER, PFERR_WRITE, X86_EFLAGS_AC
+
 cdef u64 _PFERR_INDEX
 cdef u64 _BIT_7
 cdef u64 _BIT_8
@@ -31,7 +23,7 @@ cdef class Mmu:
     cdef u64 prev_pgd[3]
     cdef public u64 cpu_role            # the guest's CPU mode: base role low, extended role high
     cdef public u32 root_role           # kvm's page tables
-    cdef public int fault_op            # FAULT_TDP, FAULT_NONPAGING, FAULT_PAGING
+    cdef public int fault_op            # FAULT_OP_TDP, FAULT_OP_NONPAGING, FAULT_OP_PAGING
     cdef public bint can_sync           # the sync_spte op exists: entries can be out of sync
     cdef u8 permissions[16]             # indexed by PFEC bits 4:1, a bit per access triple: 1 = fault
     cdef public u32 pkru_mask           # 0: protection keys are off; else AD and WD by PFEC, RSVD = user page

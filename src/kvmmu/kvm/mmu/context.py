@@ -12,45 +12,30 @@ Sources: reference "kvm_mmu", "Reserved-bit tables", "permissions[16] and pkru_m
 
 from __future__ import annotations
 
-from ...addr import INVALID_PAGE, Gpa, Hpa
-from ...hw.bits import PFERR_FETCH, PFERR_IMPLICIT_ACCESS, PFERR_PK, PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE
-from .role import (
+from ...addr import Gpa, Hpa
+from ...hw.bits import (
+    PFERR_FETCH,
+    PFERR_IMPLICIT_ACCESS,
+    PFERR_PK,
+    PFERR_PRESENT,
+    PFERR_RSVD,
+    PFERR_USER,
+    PFERR_WRITE,
+    X86_EFLAGS_AC,
+)
+from ...page_types import INVALID_PAGE, ONE
+from .bits import (
+    ACC_EXEC,
+    ACC_USER,
+    ACC_WRITE,
+    FAULT_OP_NONPAGING,
     PT32_ROOT_LEVEL,
     PT32E_ROOT_LEVEL,
     PT64_ROOT_5LEVEL,
-    cpu_role_cr0_wp,
-    cpu_role_efer_nx,
-    cpu_role_pke,
-    cpu_role_smap,
-    cpu_role_smep,
+    RSVD_LEVELS,
 )
-from .spte import ACC_EXEC, ACC_USER, ACC_WRITE
+from .role import cpu_role_cr0_wp, cpu_role_efer_nx, cpu_role_pke, cpu_role_smap, cpu_role_smep
 
-#: Which ``page_fault`` op an MMU has.
-FAULT_TDP = 0
-FAULT_NONPAGING = 1
-FAULT_PAGING = 2
-
-#: Previous roots that an MMU remembers.
-KVM_MMU_NUM_PREV_ROOTS = 3
-
-#: EFLAGS.AC: SMAP lets explicit supervisor accesses pass.
-X86_EFLAGS_AC = 1 << 18
-
-#: Levels of a table of reserved bits; one row for entries with bit 7 clear, one for those with it set.
-RSVD_LEVELS = 5
-
-_ONE = 1
-_INVALID_PAGE = INVALID_PAGE
-_PFERR_PRESENT = PFERR_PRESENT
-_PFERR_WRITE = PFERR_WRITE
-_PFERR_USER = PFERR_USER
-_PFERR_RSVD = PFERR_RSVD
-_PFERR_FETCH = PFERR_FETCH
-_PFERR_PK = PFERR_PK
-_PFERR_IMPLICIT = PFERR_IMPLICIT_ACCESS
-_EFLAGS_AC = X86_EFLAGS_AC
-_ACC_USER = ACC_USER
 # Bits of an access that the tables are indexed by; what else a caller passes must not lead outside them.
 _PFERR_INDEX = PFERR_WRITE | PFERR_USER | PFERR_FETCH
 
@@ -82,13 +67,13 @@ class Mmu:
     )
 
     def __init__(self) -> None:
-        self.root_hpa: Hpa = _INVALID_PAGE  # type: ignore[assignment]
+        self.root_hpa: Hpa = INVALID_PAGE  # type: ignore[assignment]
         self.root_pgd: Gpa = 0  # type: ignore[assignment]
-        self.prev_hpa: list[Hpa] = [_INVALID_PAGE] * 3  # type: ignore[list-item]
-        self.prev_pgd: list[Gpa] = [_INVALID_PAGE] * 3  # type: ignore[list-item]
+        self.prev_hpa: list[Hpa] = [INVALID_PAGE] * 3  # type: ignore[list-item]
+        self.prev_pgd: list[Gpa] = [INVALID_PAGE] * 3  # type: ignore[list-item]
         self.cpu_role = 0
         self.root_role = 0
-        self.fault_op = FAULT_NONPAGING
+        self.fault_op = FAULT_OP_NONPAGING
         self.can_sync = False
         self.permissions = [0] * 16
         self.pkru_mask = 0
@@ -150,15 +135,15 @@ def permission_fault(mmu: Mmu, pte_access: int, pkey: int, access: int, rflags: 
     """
     pfec = access & _PFERR_INDEX
     index = pfec
-    if (rflags & _EFLAGS_AC) != 0 and (access & _PFERR_IMPLICIT) == 0:
-        index |= _PFERR_RSVD
+    if (rflags & X86_EFLAGS_AC) != 0 and (access & PFERR_IMPLICIT_ACCESS) == 0:
+        index |= PFERR_RSVD
     fault = (mmu.permissions[index >> 1] >> pte_access) & 1
-    errcode = _PFERR_PRESENT
+    errcode = PFERR_PRESENT
     if mmu.pkru_mask:
-        if pte_access & _ACC_USER:
-            pfec |= _PFERR_RSVD
+        if pte_access & ACC_USER:
+            pfec |= PFERR_RSVD
         if (pkru >> (pkey * 2)) & 3 & (mmu.pkru_mask >> pfec):
-            errcode |= _PFERR_PK
+            errcode |= PFERR_PK
             fault = 1
     return errcode if fault else 0
 
@@ -169,25 +154,25 @@ def update_permission_bitmask(mmu: Mmu) -> int:
         byte = 0
         for acc in range(8):
             if _is_refused(mmu.cpu_role, index << 1, acc):
-                byte |= _ONE << acc
+                byte |= ONE << acc
         mmu.permissions[index] = byte
     return 0
 
 
 # Whether an access with error-code bits pfec is refused on a page with rights acc. The RSVD bit says "SMAP is off".
 def _is_refused(cpu_role: int, pfec: int, acc: int) -> bool:
-    is_user = (pfec & _PFERR_USER) != 0
+    is_user = (pfec & PFERR_USER) != 0
     if is_user and not acc & ACC_USER:
         return True
-    if pfec & _PFERR_WRITE and not acc & ACC_WRITE and (is_user or cpu_role_cr0_wp(cpu_role)):
+    if pfec & PFERR_WRITE and not acc & ACC_WRITE and (is_user or cpu_role_cr0_wp(cpu_role)):
         return True
-    if pfec & _PFERR_FETCH and not acc & ACC_EXEC and cpu_role_efer_nx(cpu_role):
+    if pfec & PFERR_FETCH and not acc & ACC_EXEC and cpu_role_efer_nx(cpu_role):
         return True
     if is_user or not acc & ACC_USER:
         return False
-    if pfec & _PFERR_FETCH:
+    if pfec & PFERR_FETCH:
         return cpu_role_smep(cpu_role)
-    return cpu_role_smap(cpu_role) and not pfec & _PFERR_RSVD
+    return cpu_role_smap(cpu_role) and not pfec & PFERR_RSVD
 
 
 def update_pkru_mask(mmu: Mmu) -> int:
@@ -198,10 +183,10 @@ def update_pkru_mask(mmu: Mmu) -> int:
     for index in range(16):
         pfec = index << 1
         # Only data accesses to user pages are checked; the RSVD bit stands for the page's user bit.
-        if pfec & _PFERR_FETCH or not pfec & _PFERR_RSVD:
+        if pfec & PFERR_FETCH or not pfec & PFERR_RSVD:
             continue
-        bits = _ONE
-        if pfec & _PFERR_WRITE and (pfec & _PFERR_USER or cpu_role_cr0_wp(mmu.cpu_role)):
+        bits = ONE
+        if pfec & PFERR_WRITE and (pfec & PFERR_USER or cpu_role_cr0_wp(mmu.cpu_role)):
             bits = 3
         mmu.pkru_mask |= bits << pfec
     return 0
@@ -258,7 +243,7 @@ def rsvd_bits_table(rules: EntryRules) -> list[int]:
 
 # Bits low to high, both included.
 def _bits(low: int, high: int) -> int:
-    return ((_ONE << (high + 1)) - 1) & ~((_ONE << low) - 1)
+    return ((ONE << (high + 1)) - 1) & ~((ONE << low) - 1)
 
 
 def reset_guest_rsvd(mmu: Mmu, rules: EntryRules) -> int:

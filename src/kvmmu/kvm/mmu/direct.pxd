@@ -13,9 +13,8 @@ from .role cimport role_ad_disabled, role_level
 from .shadow cimport fetch_direct_tables, install
 from .shadowwalk cimport walk_sptep, walk_start
 
-cdef u32 _ACC_ALL
-cdef int _SPURIOUS
-cdef int _RETRY
+cdef int RET_PF_RETRY, RET_PF_SPURIOUS
+cdef u64 ACC_ALL
 
 @cython.locals(vm=Vm, step=u64, verdict=int, sptep=hpa_t, sp=ShadowPage)
 cpdef int direct_map(Vcpu vcpu, PageFault fault, Leaf leaf) except? -99

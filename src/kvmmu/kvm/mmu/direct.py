@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from ..vcpu import Vcpu
-from .fault import RET_PF_RETRY, RET_PF_SPURIOUS, PageFault
+from .bits import ACC_ALL
+from .fault import PageFault
 from .hugepage import adjust
 from .leaf import Leaf, prefetch_direct
 from .mmutrace import trace_spte_requested
@@ -15,11 +16,7 @@ from .pages import sptep_to_sp
 from .role import role_ad_disabled, role_level
 from .shadow import fetch_direct_tables, install
 from .shadowwalk import walk_sptep, walk_start
-from .spte import ACC_ALL
-
-_ACC_ALL = ACC_ALL
-_SPURIOUS = RET_PF_SPURIOUS
-_RETRY = RET_PF_RETRY
+from .verdict import RET_PF_RETRY, RET_PF_SPURIOUS
 
 
 def direct_map(vcpu: Vcpu, fault: PageFault, leaf: Leaf) -> int:
@@ -31,11 +28,11 @@ def direct_map(vcpu: Vcpu, fault: PageFault, leaf: Leaf) -> int:
     fault.validate_direct = False
     step = walk_start(vcpu, vcpu.mmu.root_hpa, fault.addr)
     if step == 0:
-        return _RETRY
-    step = fetch_direct_tables(vcpu, fault, _ACC_ALL, step)
-    leaf.access = _ACC_ALL
+        return RET_PF_RETRY
+    step = fetch_direct_tables(vcpu, fault, ACC_ALL, step)
+    leaf.access = ACC_ALL
     verdict = install(vcpu, fault, leaf, step)
-    if verdict != _SPURIOUS:
+    if verdict != RET_PF_SPURIOUS:
         sptep = walk_sptep(step, fault.addr)
         sp = sptep_to_sp(vm, sptep)
         # Without A bits nobody could tell a prefetched page from a used one.

@@ -9,7 +9,7 @@ from .pages cimport sptep_to_sp
 from .rmap cimport (drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect)
 from .role cimport role_direct, role_level
 
-cdef u64 _ONE
+cdef u64 ONE
 
 @cython.locals(level=int, at=u64, end=u64, flush=bint)
 cpdef bint write_protect_slot(Vm vm, Memslot slot) except -1

@@ -13,15 +13,15 @@ from array import array
 
 from ...addr import Gfn, Hpa
 from ...errors import KvmIoctlError
-from ..memslots import KVM_USER_MEM_SLOTS, Memslot
+from ...page_types import ONE
+from ..bits import KVM_ADDRESS_SPACE_NUM, KVM_USER_MEM_SLOTS
+from ..memslots import Memslot
 from ..requests import flush_remote_tlbs
-from ..vm import KVM_ADDRESS_SPACE_NUM, Vm
+from ..vm import Vm
 from .hugepage import max_mapping_level
 from .pages import sptep_to_sp
 from .rmap import drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect
 from .role import role_direct, role_level
-
-_ONE = 1
 
 
 def slot_log_enabled(vm: Vm, slot: Memslot) -> None:
@@ -87,7 +87,7 @@ def zap_collapsible(vm: Vm, slot: Memslot) -> bool:
 def protect_masked(vm: Vm, slot: Memslot, base_gfn: Gfn, mask: int) -> int:
     """Take W from the 4K leaves of the gfns whose bit is set in mask, bit 0 meaning base_gfn."""
     for i in range(64):
-        if (mask >> i) & _ONE:
+        if (mask >> i) & ONE:
             gfn: Gfn = base_gfn + i  # type: ignore[assignment]
             rmap_write_protect(vm, slot.rmap[slot.offset[1] + slot.index(gfn, 1)], False)
     return 0

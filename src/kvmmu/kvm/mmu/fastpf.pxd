@@ -14,13 +14,9 @@ from .shadowwalk cimport find_last_sptep
 from .spte cimport (SpteFormat, ad_enabled, is_access_tracked, is_executable, is_last, is_mmu_writable,
                     is_shadow_present, is_writable, restore_access_track)
 
-cdef int _INVALID
-cdef int _FIXED
-cdef int _SPURIOUS
-cdef u64 _PT_WRITABLE
-cdef u64 _PT_PRESENT
-cdef int _READING
-cdef int _OUTSIDE
+cdef int OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, RET_PF_FIXED, RET_PF_INVALID, RET_PF_SPURIOUS
+cdef u64 PT_PRESENT, PT_WRITABLE
+
 cdef int _MOST_TRIES
 
 cpdef bint may_be_fast(Vm vm, PageFault fault) noexcept

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from ...addr import Hpa
 from ...hw.bits import PT_PRESENT, PT_WRITABLE
+from ..bits import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
 from ..guestmem import mark_page_dirty_in_slot
-from ..vcpu import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, Vcpu
+from ..vcpu import Vcpu
 from ..vm import Vm
-from .fault import RET_PF_FIXED, RET_PF_INVALID, RET_PF_SPURIOUS, PageFault
+from .fault import PageFault
 from .mmutrace import trace_fast_page_fault
 from .pages import sptep_to_sp
 from .role import role_level
@@ -27,14 +28,8 @@ from .spte import (
     is_writable,
     restore_access_track,
 )
+from .verdict import RET_PF_FIXED, RET_PF_INVALID, RET_PF_SPURIOUS
 
-_INVALID = RET_PF_INVALID
-_FIXED = RET_PF_FIXED
-_SPURIOUS = RET_PF_SPURIOUS
-_PT_WRITABLE = PT_WRITABLE
-_PT_PRESENT = PT_PRESENT
-_READING = READING_SHADOW_PAGE_TABLES
-_OUTSIDE = OUTSIDE_GUEST_MODE
 #: Lost races after which the slow path takes over.
 _MOST_TRIES = 5
 
@@ -54,7 +49,7 @@ def is_access_allowed(fmt: SpteFormat, fault: PageFault, spte: int) -> bool:
         return is_executable(fmt, spte)
     if fault.write:
         return is_writable(spte)
-    return spte & _PT_PRESENT != 0
+    return spte & PT_PRESENT != 0
 
 
 def fixed_spte(vm: Vm, fault: PageFault, spte: int, level: int) -> int:
@@ -64,7 +59,7 @@ def fixed_spte(vm: Vm, fault: PageFault, spte: int, level: int) -> int:
     if not ad_enabled(spte) and is_access_tracked(fmt, spte):
         new = restore_access_track(fmt, spte)
     if fault.write and is_mmu_writable(fmt, spte):
-        new |= _PT_WRITABLE
+        new |= PT_WRITABLE
         if level > 1 and fault.slot is not None and fault.slot.is_dirty_logged():
             return spte
     return new
@@ -75,40 +70,40 @@ def try_fix(vcpu: Vcpu, fault: PageFault, sptep: Hpa, spte: int) -> int:
     vm = vcpu.vm
     level = role_level(sptep_to_sp(vm, sptep).role)
     if not is_shadow_present(spte) or not is_last(spte, level):
-        return _INVALID
+        return RET_PF_INVALID
     if is_access_allowed(vm.fmt, fault, spte):
-        return _SPURIOUS
+        return RET_PF_SPURIOUS
     new = fixed_spte(vm, fault, spte, level)
     if new == spte or not is_access_allowed(vm.fmt, fault, new):
-        return _INVALID
+        return RET_PF_INVALID
     if not vm.memory.cmpxchg(sptep, spte, new):
         return -1
     if is_writable(new) and not is_writable(spte) and fault.slot is not None:
         mark_page_dirty_in_slot(fault.slot, fault.gfn)
-    return _FIXED
+    return RET_PF_FIXED
 
 
 def fast_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     """INVALID: take the slow path. Takes no lock."""
     vm = vcpu.vm
     if not may_be_fast(vm, fault):
-        return _INVALID
+        return RET_PF_INVALID
     ret = -1
     tries = 0
-    vcpu.mode = _READING
+    vcpu.mode = READING_SHADOW_PAGE_TABLES
     sptep: Hpa = 0  # type: ignore[assignment]
     spte = 0
     while ret < 0:
         sptep = find_last_sptep(vcpu, fault.addr)
         spte = vm.memory.read_once(sptep) if sptep else 0
-        ret = try_fix(vcpu, fault, sptep, spte) if sptep else _INVALID
+        ret = try_fix(vcpu, fault, sptep, spte) if sptep else RET_PF_INVALID
         tries += 1
         if ret < 0 and tries == _MOST_TRIES:
-            ret = _INVALID
+            ret = RET_PF_INVALID
     if vm.trace.on:
         new = vm.memory.read_once(sptep) if sptep else 0
         trace_fast_page_fault(vm.trace, vcpu.vcpu_id, fault.addr, fault.error_code, sptep, spte, new, ret)
-    vcpu.mode = _OUTSIDE
-    if ret != _INVALID:
+    vcpu.mode = OUTSIDE_GUEST_MODE
+    if ret != RET_PF_INVALID:
         vcpu.stat.pf_fast += 1
     return ret

@@ -11,19 +11,8 @@ from .mmio cimport cache_record
 from .page cimport ShadowPage
 from .pages cimport is_obsolete, root_to_sp
 
-cdef u64 _NO_PFN
-cdef u64 _GUP_ERRORS
-cdef u64 _KVM_PFN_ERR_FAULT
-cdef u64 _KVM_PFN_ERR_RO_FAULT
-cdef u64 _KVM_PFN_NOSLOT
-cdef u64 _KVM_HVA_ERR_BAD
-cdef u64 _INVALID_PAGE
-cdef int _CONTINUE
-cdef int _RETRY
-cdef int _EMULATE
-cdef int _EFAULT
-cdef int _FAULT_TDP
-cdef int _REQ_FREE_OBSOLETE_ROOTS
+cdef int EFAULT, FAULT_OP_TDP, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_RETRY
+cdef u64 GUP_ERRORS, INVALID_PAGE, KVM_HVA_ERR_BAD, KVM_PFN_ERR_FAULT, KVM_PFN_ERR_RO_FAULT, KVM_PFN_NOSLOT, NO_PFN
 
 cpdef bint is_invalidated(Vm vm, u64 mmu_seq, gfn_t gfn) noexcept
 @cython.locals(mm=Mm, slot=Memslot, pfn=pfn_t, readonly=bint)

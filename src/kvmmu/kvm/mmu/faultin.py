@@ -7,46 +7,33 @@ invalidation passed in between. Reference: "Page-fault pipeline", "MMU notifiers
 
 from __future__ import annotations
 
-import errno
+from errno import EFAULT
 
-from ...addr import INVALID_PAGE, Gfn, Pfn
-from ...host.frames import NO_PFN
-from ...host.mm import GUP_ERRORS
-from ..memslots import (
+from ...addr import Gfn, Pfn
+from ...host.bits import GUP_ERRORS, NO_PFN
+from ...page_types import INVALID_PAGE
+from ..bits import (
     KVM_HVA_ERR_BAD,
     KVM_PFN_ERR_FAULT,
     KVM_PFN_ERR_RO_FAULT,
     KVM_PFN_NOSLOT,
-    is_error_pfn,
-    is_noslot_pfn,
+    KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
 )
-from ..requests import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, has_request
+from ..memslots import is_error_pfn, is_noslot_pfn
+from ..requests import has_request
 from ..vcpu import Vcpu
 from ..vm import Vm
-from .context import FAULT_TDP
-from .fault import RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_RETRY, PageFault
+from .bits import FAULT_OP_TDP
+from .fault import PageFault
 from .mmio import cache_record
 from .pages import is_obsolete, root_to_sp
-
-_NO_PFN = NO_PFN
-_GUP_ERRORS = GUP_ERRORS
-_KVM_PFN_ERR_FAULT = KVM_PFN_ERR_FAULT
-_KVM_PFN_ERR_RO_FAULT = KVM_PFN_ERR_RO_FAULT
-_KVM_PFN_NOSLOT = KVM_PFN_NOSLOT
-_KVM_HVA_ERR_BAD = KVM_HVA_ERR_BAD
-_INVALID_PAGE = INVALID_PAGE
-_CONTINUE = RET_PF_CONTINUE
-_RETRY = RET_PF_RETRY
-_EMULATE = RET_PF_EMULATE
-_EFAULT = errno.EFAULT
-_FAULT_TDP = FAULT_TDP
-_REQ_FREE_OBSOLETE_ROOTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+from .verdict import RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_RETRY
 
 
 def is_invalidated(vm: Vm, mmu_seq: int, gfn: Gfn) -> bool:
     """Whether an invalidation covers gfn now, or any has ended since mmu_seq was sampled."""
     if vm.mmu_invalidate_in_progress:
-        if vm.mmu_invalidate_range_start == _INVALID_PAGE:
+        if vm.mmu_invalidate_range_start == INVALID_PAGE:
             return True
         if vm.mmu_invalidate_range_start <= gfn < vm.mmu_invalidate_range_end:
             return True
@@ -59,22 +46,22 @@ def find_pfn(vm: Vm, fault: PageFault) -> int:
     slot = fault.slot
     readonly = slot.is_readonly()  # type: ignore[union-attr]
     if fault.write and readonly:
-        fault.pfn = _KVM_PFN_ERR_RO_FAULT  # type: ignore[assignment]
+        fault.pfn = KVM_PFN_ERR_RO_FAULT  # type: ignore[assignment]
         return 0
     fault.hva = slot.gfn_to_hva(fault.gfn)  # type: ignore[union-attr]
     if not readonly:
         pfn = mm.gup_fast(fault.hva, True)
-        if pfn != _NO_PFN:
+        if pfn != NO_PFN:
             fault.pfn = pfn
             fault.map_writable = True
             return 0
     pfn = mm.gup(fault.hva, fault.write)
-    if pfn >= _GUP_ERRORS:
-        fault.pfn = _KVM_PFN_ERR_FAULT  # type: ignore[assignment]
+    if pfn >= GUP_ERRORS:
+        fault.pfn = KVM_PFN_ERR_FAULT  # type: ignore[assignment]
         return 0
     fault.pfn = pfn
     fault.map_writable = fault.write
-    if not fault.write and not readonly and mm.gup_fast(fault.hva, True) != _NO_PFN:
+    if not fault.write and not readonly and mm.gup_fast(fault.hva, True) != NO_PFN:
         # A read fault whose page may be written: map it so, and keep one of the two references.
         fault.map_writable = True
         vm.frames.put(pfn)
@@ -84,15 +71,15 @@ def find_pfn(vm: Vm, fault: PageFault) -> int:
 def handle_noslot(vcpu: Vcpu, fault: PageFault, access: int) -> int:
     """MMIO: remember it, and go on to an MMIO spte unless that is impossible."""
     vm = vcpu.vm
-    gva = 0 if vcpu.mmu.fault_op == _FAULT_TDP else fault.addr
+    gva = 0 if vcpu.mmu.fault_op == FAULT_OP_TDP else fault.addr
     cache_record(vcpu, gva, fault.gfn, access & vm.fmt.mmio_access_mask)  # type: ignore[arg-type]
     fault.slot = None
-    fault.pfn = _KVM_PFN_NOSLOT  # type: ignore[assignment]
+    fault.pfn = KVM_PFN_NOSLOT  # type: ignore[assignment]
     fault.map_writable = False
-    fault.hva = _KVM_HVA_ERR_BAD  # type: ignore[assignment]
+    fault.hva = KVM_HVA_ERR_BAD  # type: ignore[assignment]
     if not vm.mmio_caching or fault.gfn > vm.max_gfn:
-        return _EMULATE
-    return _CONTINUE
+        return RET_PF_EMULATE
+    return RET_PF_CONTINUE
 
 
 def faultin(vcpu: Vcpu, fault: PageFault, access: int) -> int:
@@ -102,16 +89,16 @@ def faultin(vcpu: Vcpu, fault: PageFault, access: int) -> int:
     if fault.slot is None:
         return handle_noslot(vcpu, fault, access)
     if fault.slot.is_invalid():
-        return _RETRY
+        return RET_PF_RETRY
     if is_invalidated(vm, fault.mmu_seq, fault.gfn):
-        return _RETRY
+        return RET_PF_RETRY
     find_pfn(vm, fault)
     if is_error_pfn(fault.pfn):
-        return _EMULATE if fault.pfn == _KVM_PFN_ERR_RO_FAULT else -_EFAULT
+        return RET_PF_EMULATE if fault.pfn == KVM_PFN_ERR_RO_FAULT else -EFAULT
     if is_invalidated(vm, fault.mmu_seq, fault.gfn):
         release_pfn(vm, fault.pfn)
-        return _RETRY
-    return _CONTINUE
+        return RET_PF_RETRY
+    return RET_PF_CONTINUE
 
 
 def is_stale(vcpu: Vcpu, fault: PageFault) -> bool:
@@ -119,7 +106,7 @@ def is_stale(vcpu: Vcpu, fault: PageFault) -> bool:
     sp = root_to_sp(vcpu.vm, vcpu.mmu.root_hpa)
     if sp is not None and is_obsolete(vcpu.vm, sp):
         return True
-    if sp is None and has_request(vcpu, _REQ_FREE_OBSOLETE_ROOTS):
+    if sp is None and has_request(vcpu, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS):
         return True
     return fault.slot is not None and is_invalidated(vcpu.vm, fault.mmu_seq, fault.gfn)
 

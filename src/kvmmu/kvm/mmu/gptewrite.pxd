@@ -11,9 +11,8 @@ from .spte cimport is_shadow_present
 from .walker cimport gpte_place, gva_to_gpa, read_gpte
 from .zap cimport commit_zap, flush_or_zap, prepare_zap, zap_pte
 
-cdef u64 _CR4_PAE
-cdef u64 _INVALID_PAGE
-cdef u64 _PFERR_WRITE
+cdef u64 CR4_PAE, INVALID_PAGE, PFERR_WRITE
+
 cdef u64 _FLOOD_LIMIT
 
 @cython.locals(offset=u64, mask=u64)

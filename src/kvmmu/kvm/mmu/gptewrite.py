@@ -8,8 +8,9 @@ Reference: "Write tracking and emulated writes to guest tables", "Emulator memor
 
 from __future__ import annotations
 
-from ...addr import INVALID_PAGE, Gfn, Gpa, Hpa, gpa_to_gfn, page_offset
+from ...addr import Gfn, Gpa, Hpa, gpa_to_gfn, page_offset
 from ...hw.bits import CR4_PAE, PFERR_WRITE
+from ...page_types import INVALID_PAGE
 from ..vcpu import Vcpu
 from ..vm import Vm
 from .page import ShadowPage
@@ -19,9 +20,6 @@ from .spte import is_shadow_present
 from .walker import gpte_place, gva_to_gpa, read_gpte
 from .zap import commit_zap, flush_or_zap, prepare_zap, zap_pte
 
-_CR4_PAE = CR4_PAE
-_INVALID_PAGE = INVALID_PAGE
-_PFERR_WRITE = PFERR_WRITE
 #: Emulated writes to one page since its last use in a walk that make a flood.
 _FLOOD_LIMIT = 3
 
@@ -67,7 +65,7 @@ def written_gpte(vcpu: Vcpu, gpa: Gpa, nr_bytes: int) -> int:
     if nr_bytes != 4 and nr_bytes != 8:
         return 0
     place = gpte_place(vcpu, gpa)
-    if place == _INVALID_PAGE:
+    if place == INVALID_PAGE:
         return 0
     return read_gpte(vcpu, place, nr_bytes)
 
@@ -98,7 +96,7 @@ def track_write(vcpu: Vcpu, gpa: Gpa, nr_bytes: int) -> int:
         return 0
     vm.mmu_lock.write_lock()
     gfn = gpa_to_gfn(gpa)
-    if vcpu.cr4 & _CR4_PAE and nr_bytes == 4:
+    if vcpu.cr4 & CR4_PAE and nr_bytes == 4:
         # One half of a 64-bit entry.
         gpa &= ~7  # type: ignore[assignment]
         nr_bytes = 8
@@ -144,8 +142,8 @@ def unprotect_and_retry(vcpu: Vcpu, addr: int, always: bool) -> bool:
     if vm.indirect_shadow_pages:
         gpa: Gpa = addr  # type: ignore[assignment]
         if not role_direct(vcpu.mmu.root_role):
-            gpa = gva_to_gpa(vcpu, addr, _PFERR_WRITE)  # type: ignore[arg-type]
-        if gpa != _INVALID_PAGE:
+            gpa = gva_to_gpa(vcpu, addr, PFERR_WRITE)  # type: ignore[arg-type]
+        if gpa != INVALID_PAGE:
             done = unprotect_gfn(vm, gpa_to_gfn(gpa))
     if done or always:
         vcpu.last_retry_eip = vcpu.rip

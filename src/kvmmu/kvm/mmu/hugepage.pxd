@@ -7,7 +7,7 @@ from ..vm cimport Vm
 from ..vcpu cimport Vcpu
 from .fault cimport PageFault
 
-cdef u64 _KVM_PFN_ERR_NOSLOT_MASK
+cdef u64 KVM_PFN_ERR_NOSLOT_MASK
 
 @cython.locals(level=int)
 cpdef int max_mapping_level(Vm vm, Memslot slot, gfn_t gfn, int max_level) except -1

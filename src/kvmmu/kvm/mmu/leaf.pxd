@@ -23,22 +23,10 @@ from .unsync cimport try_to_unsync
 from .zap cimport drop_parent_pte
 from .pages cimport sptep_to_sp
 
-cdef u64 _SPTE_MMU_PRESENT
-cdef u64 _AD_DISABLED
-cdef u64 _PT_WRITABLE
-cdef u64 _PT_PAGE_SIZE
-cdef u32 _ACC_EXEC
-cdef u32 _ACC_WRITE
-cdef u32 _ACC_USER
-cdef u64 _KVM_PFN_NOSLOT
-cdef u64 _NO_PFN
-cdef int _FIXED
-cdef int _SPURIOUS
-cdef int _EMULATE
-cdef int _WRITE_PROTECTED
-cdef int _PREFETCH_NUM
-cdef int _CAUSE_UNSYNC
-cdef int _CAUSE_MAP
+cdef int CAUSE_MAP, CAUSE_UNSYNC, PTE_PREFETCH_NUM, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_SPURIOUS
+cdef int RET_PF_WRITE_PROTECTED
+cdef u64 ACC_EXEC, ACC_USER, ACC_WRITE, KVM_PFN_NOSLOT, NO_PFN, PT_PAGE_SIZE, PT_WRITABLE, SPTE_MMU_PRESENT
+cdef u64 SPTE_TDP_AD_DISABLED
 
 @cython.final
 cdef class Leaf:

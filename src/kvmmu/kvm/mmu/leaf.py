@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from ...addr import Gfn, Hpa, pfn_to_hpa
 from ...errors import KvmBug
-from ...host.frames import NO_PFN
+from ...host.bits import NO_PFN
 from ...hw.bits import PT_PAGE_SIZE, PT_WRITABLE
+from ..bits import KVM_PFN_NOSLOT
 from ..guestmem import mark_page_dirty_in_slot
-from ..memslots import KVM_PFN_NOSLOT, Memslot
+from ..memslots import Memslot
 from ..requests import flush_remote_tlbs_gfn
 from ..vcpu import Vcpu
+from .bits import ACC_EXEC, ACC_USER, ACC_WRITE, PTE_PREFETCH_NUM, SPTE_MMU_PRESENT, SPTE_TDP_AD_DISABLED
 from .change import update_spte
 from .context import is_rsvd_spte
-from .fault import CAUSE_MAP, CAUSE_UNSYNC, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED
 from .mmio import mark_mmio_spte
 from .mmutrace import trace_set_spte
 from .page import ShadowPage
@@ -25,11 +26,6 @@ from .pages import set_translation, sp_gfn, sptep_index, sptep_to_sp
 from .rmap import drop_spte, rmap_add
 from .role import role_access, role_ad_disabled, role_level
 from .spte import (
-    ACC_EXEC,
-    ACC_USER,
-    ACC_WRITE,
-    SPTE_MMU_PRESENT,
-    SPTE_TDP_AD_DISABLED,
     describe_spte,
     is_large,
     is_last,
@@ -40,26 +36,10 @@ from .spte import (
     spte_to_pfn,
 )
 from .unsync import try_to_unsync
-from .walker import PTE_PREFETCH_NUM
+from .verdict import CAUSE_MAP, CAUSE_UNSYNC, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED
 from .zap import drop_parent_pte
 
-_SPTE_MMU_PRESENT = SPTE_MMU_PRESENT
-_AD_DISABLED = SPTE_TDP_AD_DISABLED
-_PT_WRITABLE = PT_WRITABLE
-_PT_PAGE_SIZE = PT_PAGE_SIZE
-_ACC_EXEC = ACC_EXEC
-_ACC_WRITE = ACC_WRITE
-_ACC_USER = ACC_USER
-_KVM_PFN_NOSLOT = KVM_PFN_NOSLOT
-_NO_PFN = NO_PFN
-_FIXED = RET_PF_FIXED
-_SPURIOUS = RET_PF_SPURIOUS
-_EMULATE = RET_PF_EMULATE
-_WRITE_PROTECTED = RET_PF_WRITE_PROTECTED
-_PREFETCH_NUM = PTE_PREFETCH_NUM
-_CAUSE_UNSYNC = CAUSE_UNSYNC
 # CAUSE_MAP, CAUSE_REMAP, CAUSE_PERMISSION by what was there before.
-_CAUSE_MAP = CAUSE_MAP
 
 
 class Leaf:
@@ -109,27 +89,27 @@ def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
     level = role_level(sp.role)
     access = leaf.access
     leaf.wrprot = False
-    spte = _SPTE_MMU_PRESENT | fmt.present_mask | fmt.me_value | pfn_to_hpa(leaf.pfn)  # type: ignore[arg-type]
+    spte = SPTE_MMU_PRESENT | fmt.present_mask | fmt.me_value | pfn_to_hpa(leaf.pfn)  # type: ignore[arg-type]
     if role_ad_disabled(sp.role):
-        spte |= _AD_DISABLED
+        spte |= SPTE_TDP_AD_DISABLED
     elif not leaf.prefetch:
         spte |= fmt.accessed_mask
-    spte |= fmt.x_mask if access & _ACC_EXEC else fmt.nx_mask
-    if access & _ACC_USER:
+    spte |= fmt.x_mask if access & ACC_EXEC else fmt.nx_mask
+    if access & ACC_USER:
         spte |= fmt.user_mask
     if level > 1:
-        spte |= _PT_PAGE_SIZE
+        spte |= PT_PAGE_SIZE
     if leaf.host_writable:
         spte |= fmt.host_writable_mask
     else:
-        access &= ~_ACC_WRITE
-    if access & _ACC_WRITE:
-        spte |= _PT_WRITABLE | fmt.mmu_writable_mask
+        access &= ~ACC_WRITE
+    if access & ACC_WRITE:
+        spte |= PT_WRITABLE | fmt.mmu_writable_mask
         # An old leaf with bit 1 set was allowed to be writable already: its D is left to the hardware.
         if not (is_last(old_spte, level) and is_writable(old_spte)):
             if try_to_unsync(vcpu.vm, leaf.gfn, leaf.can_unsync, leaf.prefetch):
                 leaf.wrprot = True
-                spte &= ~(_PT_WRITABLE | fmt.mmu_writable_mask)
+                spte &= ~(PT_WRITABLE | fmt.mmu_writable_mask)
             elif not role_ad_disabled(sp.role):
                 spte |= fmt.dirty_mask
     if leaf.prefetch:
@@ -163,28 +143,28 @@ def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
     level = role_level(sp.role)
     state = replace_present(vcpu, sp, sptep, leaf)
     flush = state == 1
-    leaf.cause = _CAUSE_MAP + state
-    if leaf.pfn == _KVM_PFN_NOSLOT:
+    leaf.cause = CAUSE_MAP + state
+    if leaf.pfn == KVM_PFN_NOSLOT:
         vcpu.stat.pf_mmio_spte_created += 1
         mark_mmio_spte(vcpu, sptep, leaf.gfn, leaf.access)
         if flush:
             flush_remote_tlbs_gfn(vm, leaf.gfn, level)
-        return _EMULATE
+        return RET_PF_EMULATE
     old = vm.memory.read_once(sptep)
     nr_unsync = vm.stat.mmu_unsync
     spte = make_spte(vcpu, sp, leaf, old)
     if vm.stat.mmu_unsync != nr_unsync:
-        leaf.cause = _CAUSE_UNSYNC
+        leaf.cause = CAUSE_UNSYNC
     if spte == old:
-        verdict = _SPURIOUS
+        verdict = RET_PF_SPURIOUS
     else:
-        verdict = _FIXED
+        verdict = RET_PF_FIXED
         if update_spte(vm, sptep, spte):
             flush = True
         if vm.trace.on:
             trace_set_spte(vm.trace, vm.fmt, level, leaf.gfn, sptep, spte)
     if leaf.wrprot and leaf.write_fault:
-        verdict = _WRITE_PROTECTED
+        verdict = RET_PF_WRITE_PROTECTED
     if flush:
         flush_remote_tlbs_gfn(vm, leaf.gfn, level)
     if state == 2:
@@ -197,7 +177,7 @@ def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
 def prefetch_slot(vcpu: Vcpu, gfn: Gfn, access: int) -> Memslot | None:
     """The slot of gfn, unless it must not be mapped ahead of need: going away, or logged and writable."""
     slot = vcpu.gfn_to_memslot(gfn)
-    if slot is None or slot.is_invalid() or (access & _ACC_WRITE and slot.is_dirty_logged()):
+    if slot is None or slot.is_invalid() or (access & ACC_WRITE and slot.is_dirty_logged()):
         return None
     return slot
 
@@ -208,7 +188,7 @@ def prefetch_one(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> bool:
     if leaf.slot is None or leaf.slot.is_readonly():
         return False
     pfn = vcpu.vm.mm.gup_fast(leaf.slot.gfn_to_hva(leaf.gfn), True)
-    if pfn == _NO_PFN:
+    if pfn == NO_PFN:
         return False
     leaf.pfn = pfn
     set_leaf(vcpu, sp, sptep, leaf)
@@ -231,7 +211,7 @@ def prefetch_run(vcpu: Vcpu, sp: ShadowPage, start: Hpa, end: Hpa) -> bool:
     i = 0
     while i < nr:
         pfn = mm.gup_fast(slot.gfn_to_hva(gfn + i), True)  # type: ignore[arg-type]
-        if pfn == _NO_PFN:
+        if pfn == NO_PFN:
             break
         leaf.gfn = gfn + i  # type: ignore[assignment]
         leaf.pfn = pfn
@@ -245,7 +225,7 @@ def prefetch_direct(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa) -> int:
     """The neighbours of sptep in the direct page sp, as maximal runs of nonpresent entries."""
     mem = vcpu.vm.memory
     place: Hpa = sptep & ~63  # type: ignore[assignment]
-    end = place + _PREFETCH_NUM * 8
+    end = place + PTE_PREFETCH_NUM * 8
     start: Hpa = 0  # type: ignore[assignment]
     while place < end:
         if place == sptep or is_shadow_present(mem.read_once(place)):

@@ -8,16 +8,14 @@ Reference: "MMIO".
 
 from __future__ import annotations
 
-from ...addr import PAGE_MASK, Gfn, Gpa, Gva, Hpa, gpa_to_gfn
-from ..memslots import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
+from ...addr import Gfn, Gpa, Gva, Hpa, gpa_to_gfn
+from ...page_types import PAGE_MASK
+from ..bits import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
 from ..vcpu import Vcpu
+from .bits import MMIO_SPTE_GEN_MASK
 from .change import set_spte
 from .mmutrace import trace_mark_mmio_spte
-from .spte import MMIO_SPTE_GEN_MASK, make_mmio
-
-_GEN_IN_PROGRESS = KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
-_MMIO_SPTE_GEN_MASK = MMIO_SPTE_GEN_MASK
-_PAGE_MASK = PAGE_MASK
+from .spte import make_mmio
 
 
 def generation(vcpu: Vcpu) -> int:
@@ -28,7 +26,7 @@ def generation(vcpu: Vcpu) -> int:
 def mark_mmio_spte(vcpu: Vcpu, sptep: Hpa, gfn: Gfn, access: int) -> int:
     """Write an MMIO spte over a nonpresent entry or another MMIO spte."""
     vm = vcpu.vm
-    spte = make_mmio(vm.fmt, gfn, access, generation(vcpu) & _MMIO_SPTE_GEN_MASK)
+    spte = make_mmio(vm.fmt, gfn, access, generation(vcpu) & MMIO_SPTE_GEN_MASK)
     if vm.trace.on:
         trace_mark_mmio_spte(vm.trace, vm.fmt, sptep, spte)
     return set_spte(vm, sptep, spte)
@@ -40,9 +38,9 @@ def cache_record(vcpu: Vcpu, gva: Gva, gfn: Gfn, access: int) -> int:
     Not written while a memslot update is in progress: the number it would carry is not final.
     """
     gen = generation(vcpu)
-    if gen & _GEN_IN_PROGRESS:
+    if gen & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
         return 0
-    vcpu.mmio_gva = gva & _PAGE_MASK  # type: ignore[assignment]
+    vcpu.mmio_gva = gva & PAGE_MASK  # type: ignore[assignment]
     vcpu.mmio_access = access
     vcpu.mmio_gfn = gfn
     vcpu.mmio_gen = gen
@@ -51,7 +49,7 @@ def cache_record(vcpu: Vcpu, gva: Gva, gfn: Gfn, access: int) -> int:
 
 def match_gva(vcpu: Vcpu, gva: Gva) -> bool:
     """Whether the record holds for ``gva``."""
-    return vcpu.mmio_gva != 0 and vcpu.mmio_gva == gva & _PAGE_MASK and vcpu.mmio_gen == generation(vcpu)
+    return vcpu.mmio_gva != 0 and vcpu.mmio_gva == gva & PAGE_MASK and vcpu.mmio_gen == generation(vcpu)
 
 
 def match_gpa(vcpu: Vcpu, gpa: Gpa) -> bool:
@@ -61,7 +59,7 @@ def match_gpa(vcpu: Vcpu, gpa: Gpa) -> bool:
 
 def clear_gva(vcpu: Vcpu, gva: Gva) -> int:
     """Forget the gva half if it names the page of ``gva``; the gfn half stays."""
-    if vcpu.mmio_gva == gva & _PAGE_MASK:
+    if vcpu.mmio_gva == gva & PAGE_MASK:
         vcpu.mmio_gva = 0  # type: ignore[assignment]
     return 0
 

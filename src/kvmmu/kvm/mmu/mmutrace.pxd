@@ -4,8 +4,7 @@ from ...tracepoint cimport Trace
 from .page cimport ShadowPage
 from .spte cimport SpteFormat, is_executable, mmio_generation, mmio_gfn
 
-cdef u64 _MMIO_GEN_MASK
-cdef u64 _MMIO_TRACE_ACCESS
+cdef u64 ACC_ALL, MMIO_SPTE_GEN_MASK
 
 # Each builds one event and hands it to trace.sink; callers test trace.on first.
 cpdef int trace_pagetable_walk(Trace trace, u64 addr, u32 pferr) except -1

@@ -10,16 +10,9 @@ from __future__ import annotations
 
 from ...addr import Gfn, Gpa, Hpa, Pfn
 from ...tracepoint import Event, Trace
+from .bits import ACC_ALL, MMIO_SPTE_GEN_MASK
 from .page import ShadowPage
 from .spte import SpteFormat, is_executable, mmio_generation, mmio_gfn
-
-#: Bits of a memslot generation that an MMIO spte carries.
-MMIO_GEN_MASK = (1 << 19) - 1
-#: What mark_mmio_spte prints as access: the low three bits of the word, hardware P included.
-MMIO_TRACE_ACCESS = 7
-
-_MMIO_GEN_MASK = MMIO_GEN_MASK
-_MMIO_TRACE_ACCESS = MMIO_TRACE_ACCESS
 
 
 def trace_pagetable_walk(trace: Trace, addr: int, pferr: int) -> int:
@@ -74,7 +67,7 @@ def trace_mark_mmio_spte(trace: Trace, fmt: SpteFormat, sptep: Hpa, spte: int) -
         "mark_mmio_spte",
         sptep,
         mmio_gfn(fmt, spte),
-        spte & _MMIO_TRACE_ACCESS,
+        spte & ACC_ALL,
         mmio_generation(spte),
     )
     return _emit(trace, event)
@@ -106,7 +99,7 @@ def trace_zap_all_fast(trace: Trace, mmu_valid_gen: int, used_pages: int) -> int
 
 def trace_check_mmio_spte(trace: Trace, kvm_gen: int, spte_gen: int, spte: int) -> int:
     """The generation of an MMIO spte is compared with the vCPU's memslots; both cut to the bits that sptes hold."""
-    event = ("check_mmio_spte", kvm_gen & _MMIO_GEN_MASK, spte_gen & _MMIO_GEN_MASK, spte)
+    event = ("check_mmio_spte", kvm_gen & MMIO_SPTE_GEN_MASK, spte_gen & MMIO_SPTE_GEN_MASK, spte)
     return _emit(trace, event)
 
 

@@ -7,8 +7,9 @@ on their way. Reference: "MMU notifiers".
 
 from __future__ import annotations
 
-from ...addr import INVALID_PAGE, PAGE_SIZE, Gfn, Hva
+from ...addr import Gfn, Hva
 from ...errors import KvmBug
+from ...page_types import INVALID_PAGE, PAGE_SIZE
 from ..kvmtrace import trace_unmap_hva_range
 from ..memslots import Memslot
 from ..requests import flush_remote_tlbs

@@ -9,9 +9,8 @@ Reference: "Data structures", kvm_mmu_page.
 from __future__ import annotations
 
 from ...addr import Gfn, Hpa
+from ...page_types import ONE
 from .role import describe_role
-
-_ONE = 1
 
 
 class ShadowPage:
@@ -59,15 +58,15 @@ class ShadowPage:
 
     def is_unsync_child(self, index: int) -> bool:
         """Whether the spte at ``index`` leads to an unsync page."""
-        return (self.unsync_child_bitmap[index >> 6] >> (index & 63)) & _ONE != 0
+        return (self.unsync_child_bitmap[index >> 6] >> (index & 63)) & ONE != 0
 
     def set_unsync_child(self, index: int) -> None:
         """Set the bit of ``index``; the caller keeps the count."""
-        self.unsync_child_bitmap[index >> 6] |= _ONE << (index & 63)
+        self.unsync_child_bitmap[index >> 6] |= ONE << (index & 63)
 
     def clear_unsync_child(self, index: int) -> None:
         """Clear the bit of ``index``; the caller keeps the count."""
-        self.unsync_child_bitmap[index >> 6] &= ~(_ONE << (index & 63))
+        self.unsync_child_bitmap[index >> 6] &= ~(ONE << (index & 63))
 
     def next_unsync_child(self, index: int) -> int:
         """First set bit at ``index`` or above; 512 when there is none."""
@@ -76,7 +75,7 @@ class ShadowPage:
             if word == 0:
                 index = (index | 63) + 1
                 continue
-            while word & _ONE == 0:
+            while word & ONE == 0:
                 word >>= 1
                 index += 1
             return index

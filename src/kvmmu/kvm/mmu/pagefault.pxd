@@ -24,37 +24,14 @@ from .track cimport is_write_tracked
 from .walker cimport GuestWalk, walk
 from .zap cimport make_pages_available
 
-cdef u64 _PFERR_RSVD
-cdef u32 _PFERR_PRESENT
+cdef int CAUSE_GUEST, CAUSE_MMIO_CACHED, CAUSE_RETRY, EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_PF, EMULTYPE_WRITE_PF_TO_SP
+cdef int ENOMEM, FAULT_OP_NONPAGING, FAULT_OP_PAGING, OUTSIDE_GUEST_MODE, PF_VECTOR, READING_SHADOW_PAGE_TABLES
+cdef int RESUME, RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_INVALID, RET_PF_RETRY, RET_PF_SPURIOUS
+cdef int RET_PF_WRITE_PROTECTED
+cdef u64 ACC_ALL, ACC_EXEC, ACC_USER, ACC_WRITE, INVALID_PAGE, KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, MIN_FREE_FRAMES
+cdef u64 MMIO_SPTE_GEN_MASK, PFERR_PRESENT, PFERR_RSVD
+
 cdef u64 _PFERR_PT_WRITE
-cdef u32 _ACC_WRITE
-cdef u32 _ACC_USER
-cdef u32 _ACC_EXEC
-cdef u64 _ACC_ALL
-cdef u64 _GEN_IN_PROGRESS
-cdef u64 _MMIO_SPTE_GEN_MASK
-cdef u64 _INVALID_PAGE
-cdef int _READING
-cdef int _OUTSIDE
-cdef int _CONTINUE
-cdef int _RETRY
-cdef int _EMULATE
-cdef int _WRITE_PROTECTED
-cdef int _INVALID
-cdef int _FIXED
-cdef int _SPURIOUS
-cdef int _FAULT_PAGING
-cdef int _FAULT_NONPAGING
-cdef int _ENOMEM
-cdef u64 _MIN_FREE_FRAMES
-cdef int _RESUME
-cdef int _EMULTYPE_PF
-cdef int _EMULTYPE_ALLOW_RETRY_PF
-cdef int _EMULTYPE_WRITE_PF_TO_SP
-cdef int _PF_VECTOR
-cdef int _CAUSE_GUEST
-cdef int _CAUSE_MMIO_CACHED
-cdef int _CAUSE_RETRY
 
 cpdef int topup_caches(Vm vm) noexcept
 cpdef int inject_page_fault(Vcpu vcpu, GuestWalk gw) except -1

@@ -9,38 +9,36 @@ Reference: "Page-fault pipeline", "MMIO" handle_mmio_page_fault.
 
 from __future__ import annotations
 
-import errno
+from errno import ENOMEM
 
-from ...addr import INVALID_PAGE, gpa_to_gfn
+from ...addr import gpa_to_gfn
 from ...errors import KvmBug
 from ...hw.bits import (
+    PF_VECTOR,
     PFERR_GUEST_PAGE,
     PFERR_PRESENT,
     PFERR_RSVD,
     PFERR_WRITE,
 )
-from ..exception import PF_VECTOR, queue_exception
-from ..memslots import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
-from ..vcpu import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, Vcpu
+from ...page_types import INVALID_PAGE
+from ..bits import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
+from ..exception import queue_exception
+from ..vcpu import Vcpu
 from ..vm import Vm
-from .context import FAULT_NONPAGING, FAULT_PAGING, is_rsvd_spte
+from .bits import (
+    ACC_ALL,
+    ACC_EXEC,
+    ACC_USER,
+    ACC_WRITE,
+    FAULT_OP_NONPAGING,
+    FAULT_OP_PAGING,
+    MIN_FREE_FRAMES,
+    MMIO_SPTE_GEN_MASK,
+)
+from .context import is_rsvd_spte
 from .direct import direct_map
 from .fastpf import fast_page_fault
-from .fault import (
-    CAUSE_GUEST,
-    CAUSE_MMIO_CACHED,
-    CAUSE_RETRY,
-    RET_PF_CONTINUE,
-    RET_PF_EMULATE,
-    RET_PF_FIXED,
-    RET_PF_INVALID,
-    RET_PF_RETRY,
-    RET_PF_SPURIOUS,
-    RET_PF_WRITE_PROTECTED,
-    PageFault,
-    cause_of,
-    make_fault,
-)
+from .fault import PageFault, cause_of, make_fault
 from .faultin import faultin, is_stale, release_pfn
 from .gptewrite import unprotect_and_retry
 from .leaf import make_leaf
@@ -50,75 +48,41 @@ from .resync import invalidate_addr
 from .role import cpu_role_cr0_wp, cpu_role_smep, role_direct
 from .shadow import fetch
 from .shadowwalk import clear_flood_counts, is_dummy_root, walk_level, walk_next, walk_sptep, walk_start
-from .spte import (
-    ACC_ALL,
-    ACC_EXEC,
-    ACC_USER,
-    ACC_WRITE,
-    MMIO_SPTE_GEN_MASK,
-    describe_spte,
-    is_mmio,
-    is_shadow_present,
-    mmio_access,
-    mmio_generation,
-    mmio_gfn,
-)
+from .spte import describe_spte, is_mmio, is_shadow_present, mmio_access, mmio_generation, mmio_gfn
 from .track import is_write_tracked
+from .verdict import (
+    CAUSE_GUEST,
+    CAUSE_MMIO_CACHED,
+    CAUSE_RETRY,
+    EMULTYPE_ALLOW_RETRY_PF,
+    EMULTYPE_PF,
+    EMULTYPE_WRITE_PF_TO_SP,
+    RESUME,
+    RET_PF_CONTINUE,
+    RET_PF_EMULATE,
+    RET_PF_FIXED,
+    RET_PF_INVALID,
+    RET_PF_RETRY,
+    RET_PF_SPURIOUS,
+    RET_PF_WRITE_PROTECTED,
+)
 from .walker import GuestWalk, walk
 from .zap import make_pages_available
 
-#: What ``page_fault()`` returns: let the guest go on; or emulate, with EMULTYPE_* bits; or a negative errno.
-RESUME = 1
-EMULTYPE_PF = 1 << 6
-EMULTYPE_ALLOW_RETRY_PF = 1 << 3
-EMULTYPE_WRITE_PF_TO_SP = 1 << 8
-#: A frame reserve below which a fault does not start: what the caches of one fault may take.
-MIN_FREE_FRAMES = 64
-
-_PFERR_RSVD = PFERR_RSVD
-_PFERR_PRESENT = PFERR_PRESENT
 _PFERR_PT_WRITE = PFERR_GUEST_PAGE | PFERR_WRITE | PFERR_PRESENT
-_ACC_WRITE = ACC_WRITE
-_ACC_USER = ACC_USER
-_ACC_EXEC = ACC_EXEC
-_ACC_ALL = ACC_ALL
-_GEN_IN_PROGRESS = KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
-_MMIO_SPTE_GEN_MASK = MMIO_SPTE_GEN_MASK
-_INVALID_PAGE = INVALID_PAGE
-_READING = READING_SHADOW_PAGE_TABLES
-_OUTSIDE = OUTSIDE_GUEST_MODE
-_CONTINUE = RET_PF_CONTINUE
-_RETRY = RET_PF_RETRY
-_EMULATE = RET_PF_EMULATE
-_WRITE_PROTECTED = RET_PF_WRITE_PROTECTED
-_INVALID = RET_PF_INVALID
-_FIXED = RET_PF_FIXED
-_SPURIOUS = RET_PF_SPURIOUS
-_FAULT_PAGING = FAULT_PAGING
-_FAULT_NONPAGING = FAULT_NONPAGING
-_ENOMEM = errno.ENOMEM
-_MIN_FREE_FRAMES = MIN_FREE_FRAMES
-_RESUME = RESUME
-_EMULTYPE_PF = EMULTYPE_PF
-_EMULTYPE_ALLOW_RETRY_PF = EMULTYPE_ALLOW_RETRY_PF
-_EMULTYPE_WRITE_PF_TO_SP = EMULTYPE_WRITE_PF_TO_SP
-_PF_VECTOR = PF_VECTOR
-_CAUSE_GUEST = CAUSE_GUEST
-_CAUSE_MMIO_CACHED = CAUSE_MMIO_CACHED
-_CAUSE_RETRY = CAUSE_RETRY
 
 
 def topup_caches(vm: Vm) -> int:
     """Everything that the fault may need under the lock must be at hand before it is taken."""
-    return 0 if vm.frames.nr_free >= _MIN_FREE_FRAMES else -_ENOMEM
+    return 0 if vm.frames.nr_free >= MIN_FREE_FRAMES else -ENOMEM
 
 
 def inject_page_fault(vcpu: Vcpu, gw: GuestWalk) -> int:
     """Queue the ``#PF`` that walk ``gw`` ended with; first forget a stale translation that would repeat it forever."""
-    if gw.error_code & _PFERR_PRESENT and not gw.error_code & _PFERR_RSVD:
+    if gw.error_code & PFERR_PRESENT and not gw.error_code & PFERR_RSVD:
         invalidate_addr(vcpu, gw.fault_address, 1)  # type: ignore[arg-type]
     vcpu.stat.pf_guest += 1
-    if queue_exception(vcpu, _PF_VECTOR, True, gw.error_code) == _PF_VECTOR:
+    if queue_exception(vcpu, PF_VECTOR, True, gw.error_code) == PF_VECTOR:
         vcpu.exception_address = gw.fault_address
         vcpu.cr2 = gw.fault_address
     return 0
@@ -135,11 +99,11 @@ def effective_access(vcpu: Vcpu, fault: PageFault, gw: GuestWalk) -> int:
     """The guest's rights; with CR0.WP clear, a supervisor's write makes a read-only page kernel-only and writable."""
     mmu = vcpu.mmu
     access = gw.pte_access
-    if fault.write and not access & _ACC_WRITE and not fault.user and fault.slot is not None:
+    if fault.write and not access & ACC_WRITE and not fault.user and fault.slot is not None:
         if not cpu_role_cr0_wp(mmu.cpu_role):
-            access = (access | _ACC_WRITE) & ~_ACC_USER
+            access = (access | ACC_WRITE) & ~ACC_USER
             if cpu_role_smep(mmu.cpu_role):
-                access &= ~_ACC_EXEC
+                access &= ~ACC_EXEC
     return access
 
 
@@ -147,22 +111,22 @@ def paging_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     """Shadow paging, guest paging on: walk the guest's tables, then mirror what they say."""
     vm = vcpu.vm
     gw = vcpu.guest_walk
-    if not walk(vcpu, gw, fault.addr, fault.error_code & ~_PFERR_RSVD):  # type: ignore[arg-type]
-        fault.cause = _CAUSE_GUEST
+    if not walk(vcpu, gw, fault.addr, fault.error_code & ~PFERR_RSVD):  # type: ignore[arg-type]
+        fault.cause = CAUSE_GUEST
         if not fault.prefetch:
             inject_page_fault(vcpu, gw)
-        return _RETRY
+        return RET_PF_RETRY
     fault.gfn = gw.gfn
     fault.max_level = gw.level
     fault.slot = vcpu.gfn_to_memslot(fault.gfn)
     if is_tracked_write(vcpu, fault):
         clear_flood_counts(vcpu, fault.addr)
-        return _WRITE_PROTECTED
+        return RET_PF_WRITE_PROTECTED
     verdict = topup_caches(vm)
     if verdict:
         return verdict
     verdict = faultin(vcpu, fault, gw.pte_access)
-    if verdict != _CONTINUE:
+    if verdict != RET_PF_CONTINUE:
         return verdict
     leaf = make_leaf()
     leaf.access = effective_access(vcpu, fault, gw)
@@ -170,7 +134,7 @@ def paging_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     vm.mmu_lock.write_lock()
     verdict = make_pages_available(vm)
     if verdict == 0:
-        verdict = _RETRY
+        verdict = RET_PF_RETRY
         if not is_stale(vcpu, fault):
             verdict = fetch(vcpu, fault, gw, leaf)
     vm.mmu_lock.write_unlock()
@@ -183,27 +147,27 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     vm = vcpu.vm
     fault.gfn = gpa_to_gfn(fault.addr)  # type: ignore[arg-type]
     fault.slot = vcpu.gfn_to_memslot(fault.gfn)
-    if vcpu.mmu.fault_op == _FAULT_NONPAGING:
+    if vcpu.mmu.fault_op == FAULT_OP_NONPAGING:
         fault.max_level = 2
     if is_dummy_root(vm, vcpu.mmu.root_hpa):
-        return _RETRY
+        return RET_PF_RETRY
     if is_tracked_write(vcpu, fault):
-        return _WRITE_PROTECTED
+        return RET_PF_WRITE_PROTECTED
     verdict = fast_page_fault(vcpu, fault)
-    if verdict != _INVALID:
+    if verdict != RET_PF_INVALID:
         return verdict
     verdict = topup_caches(vm)
     if verdict:
         return verdict
-    verdict = faultin(vcpu, fault, _ACC_ALL)
-    if verdict != _CONTINUE:
+    verdict = faultin(vcpu, fault, ACC_ALL)
+    if verdict != RET_PF_CONTINUE:
         return verdict
     leaf = make_leaf()
     pfn = fault.pfn
     vm.mmu_lock.write_lock()
     verdict = make_pages_available(vm)
     if verdict == 0:
-        verdict = _RETRY
+        verdict = RET_PF_RETRY
         if not is_stale(vcpu, fault):
             verdict = direct_map(vcpu, fault, leaf)
     vm.mmu_lock.write_unlock()
@@ -214,14 +178,14 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
 def walk_for_mmio(vcpu: Vcpu, addr: int) -> int:
     """The last spte on the way to addr, found without the lock; 0: no walk. Reserved bits on the way are a bug."""
     spte = 0
-    vcpu.mode = _READING
+    vcpu.mode = READING_SHADOW_PAGE_TABLES
     step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
     while step:
         spte = vcpu.vm.memory.read_once(walk_sptep(step, addr))
         if is_shadow_present(spte) and is_rsvd_spte(vcpu.mmu, spte, walk_level(step)):
             raise KvmBug(f"reserved bits in {spte:#x}: {describe_spte(spte, vcpu.vm.fmt, walk_level(step))}")
         step = walk_next(step, spte)
-    vcpu.mode = _OUTSIDE
+    vcpu.mode = OUTSIDE_GUEST_MODE
     return spte
 
 
@@ -229,17 +193,17 @@ def handle_mmio_page_fault(vcpu: Vcpu, addr: int, direct: bool) -> int:
     """A reserved-bit fault: EMULATE if record or spte say that addr is MMIO; INVALID: the slow path must look."""
     vm = vcpu.vm
     if match_gpa(vcpu, addr) if direct else match_gva(vcpu, addr):  # type: ignore[arg-type]
-        return _EMULATE
+        return RET_PF_EMULATE
     spte = walk_for_mmio(vcpu, addr)
     if not is_mmio(vm.fmt, spte):
-        return _RETRY
+        return RET_PF_RETRY
     gen = generation(vcpu)
-    if gen & _GEN_IN_PROGRESS:
-        return _INVALID
+    if gen & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
+        return RET_PF_INVALID
     if vm.trace.on:
         trace_check_mmio_spte(vm.trace, gen, mmio_generation(spte), spte)
-    if mmio_generation(spte) != gen & _MMIO_SPTE_GEN_MASK:
-        return _INVALID
+    if mmio_generation(spte) != gen & MMIO_SPTE_GEN_MASK:
+        return RET_PF_INVALID
     if direct:
         addr = 0
     gfn = mmio_gfn(vm.fmt, spte)
@@ -247,16 +211,16 @@ def handle_mmio_page_fault(vcpu: Vcpu, addr: int, direct: bool) -> int:
     if vm.trace.on:
         trace_handle_mmio_page_fault(vm.trace, addr, gfn, access)
     cache_record(vcpu, addr, gfn, access)  # type: ignore[arg-type]
-    return _EMULATE
+    return RET_PF_EMULATE
 
 
 def count_verdict(vcpu: Vcpu, verdict: int) -> int:
     """Count ``verdict`` in pf_fixed, pf_emulate or pf_spurious."""
-    if verdict == _FIXED:
+    if verdict == RET_PF_FIXED:
         vcpu.stat.pf_fixed += 1
-    elif verdict == _EMULATE:
+    elif verdict == RET_PF_EMULATE:
         vcpu.stat.pf_emulate += 1
-    elif verdict == _SPURIOUS:
+    elif verdict == RET_PF_SPURIOUS:
         vcpu.stat.pf_spurious += 1
     return 0
 
@@ -265,15 +229,15 @@ def do_page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
     """The op of the MMU's mode, with its cause noted."""
     vcpu.stat.pf_taken += 1
     fault = make_fault(addr, error_code)
-    if vcpu.mmu.fault_op == _FAULT_PAGING:
+    if vcpu.mmu.fault_op == FAULT_OP_PAGING:
         verdict = paging_page_fault(vcpu, fault)
     else:
         verdict = direct_page_fault(vcpu, fault)
-    if verdict == _INVALID:
+    if verdict == RET_PF_INVALID:
         raise KvmBug(f"the slow path cannot tell either: {fault!r}")
     vcpu.fault_cause = cause_of(fault, verdict)
     if fault.write_fault_to_shadow_pgtable:
-        vcpu.exit_action = _EMULTYPE_WRITE_PF_TO_SP
+        vcpu.exit_action = EMULTYPE_WRITE_PF_TO_SP
     return verdict
 
 
@@ -281,15 +245,15 @@ def handle_write_protected(vcpu: Vcpu, addr: int, error_code: int) -> int:
     """RETRY if the page was unprotected, else the EMULTYPE_* bits to emulate with."""
     direct = role_direct(vcpu.mmu.root_role)
     if vcpu.last_retry_eip == vcpu.rip and vcpu.last_retry_addr == addr:
-        return _EMULTYPE_PF
+        return EMULTYPE_PF
     vcpu.last_retry_eip = 0
     vcpu.last_retry_addr = 0
     if match_gpa(vcpu, addr) if direct else match_gva(vcpu, addr):  # type: ignore[arg-type]
-        return _EMULTYPE_PF
+        return EMULTYPE_PF
     if (direct and error_code & _PFERR_PT_WRITE == _PFERR_PT_WRITE) or (not direct and vcpu.exception_reinjected):
         if unprotect_and_retry(vcpu, addr, False):
-            return _RETRY
-    return _EMULTYPE_PF | _EMULTYPE_ALLOW_RETRY_PF
+            return RET_PF_RETRY
+    return EMULTYPE_PF | EMULTYPE_ALLOW_RETRY_PF
 
 
 def page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
@@ -299,26 +263,26 @@ def page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
     userspace. Takes ``mmu_lock``. ``vcpu.fault_cause`` says afterwards what the fault was about.
     """
     direct = role_direct(vcpu.mmu.root_role)
-    if vcpu.mmu.root_hpa == _INVALID_PAGE:
-        vcpu.fault_cause = _CAUSE_RETRY
-        return _RESUME
-    verdict = _INVALID
+    if vcpu.mmu.root_hpa == INVALID_PAGE:
+        vcpu.fault_cause = CAUSE_RETRY
+        return RESUME
+    verdict = RET_PF_INVALID
     vcpu.exit_action = 0
-    if error_code & _PFERR_RSVD:
-        vcpu.fault_cause = _CAUSE_MMIO_CACHED
+    if error_code & PFERR_RSVD:
+        vcpu.fault_cause = CAUSE_MMIO_CACHED
         verdict = handle_mmio_page_fault(vcpu, addr, direct)
-        if verdict == _EMULATE:
-            return _EMULTYPE_PF
-        vcpu.fault_cause = _CAUSE_RETRY
-    if verdict == _INVALID:
+        if verdict == RET_PF_EMULATE:
+            return EMULTYPE_PF
+        vcpu.fault_cause = CAUSE_RETRY
+    if verdict == RET_PF_INVALID:
         verdict = do_page_fault(vcpu, addr, error_code)
     if verdict < 0:
         return verdict
-    flags = _EMULTYPE_PF
-    if verdict == _WRITE_PROTECTED:
+    flags = EMULTYPE_PF
+    if verdict == RET_PF_WRITE_PROTECTED:
         flags = handle_write_protected(vcpu, addr, error_code)
-        if flags == _RETRY:
-            return _RESUME
-        verdict = _EMULATE
+        if flags == RET_PF_RETRY:
+            return RESUME
+        verdict = RET_PF_EMULATE
     count_verdict(vcpu, verdict)
-    return flags | vcpu.exit_action if verdict == _EMULATE else _RESUME
+    return flags | vcpu.exit_action if verdict == RET_PF_EMULATE else RESUME

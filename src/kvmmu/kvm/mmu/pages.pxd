@@ -8,12 +8,10 @@ from ..vm cimport Vm
 from .page cimport ShadowPage, make_page
 from .role cimport (role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm)
 
+cdef int ENTRIES
+cdef u64 ACC_ALL, INVALID_PAGE, SHADOW_NONPRESENT_VALUE, U64
+
 cdef u64 _GOLDEN_RATIO_64
-cdef u64 _U64
-cdef int _ENTRIES
-cdef u64 _SHADOW_NONPRESENT_VALUE
-cdef u64 _ACC_ALL
-cdef u64 _INVALID_PAGE
 
 cpdef int hash_bucket(gfn_t gfn) noexcept
 cpdef ShadowPage sptep_to_sp(Vm vm, hpa_t sptep)

@@ -6,24 +6,20 @@ Reference: "Data structures" (kvm_mmu_page), "Shadow pages" lookup and alloc.
 
 from __future__ import annotations
 
-from ...addr import ENTRIES, INVALID_PAGE, U64, Gfn, Hpa, gfn_to_gpa, hpa_to_pfn
+from ...addr import Gfn, Hpa, gfn_to_gpa, hpa_to_pfn
+from ...page_types import ENTRIES, INVALID_PAGE, U64
 from ..memslots import Memslot
 from ..vm import Vm
+from .bits import ACC_ALL, SHADOW_NONPRESENT_VALUE
 from .page import ShadowPage, make_page
 from .role import role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm
-from .spte import ACC_ALL, SHADOW_NONPRESENT_VALUE
 
 _GOLDEN_RATIO_64 = 0x61C8_8646_80B5_83EB
-_U64 = U64
-_ENTRIES = ENTRIES
-_SHADOW_NONPRESENT_VALUE = SHADOW_NONPRESENT_VALUE
-_ACC_ALL = ACC_ALL
-_INVALID_PAGE = INVALID_PAGE
 
 
 def hash_bucket(gfn: Gfn) -> int:
     """Bucket of ``gfn``: the top 12 bits of its product with the 64-bit golden ratio."""
-    return ((gfn * _GOLDEN_RATIO_64) & _U64) >> 52
+    return ((gfn * _GOLDEN_RATIO_64) & U64) >> 52
 
 
 def sptep_to_sp(vm: Vm, sptep: Hpa) -> ShadowPage:
@@ -38,7 +34,7 @@ def sptep_index(sptep: Hpa) -> int:
 
 def root_to_sp(vm: Vm, root: Hpa) -> ShadowPage | None:
     """The shadow page of ``root``; None for a special table, the dummy root, or no root."""
-    if root == _INVALID_PAGE:
+    if root == INVALID_PAGE:
         return None
     return vm.frames.private[root >> 12]  # type: ignore[no-any-return]
 
@@ -65,7 +61,7 @@ def sp_gfn(vm: Vm, sp: ShadowPage, index: int) -> Gfn:
 def sp_access(vm: Vm, sp: ShadowPage, index: int) -> int:
     """The access triple that the guest allows for entry ``index`` of ``sp``."""
     if sp.shadowed_translation:
-        return vm.memory.read_once(sp.shadowed_translation + (index << 3)) & _ACC_ALL  # type: ignore[arg-type]
+        return vm.memory.read_once(sp.shadowed_translation + (index << 3)) & ACC_ALL  # type: ignore[arg-type]
     return role_access(sp.role)
 
 
@@ -99,7 +95,7 @@ def alloc_page(vm: Vm, gfn: Gfn, role: int) -> ShadowPage:
     """Header, table filled with the nonpresent value, and a translation array for indirect pages up to level 3."""
     pfn = vm.frames.alloc()
     spt: Hpa = pfn << 12  # type: ignore[assignment]
-    vm.memory.fill_words(spt, _SHADOW_NONPRESENT_VALUE, _ENTRIES)
+    vm.memory.fill_words(spt, SHADOW_NONPRESENT_VALUE, ENTRIES)
     sp = make_page(gfn, role, spt)
     if not role_direct(role) and role_level(role) <= 3:
         sp.shadowed_translation = vm.frames.alloc() << 12  # type: ignore[assignment]

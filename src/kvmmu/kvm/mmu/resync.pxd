@@ -21,14 +21,10 @@ from .unsync cimport UnsyncWalk, unlink_unsync_page, unsync_walk
 from .walker cimport gpte_access, gpte_place, gpte_to_gfn, protect_clean, read_gpte
 from .zap cimport flush_or_zap, prepare_zap, zap_pte
 
-cdef u64 _SHADOW_NONPRESENT_VALUE
-cdef u64 _PT_PRESENT
-cdef u64 _PT_ACCESSED
-cdef u64 _INVALID_PAGE
-cdef u64 _ACC_ALL
+cdef u64 INVALID_PAGE, PT_ACCESSED, PT_PRESENT, SHADOW_NONPRESENT_VALUE, U64
+
 cdef u32 _SYNC_ROLE_IGNORED
 cdef int _FAILED
-cdef u64 _U64
 
 cpdef bint is_syncable(Vcpu vcpu, ShadowPage sp) except -1
 cpdef bint is_invalid_gpte(Vcpu vcpu, u64 gpte) except -1

@@ -8,12 +8,20 @@ Reference: "Unsync / sync", "Roots, CR3, PCID, invalidation instructions" invali
 
 from __future__ import annotations
 
-from ...addr import INVALID_PAGE, U64, Gfn, Gva, Hpa, gfn_to_gpa
+from ...addr import Gfn, Gva, Hpa, gfn_to_gpa
 from ...hw.bits import PT_ACCESSED, PT_PRESENT
+from ...page_types import INVALID_PAGE, U64
 from ..requests import flush_remote_tlbs_gfn
 from ..svm import flush_tlb_gva
 from ..vcpu import Vcpu
 from ..vm import Vm
+from .bits import (
+    ROLE_ACCESS_MASK,
+    ROLE_LEVEL_MASK,
+    ROLE_PASSTHROUGH,
+    ROLE_QUADRANT_MASK,
+    SHADOW_NONPRESENT_VALUE,
+)
 from .change import clear_no_track, update_spte
 from .context import is_rsvd_bits_set
 from .leaf import make_leaf, make_spte
@@ -21,34 +29,15 @@ from .mmio import clear_any_gva, clear_gva, mark_mmio_spte
 from .page import ShadowPage
 from .pages import root_to_sp, set_translation, sp_access, sp_gfn, sptep_to_sp
 from .rmap import drop_spte, write_protect_gfn
-from .role import (
-    ROLE_ACCESS_MASK,
-    ROLE_LEVEL_MASK,
-    ROLE_PASSTHROUGH,
-    ROLE_QUADRANT_MASK,
-    cpu_role_level,
-    role_access,
-    role_direct,
-    role_has_4_byte_gpte,
-    role_quadrant,
-)
+from .role import cpu_role_level, role_access, role_direct, role_has_4_byte_gpte, role_quadrant
 from .shadowwalk import walk_level, walk_next, walk_sptep, walk_start
-from .spte import SHADOW_NONPRESENT_VALUE, is_host_writable, is_mmio, mmio_gfn, spte_to_child, spte_to_pfn
+from .spte import is_host_writable, is_mmio, mmio_gfn, spte_to_child, spte_to_pfn
 from .unsync import UnsyncWalk, unlink_unsync_page, unsync_walk
 from .walker import gpte_access, gpte_place, gpte_to_gfn, protect_clean, read_gpte
 from .zap import flush_or_zap, prepare_zap, zap_pte
 
-#: Which roots ``invalidate_addr()`` and ``roots.free_roots()`` mean: bit 0 the current one, bit 1 + i previous root i.
-KVM_MMU_ROOT_CURRENT = 1
-KVM_MMU_ROOTS_ALL = 15
-
-_SHADOW_NONPRESENT_VALUE = SHADOW_NONPRESENT_VALUE
-_PT_PRESENT = PT_PRESENT
-_PT_ACCESSED = PT_ACCESSED
-_INVALID_PAGE = INVALID_PAGE
 _SYNC_ROLE_IGNORED = ROLE_LEVEL_MASK | ROLE_ACCESS_MASK | ROLE_QUADRANT_MASK | ROLE_PASSTHROUGH
 _FAILED = -1
-_U64 = U64
 
 
 def is_syncable(vcpu: Vcpu, sp: ShadowPage) -> bool:
@@ -60,7 +49,7 @@ def is_syncable(vcpu: Vcpu, sp: ShadowPage) -> bool:
 
 def is_invalid_gpte(vcpu: Vcpu, gpte: int) -> bool:
     """Whether a level-1 gpte may not be mapped ahead of an access: not present, not accessed, reserved bits."""
-    if gpte & _PT_PRESENT == 0 or gpte & _PT_ACCESSED == 0:
+    if gpte & PT_PRESENT == 0 or gpte & PT_ACCESSED == 0:
         return True
     return is_rsvd_bits_set(vcpu.mmu, gpte, 1)
 
@@ -76,9 +65,9 @@ def sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, table: Hpa) -> int:
     vm = vcpu.vm
     sptep: Hpa = sp.spt + (index << 3)  # type: ignore[assignment]
     spte = vm.memory.read_once(sptep)
-    if spte == _SHADOW_NONPRESENT_VALUE:
+    if spte == SHADOW_NONPRESENT_VALUE:
         return 0
-    if table == _INVALID_PAGE:
+    if table == INVALID_PAGE:
         return _FAILED
     size = 4 if role_has_4_byte_gpte(sp.role) else 8
     gpte = read_gpte(vcpu, table + index * size, size)  # type: ignore[arg-type]
@@ -123,7 +112,7 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage, invalid_list: list[ShadowPage]) -> int
         mem = vcpu.vm.memory
         table = gpte_table(vcpu, sp)
         for index in range(512):
-            if mem.read_once(sp.spt + (index << 3)) == _SHADOW_NONPRESENT_VALUE:  # type: ignore[arg-type]
+            if mem.read_once(sp.spt + (index << 3)) == SHADOW_NONPRESENT_VALUE:  # type: ignore[arg-type]
                 continue
             ret = sync_spte(vcpu, sp, index, table)
             if ret < 0:
@@ -183,7 +172,7 @@ def sync_roots(vcpu: Vcpu) -> int:
     """Bring everything below the current root in sync (``kvm_mmu_sync_roots``); takes ``mmu_lock`` exclusively."""
     mmu = vcpu.mmu
     vm = vcpu.vm
-    if role_direct(mmu.root_role) or mmu.root_hpa == _INVALID_PAGE:
+    if role_direct(mmu.root_role) or mmu.root_hpa == INVALID_PAGE:
         return 0
     clear_any_gva(vcpu)
     if cpu_role_level(mmu.cpu_role) >= 4:
@@ -204,7 +193,7 @@ def sync_roots(vcpu: Vcpu) -> int:
 def invalidate_root(vcpu: Vcpu, addr: Gva, root: Hpa) -> int:
     """Sync the one spte of addr on every unsync page of the way down from root."""
     vm = vcpu.vm
-    if root == _INVALID_PAGE:
+    if root == INVALID_PAGE:
         return 0
     vm.mmu_lock.write_lock()
     step = walk_start(vcpu, root, addr)
@@ -227,7 +216,7 @@ def invalidate_root(vcpu: Vcpu, addr: Gva, root: Hpa) -> int:
 def is_noncanonical(vm: Vm, addr: Gva) -> bool:
     """Whether the host's widest linear addresses (48 bits, 57 with 5 levels) do not reach ``addr``."""
     top = addr >> (56 if vm.tdp_root_level == 5 else 47)
-    return top != 0 and top != _U64 >> (56 if vm.tdp_root_level == 5 else 47)
+    return top != 0 and top != U64 >> (56 if vm.tdp_root_level == 5 else 47)
 
 
 def invalidate_addr(vcpu: Vcpu, addr: Gva, roots: int) -> int:

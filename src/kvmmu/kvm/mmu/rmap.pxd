@@ -12,15 +12,11 @@ from .pages cimport set_translation, slot_of_sp, sp_gfn, sptep_index, sptep_to_s
 from .role cimport role_level
 from .spte cimport SpteFormat, is_mmu_writable, is_shadow_present, is_writable
 
-cdef u64 _ONE
-cdef u64 _PAGE_SIZE
-cdef u64 _DESC_SIZE
+cdef u64 ONE, PAGE_SIZE, PTE_LIST_DESC_SIZE, PTE_LIST_EXT, PT_WRITABLE, RMAP_RECYCLE_THRESHOLD
+
 cdef u64 _DESC_MASK
-cdef u64 _DESC_ENTRIES
 cdef u64 _COUNT_MASK
 cdef u64 _POINTER_MASK
-cdef u64 _PT_WRITABLE
-cdef u64 _RMAP_RECYCLE_THRESHOLD
 
 @cython.locals(frame=hpa_t, desc=hpa_t, offset=u64)
 cpdef hpa_t alloc_desc(Vm vm) except? 0x5A5A5A5A5A

@@ -15,32 +15,22 @@ After a removal, start again. ``mmu_lock`` exclusive. Reference: "Reverse maps".
 
 from __future__ import annotations
 
-from ...addr import PAGE_SIZE, Gfn, Hpa
+from ...addr import Gfn, Hpa
 from ...errors import KvmBug
 from ...hw.bits import PT_WRITABLE
+from ...page_types import ONE, PAGE_SIZE
 from ..memslots import Memslot
 from ..requests import flush_remote_tlbs_gfn
 from ..vm import Vm
+from .bits import PTE_LIST_DESC_SIZE, PTE_LIST_EXT, RMAP_RECYCLE_THRESHOLD
 from .change import clear_track_bits, count_pages, update_spte
 from .pages import set_translation, slot_of_sp, sp_gfn, sptep_index, sptep_to_sp
 from .role import role_level
 from .spte import is_mmu_writable, is_shadow_present, is_writable
 
-#: Entries in one descriptor, its size in bytes.
-PTE_LIST_EXT = 14
-DESC_SIZE = 128
-#: A gfn with more rmap entries than this before an add loses them all.
-RMAP_RECYCLE_THRESHOLD = 1000
-
-_ONE = 1
-_PAGE_SIZE = PAGE_SIZE
-_DESC_SIZE = DESC_SIZE
 _DESC_MASK = 0xFFFF_FFFF_FFFF_FF80
-_DESC_ENTRIES = PTE_LIST_EXT
 _COUNT_MASK = 0xFFFF_FFFF
 _POINTER_MASK = 0xFFFF_FFFF_FFFF_FFF8
-_PT_WRITABLE = PT_WRITABLE
-_RMAP_RECYCLE_THRESHOLD = RMAP_RECYCLE_THRESHOLD
 
 
 def alloc_desc(vm: Vm) -> Hpa:
@@ -48,9 +38,9 @@ def alloc_desc(vm: Vm) -> Hpa:
     if vm.desc_free == 0:
         frame: Hpa = vm.frames.alloc() << 12  # type: ignore[assignment]
         vm.nr_desc_frames += 1
-        offset = _PAGE_SIZE
+        offset = PAGE_SIZE
         while offset:
-            offset -= _DESC_SIZE
+            offset -= PTE_LIST_DESC_SIZE
             free_desc(vm, frame + offset)  # type: ignore[arg-type]
     desc = vm.desc_free
     vm.desc_free = vm.memory.read_once(desc)  # type: ignore[assignment]
@@ -85,17 +75,17 @@ def pte_list_add(vm: Vm, head: int, sptep: Hpa) -> int:
         mem.write_once(desc + 8, 2)  # type: ignore[arg-type]
         mem.write_once(desc + 16, head)  # type: ignore[arg-type]
         mem.write_once(desc + 24, sptep)  # type: ignore[arg-type]
-        return desc | _ONE
+        return desc | ONE
     desc = head & _POINTER_MASK  # type: ignore[assignment]
     word = mem.read_once(desc + 8)  # type: ignore[arg-type]
     count = word & _COUNT_MASK
-    if count == _DESC_ENTRIES:
+    if count == PTE_LIST_EXT:
         new = alloc_desc(vm)
         total = count + (word >> 32)
         mem.write_once(new, desc)
         mem.write_once(new + 8, (total << 32) | 1)  # type: ignore[arg-type]
         mem.write_once(new + 16, sptep)  # type: ignore[arg-type]
-        return new | _ONE
+        return new | ONE
     mem.write_once(desc + 16 + (count << 3), sptep)  # type: ignore[arg-type]
     mem.write_once(desc + 8, word + 1)  # type: ignore[arg-type]
     return head
@@ -129,10 +119,10 @@ def remove_from_desc(vm: Vm, first: Hpa, desc: Hpa, i: int) -> int:
     mem.write_once(desc + 16 + (i << 3), mem.read_once(first + 16 + (last << 3)))  # type: ignore[arg-type]
     if last:
         mem.write_once(first + 8, word - 1)  # type: ignore[arg-type]
-        return first | _ONE
+        return first | ONE
     more: Hpa = mem.read_once(first)  # type: ignore[assignment]
     free_desc(vm, first)
-    return more | _ONE if more else 0
+    return more | ONE if more else 0
 
 
 def pte_list_first(head: int) -> int:
@@ -140,7 +130,7 @@ def pte_list_first(head: int) -> int:
     if head == 0:
         return 0
     if head & 1 == 0:
-        return head | _ONE
+        return head | ONE
     return (head & _POINTER_MASK) + 16
 
 
@@ -175,7 +165,7 @@ def rmap_add(vm: Vm, slot: Memslot, sptep: Hpa, gfn: Gfn, access: int) -> int:
     slot.rmap[at] = pte_list_add(vm, head, sptep)
     if count > vm.stat.max_mmu_rmap_size:
         vm.stat.max_mmu_rmap_size = count
-    if count > _RMAP_RECYCLE_THRESHOLD:
+    if count > RMAP_RECYCLE_THRESHOLD:
         zap_rmap(vm, slot, at)
         flush_remote_tlbs_gfn(vm, gfn, level)
     return 0
@@ -227,7 +217,7 @@ def spte_write_protect(vm: Vm, sptep: Hpa, pt_protect: bool) -> bool:
         return False
     if pt_protect:
         spte &= ~vm.fmt.mmu_writable_mask
-    spte &= ~_PT_WRITABLE
+    spte &= ~PT_WRITABLE
     return update_spte(vm, sptep, spte)
 
 

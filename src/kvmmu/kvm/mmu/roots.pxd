@@ -20,13 +20,8 @@ from .zap cimport commit_zap, make_pages_available, prepare_zap
 from .pagefault cimport topup_caches
 from .walker cimport read_pdptr
 
-cdef u64 _INVALID_PAGE
-cdef u64 _PT_PRESENT
-cdef u64 _FRAME_MASK
-cdef int _LOAD_MMU_PGD
-cdef int _MMU_SYNC
-cdef u64 _ONE
-cdef int _TLB_FLUSH_CURRENT
+cdef int KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT
+cdef u64 INVALID_PAGE, ONE, PT_PRESENT, SPTE_BASE_ADDR_MASK
 
 @cython.locals(role=u32, sp=ShadowPage)
 cpdef hpa_t alloc_root(Vcpu vcpu, gfn_t gfn, int quadrant, int level) except? 0x5A5A5A5A5A

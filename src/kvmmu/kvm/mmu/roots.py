@@ -7,33 +7,28 @@ dummy root (the zero page). Reference: "Roots, CR3, PCID, invalidation instructi
 
 from __future__ import annotations
 
-from ...addr import INVALID_PAGE, Gfn, Hpa
+from ...addr import Gfn, Hpa
 from ...errors import KvmBug
 from ...hw.bits import PT_PRESENT
-from ..requests import KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT, make_request
+from ...page_types import INVALID_PAGE, ONE
+from ..bits import KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT
+from ..requests import make_request
 from ..svm import flush_tlb_current, load_mmu_pgd
 from ..vcpu import Vcpu
 from ..vm import Vm
+from .bits import KVM_MMU_ROOTS_ALL, SPTE_BASE_ADDR_MASK
 from .context import Mmu
 from .mmio import clear_any_gva
 from .page import ShadowPage
 from .pagefault import topup_caches
 from .pages import is_obsolete, root_to_sp
-from .resync import KVM_MMU_ROOTS_ALL, is_unsync_root, sync_roots
+from .resync import is_unsync_root, sync_roots
 from .role import cpu_role_level, role_direct, role_invalid, role_level, role_with_level, role_with_quadrant
 from .shadow import get_page
 from .shadowwalk import is_dummy_root
-from .spte import SPTE_BASE_ADDR_MASK, spte_to_child
+from .spte import spte_to_child
 from .walker import read_pdptr
 from .zap import commit_zap, make_pages_available, prepare_zap
-
-_INVALID_PAGE = INVALID_PAGE
-_PT_PRESENT = PT_PRESENT
-_FRAME_MASK = SPTE_BASE_ADDR_MASK
-_LOAD_MMU_PGD = KVM_REQ_LOAD_MMU_PGD
-_MMU_SYNC = KVM_REQ_MMU_SYNC
-_ONE = 1
-_TLB_FLUSH_CURRENT = KVM_REQ_TLB_FLUSH_CURRENT
 
 
 def create_mmu(vcpu: Vcpu) -> None:
@@ -68,7 +63,7 @@ def alloc_direct_roots(vcpu: Vcpu) -> int:
     else:
         for i in range(4):
             root = alloc_root(vcpu, i << 18, 0, 2)  # type: ignore[arg-type]
-            entry = root | _PT_PRESENT | vm.fmt.me_value
+            entry = root | PT_PRESENT | vm.fmt.me_value
             vm.memory.write_once(mmu.pae_root + (i << 3), entry)  # type: ignore[arg-type]
         mmu.root_hpa = mmu.pae_root
     mmu.root_pgd = 0  # type: ignore[assignment]
@@ -81,7 +76,7 @@ def alloc_shadow_roots(vcpu: Vcpu) -> int:
     vm = vcpu.vm
     slots = vcpu.memslots()
     pgd = vcpu.cr3
-    root_gfn: Gfn = (pgd & _FRAME_MASK) >> 12  # type: ignore[assignment]
+    root_gfn: Gfn = (pgd & SPTE_BASE_ADDR_MASK) >> 12  # type: ignore[assignment]
     if not slots.is_visible_gfn(root_gfn):
         mmu.root_hpa = vm.frames.zero_pfn << 12  # type: ignore[assignment]
         return 0
@@ -121,12 +116,12 @@ def alloc_pae_roots(vcpu: Vcpu, root_gfn: Gfn, pdptrs: list[int]) -> int:
         gfn = root_gfn
         if pdptrs:
             entry = pdptrs[i]
-            gfn = (entry & _FRAME_MASK) >> 12  # type: ignore[assignment]
-            if entry & _PT_PRESENT == 0:
+            gfn = (entry & SPTE_BASE_ADDR_MASK) >> 12  # type: ignore[assignment]
+            if entry & PT_PRESENT == 0:
                 vm.memory.write_once(mmu.pae_root + (i << 3), 0)  # type: ignore[arg-type]
                 continue
         root = alloc_root(vcpu, gfn, 0 if pdptrs else i, 2)
-        vm.memory.write_once(mmu.pae_root + (i << 3), root | _PT_PRESENT | vm.fmt.me_value)  # type: ignore[arg-type]
+        vm.memory.write_once(mmu.pae_root + (i << 3), root | PT_PRESENT | vm.fmt.me_value)  # type: ignore[arg-type]
     mmu.root_hpa = mmu.pae_root
     return 0
 
@@ -191,26 +186,26 @@ def free_current(vm: Vm, mmu: Mmu, invalid_list: list[ShadowPage]) -> int:
             if entry:
                 put_root(vm, spte_to_child(entry), invalid_list)
                 mem.write_once(mmu.pae_root + (i << 3), 0)  # type: ignore[arg-type]
-    mmu.root_hpa = _INVALID_PAGE  # type: ignore[assignment]
+    mmu.root_hpa = INVALID_PAGE  # type: ignore[assignment]
     mmu.root_pgd = 0  # type: ignore[assignment]
     return 0
 
 
 def free_roots(vm: Vm, mmu: Mmu, roots: int) -> int:
     """Drop the selected roots (bit 0 current, bit 1 + i previous i); takes ``mmu_lock`` if there is one of them."""
-    wanted = roots & 1 != 0 and mmu.root_hpa != _INVALID_PAGE
+    wanted = roots & 1 != 0 and mmu.root_hpa != INVALID_PAGE
     for i in range(3):
-        if (roots >> (i + 1)) & 1 and mmu.prev_hpa[i] != _INVALID_PAGE:
+        if (roots >> (i + 1)) & 1 and mmu.prev_hpa[i] != INVALID_PAGE:
             wanted = True
     if not wanted:
         return 0
     invalid_list: list[ShadowPage] = []
     vm.mmu_lock.write_lock()
     for i in range(3):
-        if (roots >> (i + 1)) & 1 and mmu.prev_hpa[i] != _INVALID_PAGE:
+        if (roots >> (i + 1)) & 1 and mmu.prev_hpa[i] != INVALID_PAGE:
             put_root(vm, mmu.prev_hpa[i], invalid_list)
-            mmu.prev_hpa[i] = _INVALID_PAGE  # type: ignore[call-overload]
-    if roots & 1 and mmu.root_hpa != _INVALID_PAGE:
+            mmu.prev_hpa[i] = INVALID_PAGE  # type: ignore[call-overload]
+    if roots & 1 and mmu.root_hpa != INVALID_PAGE:
         free_current(vm, mmu, invalid_list)
     commit_zap(vm, invalid_list)
     vm.mmu_lock.write_unlock()
@@ -219,7 +214,7 @@ def free_roots(vm: Vm, mmu: Mmu, roots: int) -> int:
 
 def is_usable(vm: Vm, mmu: Mmu, pgd: int) -> bool:
     """Whether the current root serves pgd in the current mode."""
-    if mmu.root_hpa == _INVALID_PAGE:
+    if mmu.root_hpa == INVALID_PAGE:
         return False
     if not role_direct(mmu.root_role) and mmu.root_pgd != pgd:
         return False
@@ -240,9 +235,9 @@ def swap_prev(mmu: Mmu, i: int) -> int:
 
 def find_cached_root(vm: Vm, mmu: Mmu, pgd: int) -> bool:
     """Make the root of pgd the current one if it is cached, keeping the others most recent first."""
-    if mmu.root_hpa != _INVALID_PAGE and root_to_sp(vm, mmu.root_hpa) is None:
+    if mmu.root_hpa != INVALID_PAGE and root_to_sp(vm, mmu.root_hpa) is None:
         free_roots(vm, mmu, 1)
-    if mmu.root_hpa != _INVALID_PAGE:
+    if mmu.root_hpa != INVALID_PAGE:
         if is_usable(vm, mmu, pgd):
             return True
         for i in range(3):
@@ -257,7 +252,7 @@ def find_cached_root(vm: Vm, mmu: Mmu, pgd: int) -> bool:
             for j in range(i, 2):
                 mmu.prev_hpa[j] = mmu.prev_hpa[j + 1]
                 mmu.prev_pgd[j] = mmu.prev_pgd[j + 1]
-            mmu.prev_hpa[2] = _INVALID_PAGE  # type: ignore[call-overload]
+            mmu.prev_hpa[2] = INVALID_PAGE  # type: ignore[call-overload]
             return True
         swap_prev(mmu, i)
     return False
@@ -269,10 +264,10 @@ def new_pgd(vcpu: Vcpu, pgd: int) -> int:
     mmu = vcpu.mmu
     if not find_cached_root(vm, mmu, pgd):
         return 0
-    make_request(vcpu, _LOAD_MMU_PGD)
+    make_request(vcpu, KVM_REQ_LOAD_MMU_PGD)
     if vm.flush_on_reuse:
-        make_request(vcpu, _MMU_SYNC)
-        make_request(vcpu, _TLB_FLUSH_CURRENT)
+        make_request(vcpu, KVM_REQ_MMU_SYNC)
+        make_request(vcpu, KVM_REQ_TLB_FLUSH_CURRENT)
     clear_any_gva(vcpu)
     if not role_direct(mmu.root_role):
         sp = root_to_sp(vm, mmu.root_hpa)
@@ -282,7 +277,7 @@ def new_pgd(vcpu: Vcpu, pgd: int) -> int:
 
 def is_obsolete_root(vm: Vm, root: Hpa) -> bool:
     """Special tables and the dummy root always count as obsolete: what they hold cannot be told."""
-    if root == _INVALID_PAGE:
+    if root == INVALID_PAGE:
         return False
     sp = root_to_sp(vm, root)
     return sp is None or is_obsolete(vm, sp)
@@ -295,7 +290,7 @@ def free_obsolete_roots(vcpu: Vcpu) -> int:
     roots = 1 if is_obsolete_root(vm, mmu.root_hpa) else 0
     for i in range(3):
         if is_obsolete_root(vm, mmu.prev_hpa[i]):
-            roots |= _ONE << (i + 1)
+            roots |= ONE << (i + 1)
     return free_roots(vm, mmu, roots)
 
 
@@ -303,8 +298,8 @@ def sync_prev_roots(vcpu: Vcpu) -> int:
     """Previous roots that hide unsync pages are dropped rather than synced (``kvm_mmu_sync_prev_roots``)."""
     roots = 0
     for i in range(3):
-        if vcpu.mmu.prev_hpa[i] != _INVALID_PAGE and is_unsync_root(vcpu.vm, vcpu.mmu.prev_hpa[i]):
-            roots |= _ONE << (i + 1)
+        if vcpu.mmu.prev_hpa[i] != INVALID_PAGE and is_unsync_root(vcpu.vm, vcpu.mmu.prev_hpa[i]):
+            roots |= ONE << (i + 1)
     return free_roots(vcpu.vm, vcpu.mmu, roots)
 
 

@@ -7,12 +7,8 @@ from .context cimport EntryRules, Mmu, reset_guest_rsvd, reset_shadow_rsvd, upda
 from .role cimport calc_cpu_role, calc_shadow_root_role, calc_tdp_root_role, role_level
 from .role cimport cpu_role_efer_nx, cpu_role_level, cpu_role_paging, cpu_role_pse
 
-cdef u64 _X86_CR0_PG
-cdef u64 _X86_CR4_PAE
-cdef u64 _X86_EFER_LMA
-cdef u64 _EXT_VALID
-cdef u32 _ROLE_INVALID
-cdef u64 _ONE
+cdef u64 CR0_PG, CR4_PAE, EFER_LMA, EXT_VALID, ONE, ROLE_INVALID
+
 cdef int _U64_BITS
 
 @cython.locals(mmu=Mmu, cpu_role=u64, root_role=u32)

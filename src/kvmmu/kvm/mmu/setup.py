@@ -9,21 +9,11 @@ from __future__ import annotations
 
 from ...errors import KvmBug
 from ...hw.bits import CR0_PG, CR4_PAE, EFER_LMA
+from ...page_types import ONE
 from ..vcpu import Vcpu
-from .context import (
-    FAULT_NONPAGING,
-    FAULT_PAGING,
-    FAULT_TDP,
-    EntryRules,
-    Mmu,
-    reset_guest_rsvd,
-    reset_shadow_rsvd,
-    update_permission_bitmask,
-    update_pkru_mask,
-)
+from .bits import EXT_VALID, FAULT_OP_NONPAGING, FAULT_OP_PAGING, FAULT_OP_TDP, ROLE_INVALID
+from .context import EntryRules, Mmu, reset_guest_rsvd, reset_shadow_rsvd, update_permission_bitmask, update_pkru_mask
 from .role import (
-    EXT_VALID,
-    ROLE_INVALID,
     calc_cpu_role,
     calc_shadow_root_role,
     calc_tdp_root_role,
@@ -34,12 +24,6 @@ from .role import (
     role_level,
 )
 
-_X86_CR0_PG = CR0_PG
-_X86_CR4_PAE = CR4_PAE
-_X86_EFER_LMA = EFER_LMA
-_EXT_VALID = EXT_VALID
-_ROLE_INVALID = ROLE_INVALID
-_ONE = 1
 _U64_BITS = 64
 
 
@@ -50,7 +34,7 @@ def init_mmu(vcpu: Vcpu) -> bool:
     MMU belongs to its vCPU. Raises ``KvmBug`` for EFER.LMA without CR4.PAE, which no register write can reach.
     """
     mmu: Mmu = vcpu.mmu
-    if vcpu.cr0 & _X86_CR0_PG and vcpu.efer & _X86_EFER_LMA and not vcpu.cr4 & _X86_CR4_PAE:
+    if vcpu.cr0 & CR0_PG and vcpu.efer & EFER_LMA and not vcpu.cr4 & CR4_PAE:
         raise KvmBug(f"vcpu {vcpu.vcpu_id}: EFER.LMA without CR4.PAE (cr4 {vcpu.cr4:#x}, efer {vcpu.efer:#x})")
     cpu_role = calc_cpu_role(vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.smm)
     root_role = _calc_root_role(vcpu, cpu_role)
@@ -73,8 +57,8 @@ def forget_roles(vcpu: Vcpu) -> int:
     The rest of the root's role stays, since freeing the roots still asks it whether they are direct.
     """
     mmu: Mmu = vcpu.mmu
-    mmu.root_role |= _ROLE_INVALID
-    mmu.cpu_role = mmu.cpu_role & ~_EXT_VALID
+    mmu.root_role |= ROLE_INVALID
+    mmu.cpu_role = mmu.cpu_role & ~EXT_VALID
     return 0
 
 
@@ -88,12 +72,12 @@ def _calc_root_role(vcpu: Vcpu, cpu_role: int) -> int:
 # Ops follow from the roles; only the shadow pages of a guest with paging can get out of sync with its tables.
 def _choose_ops(vcpu: Vcpu, mmu: Mmu) -> int:
     if vcpu.vm.tdp_enabled:
-        mmu.fault_op = FAULT_TDP
+        mmu.fault_op = FAULT_OP_TDP
     elif cpu_role_paging(mmu.cpu_role):
-        mmu.fault_op = FAULT_PAGING
+        mmu.fault_op = FAULT_OP_PAGING
     else:
-        mmu.fault_op = FAULT_NONPAGING
-    mmu.can_sync = mmu.fault_op == FAULT_PAGING
+        mmu.fault_op = FAULT_OP_NONPAGING
+    mmu.can_sync = mmu.fault_op == FAULT_OP_PAGING
     return 0
 
 
@@ -120,5 +104,5 @@ def shadow_rules(vcpu: Vcpu, root_role: int) -> EntryRules:
 def _reserved_hpa_bits(maxphyaddr: int) -> int:
     bits = 0
     for bit in range(maxphyaddr, _U64_BITS):
-        bits |= _ONE << bit
+        bits |= ONE << bit
     return bits

@@ -22,11 +22,8 @@ from .unsync cimport mark_unsync
 from .walker cimport GuestWalk, gpte_access, gpte_to_gfn, is_gpte_changed, protect_clean
 from .zap cimport add_parent_pte, commit_zap, drop_parent_pte, prepare_zap, zap_pte
 
-cdef int _RETRY
-cdef int _SPURIOUS
-cdef int _REQ_FREE_OBSOLETE_ROOTS
-cdef u64 _INVALID_PAGE
-cdef int _PREFETCH_NUM
+cdef int KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, PTE_PREFETCH_NUM, RET_PF_RETRY, RET_PF_SPURIOUS
+cdef u64 INVALID_PAGE
 
 @cython.locals(sp=ShadowPage, found=ShadowPage, invalid_list=list, collisions=u64, ret=int)
 cpdef ShadowPage find_page(Vcpu vcpu, gfn_t gfn, u32 role)

@@ -7,12 +7,15 @@ Reference: "Shadow pages" from lookup to link, "Page-fault pipeline" fetch.
 
 from __future__ import annotations
 
-from ...addr import INVALID_PAGE, Gfn, Hpa, round_gfn
+from ...addr import Gfn, Hpa, round_gfn
 from ...errors import KvmBug
-from ..requests import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, flush_remote_tlbs, make_request
+from ...page_types import INVALID_PAGE
+from ..bits import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+from ..requests import flush_remote_tlbs, make_request
 from ..vcpu import Vcpu
+from .bits import PTE_PREFETCH_NUM
 from .change import set_spte
-from .fault import RET_PF_RETRY, RET_PF_SPURIOUS, PageFault
+from .fault import PageFault
 from .hugepage import adjust
 from .leaf import Leaf, prefetch_direct, prefetch_one, set_leaf
 from .mmutrace import trace_get_page, trace_spte_requested
@@ -32,14 +35,9 @@ from .shadowwalk import is_dummy_root, walk_level, walk_next, walk_sptep, walk_s
 from .spte import is_large, is_shadow_present, make_nonleaf, spte_to_child
 from .track import account_shadowed
 from .unsync import mark_unsync
-from .walker import PTE_PREFETCH_NUM, GuestWalk, gpte_access, gpte_to_gfn, is_gpte_changed, protect_clean
+from .verdict import RET_PF_RETRY, RET_PF_SPURIOUS
+from .walker import GuestWalk, gpte_access, gpte_to_gfn, is_gpte_changed, protect_clean
 from .zap import add_parent_pte, commit_zap, drop_parent_pte, prepare_zap, zap_pte
-
-_RETRY = RET_PF_RETRY
-_SPURIOUS = RET_PF_SPURIOUS
-_REQ_FREE_OBSOLETE_ROOTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
-_INVALID_PAGE = INVALID_PAGE
-_PREFETCH_NUM = PTE_PREFETCH_NUM
 
 
 def find_page(vcpu: Vcpu, gfn: Gfn, role: int) -> ShadowPage | None:
@@ -198,23 +196,23 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: GuestWalk, leaf: Leaf) -> int:
     top = cpu_role_level(mmu.cpu_role)
     if top == 3:
         top = 2
-    if is_gpte_changed(vcpu, gw, top) or mmu.root_hpa == _INVALID_PAGE:
-        return _RETRY
+    if is_gpte_changed(vcpu, gw, top) or mmu.root_hpa == INVALID_PAGE:
+        return RET_PF_RETRY
     if is_dummy_root(vm, mmu.root_hpa):
-        make_request(vcpu, _REQ_FREE_OBSOLETE_ROOTS)
-        return _RETRY
+        make_request(vcpu, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
+        return RET_PF_RETRY
     step = walk_start(vcpu, mmu.root_hpa, fault.addr)
     if step == 0:
-        return _RETRY
+        return RET_PF_RETRY
     step = fetch_tables(vcpu, fault, gw, step)
     if step == 0:
-        return _RETRY
+        return RET_PF_RETRY
     adjust(vcpu, fault)
     if vm.trace.on:
         trace_spte_requested(vm.trace, fault.gfn, fault.pfn, fault.goal_level)
     step = fetch_direct_tables(vcpu, fault, leaf.access, step)
     verdict = install(vcpu, fault, leaf, step)
-    if verdict != _SPURIOUS:
+    if verdict != RET_PF_SPURIOUS:
         prefetch_gptes(vcpu, gw, walk_sptep(step, fault.addr), leaf)
     return verdict
 
@@ -232,7 +230,7 @@ def prefetch_gptes(vcpu: Vcpu, gw: GuestWalk, sptep: Hpa, leaf: Leaf) -> int:
     leaf.prefetch = True
     leaf.write_fault = False
     place: Hpa = sptep & ~63  # type: ignore[assignment]
-    for i in range(_PREFETCH_NUM):
+    for i in range(PTE_PREFETCH_NUM):
         if place != sptep and not is_shadow_present(mem.read_once(place)):
             gpte = gw.prefetch_ptes[i]
             if is_invalid_gpte(vcpu, gpte):

@@ -10,12 +10,11 @@ from .pages cimport sptep_to_sp
 from .role cimport role_level
 from .spte cimport is_last, is_shadow_present
 
-cdef u64 _INVALID_PAGE
-cdef u64 _FRAME_MASK
+cdef int OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
+cdef u64 INVALID_PAGE, SPTE_BASE_ADDR_MASK
+
 cdef u64 _LEVEL_MASK
 cdef u64 _INDEX_MASK
-cdef int _READING
-cdef int _OUTSIDE
 
 cpdef bint is_dummy_root(Vm vm, hpa_t root) noexcept
 @cython.locals(mmu=Mmu, level=int, entry=u64)

@@ -8,19 +8,18 @@ Reference: "Roots, CR3, PCID, invalidation instructions", walk start.
 
 from __future__ import annotations
 
-from ...addr import INVALID_PAGE, Hpa
-from ..vcpu import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, Vcpu
+from ...addr import Hpa
+from ...page_types import INVALID_PAGE
+from ..bits import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
+from ..vcpu import Vcpu
 from ..vm import Vm
+from .bits import SPTE_BASE_ADDR_MASK
 from .pages import sptep_to_sp
 from .role import role_level
-from .spte import SPTE_BASE_ADDR_MASK, is_last, is_shadow_present
+from .spte import is_last, is_shadow_present
 
-_INVALID_PAGE = INVALID_PAGE
-_FRAME_MASK = SPTE_BASE_ADDR_MASK
 _LEVEL_MASK = 7
 _INDEX_MASK = 0xFF8
-_READING = READING_SHADOW_PAGE_TABLES
-_OUTSIDE = OUTSIDE_GUEST_MODE
 
 
 def is_dummy_root(vm: Vm, root: Hpa) -> bool:
@@ -31,14 +30,14 @@ def is_dummy_root(vm: Vm, root: Hpa) -> bool:
 def walk_start(vcpu: Vcpu, root: Hpa, addr: int) -> int:
     """First step of the walk of ``addr`` from ``root``; 0 for no root, the dummy root, and an absent PAE entry."""
     mmu = vcpu.mmu
-    if root == _INVALID_PAGE or is_dummy_root(vcpu.vm, root):
+    if root == INVALID_PAGE or is_dummy_root(vcpu.vm, root):
         return 0
     level = role_level(mmu.root_role)
     if level == 3:
         entry = vcpu.vm.memory.read_once(mmu.pae_root + (((addr >> 30) & 3) << 3))  # type: ignore[arg-type]
-        if entry & _FRAME_MASK == 0:
+        if entry & SPTE_BASE_ADDR_MASK == 0:
             return 0
-        return (entry & _FRAME_MASK) | 2
+        return (entry & SPTE_BASE_ADDR_MASK) | 2
     return root | level
 
 
@@ -50,14 +49,14 @@ def walk_level(step: int) -> int:
 def walk_sptep(step: int, addr: int) -> Hpa:
     """Location of the entry of ``addr`` in the table in hand."""
     index = addr >> (9 + 9 * ((step & _LEVEL_MASK) - 1))
-    return (step & _FRAME_MASK) + (index & _INDEX_MASK)  # type: ignore[return-value]
+    return (step & SPTE_BASE_ADDR_MASK) + (index & _INDEX_MASK)  # type: ignore[return-value]
 
 
 def walk_next(step: int, spte: int) -> int:
     """The step below ``spte``, the entry of the table in hand; 0 if there is none."""
     if not is_shadow_present(spte) or is_last(spte, step & _LEVEL_MASK):
         return 0
-    return (spte & _FRAME_MASK) | ((step & _LEVEL_MASK) - 1)
+    return (spte & SPTE_BASE_ADDR_MASK) | ((step & _LEVEL_MASK) - 1)
 
 
 def find_last_sptep(vcpu: Vcpu, addr: int) -> Hpa:
@@ -75,12 +74,12 @@ def find_last_sptep(vcpu: Vcpu, addr: int) -> Hpa:
 
 def clear_flood_counts(vcpu: Vcpu, addr: int) -> int:
     """The guest uses these tables: what was written to them so far is no flood. Takes no lock."""
-    vcpu.mode = _READING
+    vcpu.mode = READING_SHADOW_PAGE_TABLES
     step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
     while step:
         sptep = walk_sptep(step, addr)
         sp = sptep_to_sp(vcpu.vm, sptep)
         sp.write_flooding_count = 0
         step = walk_next(step, vcpu.vm.memory.read_once(sptep))
-    vcpu.mode = _OUTSIDE
+    vcpu.mode = OUTSIDE_GUEST_MODE
     return 0

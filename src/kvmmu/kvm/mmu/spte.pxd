@@ -3,24 +3,14 @@ cimport cython
 
 from ...addr cimport u32, u64, gfn_t, gpa_t, hpa_t, pfn_t, gfn_to_gpa, gpa_to_gfn, hpa_to_pfn
 
+cdef int MMIO_SPTE_GEN_HIGH_SHIFT, MMIO_SPTE_GEN_LOW_SHIFT, SHADOW_ACC_TRACK_SAVED_BITS_SHIFT
+cdef int SHADOW_NONPRESENT_OR_RSVD_MASK_LEN
+cdef u64 FROZEN_SPTE, MMIO_SPTE_GEN_HIGH_MASK, MMIO_SPTE_GEN_LOW_MASK, ONE, PT_PAGE_SIZE, PT_WRITABLE
+cdef u64 SHADOW_ACC_TRACK_SAVED_BITS_MASK, SHADOW_NONPRESENT_VALUE, SPTE_BASE_ADDR_MASK, SPTE_MMU_PRESENT
+cdef u64 SPTE_TDP_AD_DISABLED, SPTE_TDP_AD_MASK
+
 # Typed aliases of the public constants of spte.py, for hot functions of this room; other rooms make their own.
-cdef u64 _MMU_PRESENT
-cdef u64 _PFN_MASK
-cdef u64 _PT_PAGE_SIZE
-cdef u64 _PT_WRITABLE
-cdef u64 _AD_MASK
-cdef u64 _AD_DISABLED
-cdef u64 _SAVED_MASK
 cdef u64 _SAVED_HIGH_MASK
-cdef int _SAVED_SHIFT
-cdef u64 _GEN_LOW_MASK
-cdef u64 _GEN_HIGH_MASK
-cdef int _GEN_LOW_SHIFT
-cdef int _GEN_HIGH_SHIFT
-cdef u64 _ONE
-cdef int _L1TF_LEN
-cdef u64 _FROZEN
-cdef u64 _NONPRESENT
 
 cdef class SpteFormat:
     # Which bits mean what in the tables of one VM.

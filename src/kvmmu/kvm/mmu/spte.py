@@ -26,80 +26,38 @@ from __future__ import annotations
 from ...addr import Gfn, Hpa, Pfn, gfn_to_gpa, gpa_to_gfn, hpa_to_pfn
 from ...errors import ConfigError, KvmBug
 from ...hw.bits import PT_ACCESSED, PT_DIRTY, PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
-
-#: Access triple, as in ``role.access`` and in the guest walker's result.
-ACC_EXEC = 1
-ACC_WRITE = 2
-ACC_USER = 4
-ACC_ALL = 7
-
-#: Shadow-present: the spte maps or links something. MMIO and frozen sptes lack it whatever P says.
-SPTE_MMU_PRESENT = 1 << 11
-SPTE_BASE_ADDR_MASK = 0x000F_FFFF_FFFF_F000
-#: What an empty entry holds; new tables are filled with it.
-SHADOW_NONPRESENT_VALUE = 1 << 63
-#: Transient value of an entry that another actor is changing; bit 7 is set, so ask "present" before "large".
-FROZEN_SPTE = SHADOW_NONPRESENT_VALUE | 0x5A0
-
-SPTE_HOST_WRITABLE = 1 << 9
-SPTE_MMU_WRITABLE = 1 << 10
-
-SPTE_TDP_AD_MASK = 3 << 52
-SPTE_TDP_AD_ENABLED = 0
-SPTE_TDP_AD_DISABLED = 1 << 52
-SPTE_TDP_AD_WRPROT_ONLY = 2 << 52
-
-#: R and X (bits 0 and 2) of an access-tracked spte are kept this many bits further up.
-SHADOW_ACC_TRACK_SAVED_BITS_MASK = 5
-SHADOW_ACC_TRACK_SAVED_BITS_SHIFT = 54
-
-#: Bits of the memslot generation that an MMIO spte holds.
-MMIO_SPTE_GEN_MASK = (1 << 19) - 1
-MMIO_SPTE_GEN_LOW_MASK = 0xFF << 3
-MMIO_SPTE_GEN_HIGH_MASK = 0x7FF << 52
-MMIO_SPTE_GEN_LOW_SHIFT = 3
-MMIO_SPTE_GEN_HIGH_SHIFT = 44
-#: Where an MMIO mask may have bits: those that carry no generation and are not MMU-present.
-SPTE_MMIO_ALLOWED_MASK = PT_NX | SPTE_BASE_ADDR_MASK | 7
-#: Mask and value of MMIO sptes: present, with an address bit that is reserved on a host with fewer than 52.
-MMIO_MASK = 1 << 51 | PT_PRESENT
-#: Address bits that the L1TF mitigation sets, and by how much it moves the gfn's bits that lay there.
-SHADOW_NONPRESENT_OR_RSVD_MASK_LEN = 5
-
-#: Host physical address widths that a machine may have.
-MIN_HOST_MAXPHYADDR = 32
-MAX_HOST_MAXPHYADDR = 52
-
-#: Legal (host-writable, MMU-writable, W) of a present leaf, with the state that each row means.
-WRITABLE_ROWS: tuple[tuple[int, int, int, str], ...] = (
-    (1, 1, 1, "writable"),
-    (1, 1, 0, "write-protected for dirty logging or access tracking"),
-    (1, 0, 0, "write-protected because the gfn is a shadowed guest table"),
-    (0, 0, 0, "read-only backing"),
+from ...page_types import ONE
+from .bits import (
+    ACC_ALL,
+    ACC_NAMES,
+    ACC_USER,
+    ACC_WRITE,
+    FROZEN_SPTE,
+    MAX_HOST_MAXPHYADDR,
+    MIN_HOST_MAXPHYADDR,
+    MMIO_SPTE_GEN_HIGH_MASK,
+    MMIO_SPTE_GEN_HIGH_SHIFT,
+    MMIO_SPTE_GEN_LOW_MASK,
+    MMIO_SPTE_GEN_LOW_SHIFT,
+    SHADOW_ACC_TRACK_SAVED_BITS_MASK,
+    SHADOW_ACC_TRACK_SAVED_BITS_SHIFT,
+    SHADOW_NONPRESENT_OR_RSVD_MASK_LEN,
+    SHADOW_NONPRESENT_VALUE,
+    SPTE_BASE_ADDR_MASK,
+    SPTE_HOST_WRITABLE,
+    SPTE_MMIO_ALLOWED_MASK,
+    SPTE_MMIO_MASK,
+    SPTE_MMU_PRESENT,
+    SPTE_MMU_WRITABLE,
+    SPTE_TDP_AD_DISABLED,
+    SPTE_TDP_AD_MASK,
+    SPTE_TDP_AD_WRPROT_ONLY,
+    WRITABLE_ROWS,
 )
 
-_MMU_PRESENT = SPTE_MMU_PRESENT
-_PFN_MASK = SPTE_BASE_ADDR_MASK
-_PT_PAGE_SIZE = PT_PAGE_SIZE
-_PT_WRITABLE = PT_WRITABLE
-_AD_MASK = SPTE_TDP_AD_MASK
-_AD_DISABLED = SPTE_TDP_AD_DISABLED
-_SAVED_MASK = SHADOW_ACC_TRACK_SAVED_BITS_MASK
 _SAVED_HIGH_MASK = SHADOW_ACC_TRACK_SAVED_BITS_MASK << SHADOW_ACC_TRACK_SAVED_BITS_SHIFT
-_SAVED_SHIFT = SHADOW_ACC_TRACK_SAVED_BITS_SHIFT
-_GEN_LOW_MASK = MMIO_SPTE_GEN_LOW_MASK
-_GEN_HIGH_MASK = MMIO_SPTE_GEN_HIGH_MASK
-_GEN_LOW_SHIFT = MMIO_SPTE_GEN_LOW_SHIFT
-_GEN_HIGH_SHIFT = MMIO_SPTE_GEN_HIGH_SHIFT
-_ONE = 1
-_L1TF_LEN = SHADOW_NONPRESENT_OR_RSVD_MASK_LEN
-_FROZEN = FROZEN_SPTE
-_NONPRESENT = SHADOW_NONPRESENT_VALUE
 
 _SIZE_NAMES = ("L0", "4K", "2M", "1G", "L4", "L5")
-
-#: Access triples as the kernel's tracepoints print them, by value.
-ACCESS_NAMES = ("---", "--x", "w--", "w-x", "-u-", "-ux", "wu-", "wux")
 
 
 # Refuse to load with overlapping bits: every name of one budget owns its bits alone.
@@ -175,7 +133,7 @@ class SpteFormat:
         self.me_value = 0
         self.l1tf_mask, self.lower_gfn_mask = _l1tf_masks(host_maxphyaddr, l1tf_cache_bits)
         # A set reserved address bit makes every access of an MMIO spte a fault with RSVD.
-        self.mmio_mask = MMIO_MASK if host_maxphyaddr < MAX_HOST_MAXPHYADDR else 0
+        self.mmio_mask = SPTE_MMIO_MASK if host_maxphyaddr < MAX_HOST_MAXPHYADDR else 0
         self.mmio_access_mask = ACC_WRITE | ACC_USER
         wanted = self.mmio_mask if mmio_caching else 0
         self.mmio_value = usable_mmio_value(wanted, self.mmio_mask, self.l1tf_mask)
@@ -209,8 +167,8 @@ def _l1tf_masks(host_maxphyaddr: int, l1tf_cache_bits: int | None) -> tuple[int,
             )
         if l1tf_cache_bits < MAX_HOST_MAXPHYADDR - length:
             low = l1tf_cache_bits - length
-            mask = ((_ONE << length) - 1) << low
-    return mask, ((_ONE << low) - 1) & _PFN_MASK
+            mask = ((ONE << length) - 1) << low
+    return mask, ((ONE << low) - 1) & SPTE_BASE_ADDR_MASK
 
 
 def usable_mmio_value(value: int, mask: int, l1tf_mask: int) -> int:
@@ -230,37 +188,37 @@ def usable_mmio_value(value: int, mask: int, l1tf_mask: int) -> int:
 
 def is_shadow_present(spte: int) -> bool:
     """Whether ``spte`` maps or links something."""
-    return (spte & _MMU_PRESENT) != 0
+    return (spte & SPTE_MMU_PRESENT) != 0
 
 
 def is_large(spte: int) -> bool:
     """Whether bit 7 is set; meaningful for shadow-present sptes only."""
-    return (spte & _PT_PAGE_SIZE) != 0
+    return (spte & PT_PAGE_SIZE) != 0
 
 
 def is_last(spte: int, level: int) -> bool:
     """Whether the shadow-present ``spte`` at ``level`` is a leaf."""
-    return level == 1 or (spte & _PT_PAGE_SIZE) != 0
+    return level == 1 or (spte & PT_PAGE_SIZE) != 0
 
 
 def is_writable(spte: int) -> bool:
     """Whether hardware lets writes through ``spte`` (bit 1)."""
-    return (spte & _PT_WRITABLE) != 0
+    return (spte & PT_WRITABLE) != 0
 
 
 def is_frozen(spte: int) -> bool:
     """Whether another actor is in the middle of changing the entry."""
-    return spte == _FROZEN
+    return spte == FROZEN_SPTE
 
 
 def spte_to_child(spte: int) -> Hpa:
     """Address of the table that the nonleaf ``spte`` links."""
-    return spte & _PFN_MASK  # type: ignore[return-value]
+    return spte & SPTE_BASE_ADDR_MASK  # type: ignore[return-value]
 
 
 def spte_to_pfn(spte: int) -> Pfn:
     """Host frame that the leaf ``spte`` maps (the first one, of a large page)."""
-    return hpa_to_pfn(spte & _PFN_MASK)  # type: ignore[arg-type]
+    return hpa_to_pfn(spte & SPTE_BASE_ADDR_MASK)  # type: ignore[arg-type]
 
 
 def is_mmu_writable(fmt: SpteFormat, spte: int) -> bool:
@@ -277,22 +235,22 @@ def is_legal_triple(fmt: SpteFormat, spte: int) -> bool:
     """Whether host-writable, MMU-writable and W of the present leaf ``spte`` are one of the four legal rows."""
     if spte & fmt.mmu_writable_mask:
         return (spte & fmt.host_writable_mask) != 0
-    return (spte & _PT_WRITABLE) == 0
+    return (spte & PT_WRITABLE) == 0
 
 
 def ad_enabled(spte: int) -> bool:
     """Whether hardware's A and D bits are in use in the shadow-present ``spte``."""
-    return (spte & _AD_MASK) != _AD_DISABLED
+    return (spte & SPTE_TDP_AD_MASK) != SPTE_TDP_AD_DISABLED
 
 
 def ad_need_write_protect(spte: int) -> bool:
     """Whether dirty logging must write-protect ``spte``, because D cannot be relied upon."""
-    return (spte & _AD_MASK) != 0
+    return (spte & SPTE_TDP_AD_MASK) != 0
 
 
 def is_access_tracked(fmt: SpteFormat, spte: int) -> bool:
     """Whether ``spte`` has been made inaccessible to learn of the next access."""
-    return (spte & _AD_MASK) == _AD_DISABLED and (spte & fmt.acc_track_mask) == 0
+    return (spte & SPTE_TDP_AD_MASK) == SPTE_TDP_AD_DISABLED and (spte & fmt.acc_track_mask) == 0
 
 
 def is_accessed(fmt: SpteFormat, spte: int) -> bool:
@@ -306,7 +264,7 @@ def is_dirty(fmt: SpteFormat, spte: int) -> bool:
     """Whether the page of the shadow-present leaf ``spte`` may have been written through it."""
     if ad_enabled(spte) and fmt.dirty_mask:
         return (spte & fmt.dirty_mask) != 0
-    return (spte & _PT_WRITABLE) != 0
+    return (spte & PT_WRITABLE) != 0
 
 
 def is_executable(fmt: SpteFormat, spte: int) -> bool:
@@ -316,7 +274,7 @@ def is_executable(fmt: SpteFormat, spte: int) -> bool:
 
 def is_volatile(fmt: SpteFormat, spte: int) -> bool:
     """Whether the shadow-present leaf may change while mmu_lock is held, so that only xchg and cmpxchg are safe."""
-    if (spte & _PT_WRITABLE) == 0 and (spte & fmt.mmu_writable_mask) != 0:
+    if (spte & PT_WRITABLE) == 0 and (spte & fmt.mmu_writable_mask) != 0:
         return True
     if is_access_tracked(fmt, spte):
         return True
@@ -324,7 +282,7 @@ def is_volatile(fmt: SpteFormat, spte: int) -> bool:
         return False
     if (spte & fmt.accessed_mask) == 0:
         return True
-    return (spte & _PT_WRITABLE) != 0 and (spte & fmt.dirty_mask) == 0
+    return (spte & PT_WRITABLE) != 0 and (spte & fmt.dirty_mask) == 0
 
 
 def mark_for_access_track(fmt: SpteFormat, spte: int) -> int:
@@ -333,19 +291,23 @@ def mark_for_access_track(fmt: SpteFormat, spte: int) -> int:
         return spte & ~fmt.accessed_mask
     if is_access_tracked(fmt, spte):
         return spte
-    return (spte | ((spte & _SAVED_MASK) << _SAVED_SHIFT)) & ~fmt.acc_track_mask
+    return (
+        spte | ((spte & SHADOW_ACC_TRACK_SAVED_BITS_MASK) << SHADOW_ACC_TRACK_SAVED_BITS_SHIFT)
+    ) & ~fmt.acc_track_mask
 
 
 def restore_access_track(fmt: SpteFormat, spte: int) -> int:
     """The access-tracked ``spte`` with R and X back; W stays clear, to be restored by a write fault."""
-    return (spte & ~(fmt.acc_track_mask | _SAVED_HIGH_MASK)) | ((spte >> _SAVED_SHIFT) & _SAVED_MASK)
+    return (spte & ~(fmt.acc_track_mask | _SAVED_HIGH_MASK)) | (
+        (spte >> SHADOW_ACC_TRACK_SAVED_BITS_SHIFT) & SHADOW_ACC_TRACK_SAVED_BITS_MASK
+    )
 
 
 def make_nonleaf(fmt: SpteFormat, child: Hpa, ad_disabled: bool) -> int:
     """The spte that links the table at ``child``: everything allowed, guest rights are narrowed in the leaf alone."""
-    spte = _MMU_PRESENT | child | fmt.present_mask | _PT_WRITABLE | fmt.user_mask | fmt.x_mask | fmt.me_value
+    spte = SPTE_MMU_PRESENT | child | fmt.present_mask | PT_WRITABLE | fmt.user_mask | fmt.x_mask | fmt.me_value
     if ad_disabled:
-        return spte | _AD_DISABLED
+        return spte | SPTE_TDP_AD_DISABLED
     return spte | fmt.accessed_mask
 
 
@@ -358,14 +320,14 @@ def make_mmio(fmt: SpteFormat, gfn: Gfn, access: int, generation: int) -> int:
     """The MMIO spte of ``gfn``: guest ``access`` triple and the low 19 bits of the memslots' ``generation``."""
     gpa = gfn_to_gpa(gfn)
     spte = fmt.mmio_value | (access & fmt.mmio_access_mask)
-    spte |= (generation << _GEN_LOW_SHIFT) & _GEN_LOW_MASK
-    spte |= (generation << _GEN_HIGH_SHIFT) & _GEN_HIGH_MASK
-    return spte | gpa | fmt.l1tf_mask | ((gpa & fmt.l1tf_mask) << _L1TF_LEN)
+    spte |= (generation << MMIO_SPTE_GEN_LOW_SHIFT) & MMIO_SPTE_GEN_LOW_MASK
+    spte |= (generation << MMIO_SPTE_GEN_HIGH_SHIFT) & MMIO_SPTE_GEN_HIGH_MASK
+    return spte | gpa | fmt.l1tf_mask | ((gpa & fmt.l1tf_mask) << SHADOW_NONPRESENT_OR_RSVD_MASK_LEN)
 
 
 def mmio_gfn(fmt: SpteFormat, spte: int) -> Gfn:
     """Guest frame of an MMIO spte."""
-    return gpa_to_gfn((spte & fmt.lower_gfn_mask) | ((spte >> _L1TF_LEN) & fmt.l1tf_mask))  # type: ignore[arg-type]
+    return gpa_to_gfn((spte & fmt.lower_gfn_mask) | ((spte >> SHADOW_NONPRESENT_OR_RSVD_MASK_LEN) & fmt.l1tf_mask))  # type: ignore[arg-type]
 
 
 def mmio_access(fmt: SpteFormat, spte: int) -> int:
@@ -375,7 +337,9 @@ def mmio_access(fmt: SpteFormat, spte: int) -> int:
 
 def mmio_generation(spte: int) -> int:
     """Low 19 bits of the memslots' generation that an MMIO spte was made in."""
-    return ((spte & _GEN_LOW_MASK) >> _GEN_LOW_SHIFT) | ((spte & _GEN_HIGH_MASK) >> _GEN_HIGH_SHIFT)
+    return ((spte & MMIO_SPTE_GEN_LOW_MASK) >> MMIO_SPTE_GEN_LOW_SHIFT) | (
+        (spte & MMIO_SPTE_GEN_HIGH_MASK) >> MMIO_SPTE_GEN_HIGH_SHIFT
+    )
 
 
 def check_writable_triple(fmt: SpteFormat, spte: int) -> int:
@@ -402,15 +366,15 @@ def describe_spte(word: int, fmt: SpteFormat, level: int) -> str:
     A leaf reads ``4K W-host W-mmu W U X A- D- pfn 0x1a2b3``, a minus sign after a name says that the bit is clear;
     then nonleaf, MMIO, ``NP`` (empty), ``FROZEN``. Bits that the format does not explain follow as ``bits 0x...``.
     """
-    if word == _NONPRESENT:
+    if word == SHADOW_NONPRESENT_VALUE:
         return "NP"
-    if word == _FROZEN:
+    if word == FROZEN_SPTE:
         return "FROZEN"
     if is_shadow_present(word):
         return _describe_leaf(word, fmt, level) if is_last(word, level) else _describe_nonleaf(word, fmt, level)
     if is_mmio(fmt, word):
         gfn, access, generation = mmio_gfn(fmt, word), mmio_access(fmt, word), mmio_generation(word)
-        return f"mmio gfn {gfn:#x} gen {generation:#x} access {ACCESS_NAMES[access & ACC_ALL]}"
+        return f"mmio gfn {gfn:#x} gen {generation:#x} access {ACC_NAMES[access & ACC_ALL]}"
     return f"not shadow-present {word:#x}"
 
 

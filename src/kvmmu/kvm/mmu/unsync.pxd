@@ -11,10 +11,9 @@ from .role cimport role_level
 from .spte cimport is_large, is_shadow_present, spte_to_child
 from .track cimport is_write_tracked
 
-cdef int _EPERM
-cdef int _EEXIST
+cdef int EEXIST, EPERM, KVM_PAGE_ARRAY_NR
+
 cdef int _WALK_FULL
-cdef int _NR_PAGES
 
 cdef class UnsyncWalk:
     # Pages that lead to unsync ones, depth first, and the way from the one in hand back to the start.

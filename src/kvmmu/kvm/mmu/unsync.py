@@ -9,10 +9,12 @@ Reference: "Unsync / sync".
 from __future__ import annotations
 
 import errno
+from errno import EEXIST, EPERM
 
 from ...addr import Gfn, Hpa
 from ...errors import KvmBug
 from ..vm import Vm
+from .bits import KVM_PAGE_ARRAY_NR
 from .mmutrace import trace_sync_page, trace_unsync_page
 from .page import ShadowPage
 from .pages import first_gfn_sp, next_gfn_sp, sptep_index, sptep_to_sp
@@ -21,14 +23,8 @@ from .role import role_level
 from .spte import is_large, is_shadow_present, spte_to_child
 from .track import is_write_tracked
 
-#: Pages that one walk collects before its caller works them off.
-KVM_PAGE_ARRAY_NR = 16
-
-_EPERM = errno.EPERM
-_EEXIST = errno.EEXIST
 #: What a walk returns when its array is full: not 0, so that the caller loops.
 _WALK_FULL = -errno.ENOSPC
-_NR_PAGES = KVM_PAGE_ARRAY_NR
 
 
 class UnsyncWalk:
@@ -50,7 +46,7 @@ class UnsyncWalk:
                     return False
         self.pages.append(sp)
         self.indices.append(index)
-        return len(self.pages) == _NR_PAGES
+        return len(self.pages) == KVM_PAGE_ARRAY_NR
 
     def next(self, i: int) -> int:
         """The next level-1 page after position i, with parents set up to it; len(pages) at the end."""
@@ -121,15 +117,15 @@ def mark_parents_unsync(vm: Vm, sp: ShadowPage) -> int:
 def try_to_unsync(vm: Vm, gfn: Gfn, can_unsync: bool, prefetch: bool) -> int:
     """May a writable leaf map gfn? 0: yes, the level-1 pages that mirror it are unsync now; else a negative errno."""
     if is_write_tracked(vm, gfn):
-        return -_EPERM
+        return -EPERM
     locked = False
     sp = first_gfn_sp(vm, gfn)
     while sp is not None:
         if not can_unsync:
-            return -_EPERM
+            return -EPERM
         if not sp.unsync:
             if prefetch:
-                return -_EEXIST
+                return -EEXIST
             if not locked:
                 locked = True
                 vm.mmu_unsync_pages_lock.lock()

@@ -14,38 +14,16 @@ from .mmutrace cimport trace_walker_error
 from .role cimport cpu_role_efer_nx, cpu_role_has_4_byte_gpte, cpu_role_level, cpu_role_paging, cpu_role_pse
 from .role cimport cpu_role_smep
 
-cdef int _PDPTRS_BAD
-cdef int _PDPTRS_SAME
-cdef int _PDPTRS_CHANGED
+cdef int PDPTRS_BAD, PDPTRS_CHANGED, PDPTRS_SAME, PT32E_ROOT_LEVEL, PTE_PREFETCH_NUM, PT_PKEY_SHIFT
+cdef u64 ACC_WRITE, CR4_PAE, EFER_LMA, HPTE_PFN_MASK, HPTE_PRESENT, INVALID_PAGE, ONE, PAGE_SHIFT, PFERR_FETCH
+cdef u64 PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE, PT_ACCESSED, PT_DIRTY, PT_NX, PT_PAGE_SIZE, PT_PRESENT
+cdef u64 SPTE_BASE_ADDR_MASK, U32, U64
+
 cdef int _FAILED
 cdef int _DONE
 cdef int _RESTART
-cdef u64 _ONE
-cdef u64 _U64
-cdef u64 _U32
-cdef u64 _INVALID_PAGE
-cdef int _PAGE_SHIFT
-cdef u64 _FRAME_MASK
-cdef u64 _PT_PRESENT
-cdef u64 _PT_ACCESSED
-cdef u64 _PT_DIRTY
-cdef u64 _PT_PAGE_SIZE
-cdef u64 _PT_NX
 cdef u64 _NO_NX
-cdef int _PT_PKEY_SHIFT
 cdef int _NX_SHIFT
-cdef u32 _PFERR_PRESENT
-cdef u64 _PFERR_WRITE
-cdef u64 _PFERR_USER
-cdef u32 _PFERR_RSVD
-cdef u32 _PFERR_FETCH
-cdef u32 _ACC_WRITE
-cdef u64 _CR4_PAE
-cdef u64 _EFER_LMA
-cdef u64 _HPTE_PRESENT
-cdef u64 _HPTE_PFN_MASK
-cdef int _PT32E_ROOT_LEVEL
-cdef int _PREFETCH_NUM
 cdef u64 _PSE36_MASK
 cdef int _PSE36_SHIFT
 cdef u64 _PDPTE_RSVD

@@ -12,9 +12,10 @@ The guest's mistakes are values: :func:`walk` says False and the ``#PF`` is in t
 
 from __future__ import annotations
 
-from ...addr import INVALID_PAGE, PAGE_SHIFT, Gfn, Gpa, Gva, Hpa, gpa_to_gfn, page_offset
+from ...addr import Gfn, Gpa, Gva, Hpa, gpa_to_gfn, page_offset
 from ...errors import KvmBug
-from ...host.mm import HPTE_PFN_MASK, HPTE_PRESENT, Mm
+from ...host.bits import HPTE_PFN_MASK, HPTE_PRESENT
+from ...host.mm import Mm
 from ...hw.bits import (
     CR4_PAE,
     EFER_LMA,
@@ -31,10 +32,20 @@ from ...hw.bits import (
     PT_PRESENT,
 )
 from ...hw.memory import PhysicalMemory
+from ...page_types import INVALID_PAGE, ONE, PAGE_SHIFT, U32, U64
 from ..guestmem import gpa_to_hpa, mark_page_dirty_in_slot
 from ..memslots import Memslots, is_error_hva
 from ..vcpu import Vcpu
 from ..vm import Vm
+from .bits import (
+    ACC_WRITE,
+    PDPTRS_BAD,
+    PDPTRS_CHANGED,
+    PDPTRS_SAME,
+    PT32E_ROOT_LEVEL,
+    PTE_PREFETCH_NUM,
+    SPTE_BASE_ADDR_MASK,
+)
 from .context import Mmu, is_rsvd_bits_set, permission_fault
 from .mmutrace import (
     trace_pagetable_walk,
@@ -44,7 +55,6 @@ from .mmutrace import (
     trace_walker_error,
 )
 from .role import (
-    PT32E_ROOT_LEVEL,
     cpu_role_efer_nx,
     cpu_role_has_4_byte_gpte,
     cpu_role_level,
@@ -52,51 +62,14 @@ from .role import (
     cpu_role_pse,
     cpu_role_smep,
 )
-from .spte import ACC_WRITE, SPTE_BASE_ADDR_MASK
-
-#: Guest entries that one re-read of a level-1 entry brings along.
-PTE_PREFETCH_NUM = 8
-
-#: Results of :func:`load_pdptrs`.
-PDPTRS_BAD = 0
-PDPTRS_SAME = 1
-PDPTRS_CHANGED = 2
-
-_PDPTRS_BAD = PDPTRS_BAD
-_PDPTRS_SAME = PDPTRS_SAME
-_PDPTRS_CHANGED = PDPTRS_CHANGED
 
 # How one attempt at a walk ends.
 _FAILED = 0
 _DONE = 1
 _RESTART = 2
 
-_ONE = 1
-_U64 = 0xFFFF_FFFF_FFFF_FFFF
-_U32 = 0xFFFF_FFFF
-_INVALID_PAGE = INVALID_PAGE
-_PAGE_SHIFT = PAGE_SHIFT
-_FRAME_MASK = SPTE_BASE_ADDR_MASK
-_PT_PRESENT = PT_PRESENT
-_PT_ACCESSED = PT_ACCESSED
-_PT_DIRTY = PT_DIRTY
-_PT_PAGE_SIZE = PT_PAGE_SIZE
-_PT_NX = PT_NX
 _NO_NX = 0
-_PT_PKEY_SHIFT = PT_PKEY_SHIFT
 _NX_SHIFT = 63
-_PFERR_PRESENT = PFERR_PRESENT
-_PFERR_WRITE = PFERR_WRITE
-_PFERR_USER = PFERR_USER
-_PFERR_RSVD = PFERR_RSVD
-_PFERR_FETCH = PFERR_FETCH
-_ACC_WRITE = ACC_WRITE
-_CR4_PAE = CR4_PAE
-_EFER_LMA = EFER_LMA
-_HPTE_PRESENT = HPTE_PRESENT
-_HPTE_PFN_MASK = HPTE_PFN_MASK
-_PT32E_ROOT_LEVEL = PT32E_ROOT_LEVEL
-_PREFETCH_NUM = PTE_PREFETCH_NUM
 # Bits 16:13 of a 4M entry are address bits 35:32 (PSE-36); KVM knows no wider form.
 _PSE36_MASK = 0xF << 13
 _PSE36_SHIFT = 19
@@ -184,8 +157,8 @@ def walk(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> bool:
     lock. Raises ``OutOfFrames`` when the host's memory ends, ``KvmBug`` for EFER.LMA without CR4.PAE.
     """
     if vcpu.vm.trace.on:
-        trace_pagetable_walk(vcpu.vm.trace, addr, access & _U32)
-    if vcpu.efer & _EFER_LMA and not vcpu.cr4 & _CR4_PAE:
+        trace_pagetable_walk(vcpu.vm.trace, addr, access & U32)
+    if vcpu.efer & EFER_LMA and not vcpu.cr4 & CR4_PAE:
         raise KvmBug(f"vcpu {vcpu.vcpu_id}: EFER.LMA without CR4.PAE (cr4 {vcpu.cr4:#x}, efer {vcpu.efer:#x})")
     outcome = _try_walk(vcpu, gw, addr, access)
     while outcome == _RESTART:
@@ -203,17 +176,17 @@ def _try_walk(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> int:
         return _FAILED
     gpte = gw.ptes[gw.level]
     # A 4-byte entry has no bits up there, and so key 0.
-    pkey = (gpte >> _PT_PKEY_SHIFT) & 15
+    pkey = (gpte >> PT_PKEY_SHIFT) & 15
     gw.error_code = permission_fault(vcpu.mmu, gw.pte_access, pkey, access, vcpu.rflags, vcpu.pkru)
     if gw.error_code:
         return _FAILED
     _translate(vcpu.mmu, gw, addr)
-    is_write = (access & _PFERR_WRITE) != 0
+    is_write = (access & PFERR_WRITE) != 0
     if not is_write:
         gw.pte_access = protect_clean(gw.pte_access, gpte)
         if gw.all_accessed:
             return _DONE
-    elif gw.all_accessed and (gpte & _PT_DIRTY) != 0:
+    elif gw.all_accessed and (gpte & PT_DIRTY) != 0:
         return _DONE
     return _update_accessed_dirty(vcpu, gw, is_write)
 
@@ -230,27 +203,27 @@ def _descend(vcpu: Vcpu, gw: GuestWalk, addr: Gva) -> bool:
     may_be_large = not is_narrow or cpu_role_pse(mmu.cpu_role)
     index_bits = 10 if is_narrow else 9
     size_shift = 2 if is_narrow else 3
-    index_mask = (_ONE << index_bits) - 1
+    index_mask = (ONE << index_bits) - 1
     # NX is inverted, so that rights of all levels can be ANDed; a 4-byte entry has no bit there to invert.
-    nx_mask = _NO_NX if is_narrow else _PT_NX
+    nx_mask = _NO_NX if is_narrow else PT_NX
     pte = vcpu.cr3
-    rights = _U64
+    rights = U64
     if is_narrow:
-        pte &= _U32
-        rights = _U32
-    elif level == _PT32E_ROOT_LEVEL:
+        pte &= U32
+        rights = U32
+    elif level == PT32E_ROOT_LEVEL:
         pte = read_pdptr(vcpu, (addr >> 30) & 3)
         if vm.trace.on:
             trace_paging_element(vm.trace, pte, level)
-        if not pte & _PT_PRESENT:
+        if not pte & PT_PRESENT:
             gw.level = gw.max_level = level
             return False
         level -= 1
     gw.max_level = level
     while True:
         gw.level = level
-        table = pte & _FRAME_MASK
-        index = (addr >> (_PAGE_SHIFT + (level - 1) * index_bits)) & index_mask
+        table = pte & SPTE_BASE_ADDR_MASK
+        index = (addr >> (PAGE_SHIFT + (level - 1) * index_bits)) & index_mask
         gpa = table + (index << size_shift)
         gfn = gpa_to_gfn(table)  # type: ignore[arg-type]
         gw.table_gfn[level] = gfn
@@ -260,7 +233,7 @@ def _descend(vcpu: Vcpu, gw: GuestWalk, addr: Gva) -> bool:
             return False
         hva = slot.gfn_to_hva(gfn) + page_offset(gpa)
         hpa = mm.user_access(hva, False)  # type: ignore[arg-type]
-        if hpa == _INVALID_PAGE:
+        if hpa == INVALID_PAGE:
             return False
         pte = memory.read_once32(hpa) if is_narrow else memory.read_once(hpa)
         gw.pte_hva[level] = hva
@@ -269,16 +242,16 @@ def _descend(vcpu: Vcpu, gw: GuestWalk, addr: Gva) -> bool:
             trace_paging_element(vm.trace, pte, level)
         gw.pt_access[level] = gpte_access(rights ^ nx_mask)
         rights &= pte ^ nx_mask
-        if not pte & _PT_PRESENT:
+        if not pte & PT_PRESENT:
             return False
         if is_rsvd_bits_set(mmu, pte, level):
-            gw.error_code = _PFERR_RSVD | _PFERR_PRESENT
+            gw.error_code = PFERR_RSVD | PFERR_PRESENT
             return False
         gw.ptes[level] = pte
-        if level == 1 or (may_be_large and pte & _PT_PAGE_SIZE):
+        if level == 1 or (may_be_large and pte & PT_PAGE_SIZE):
             break
         level -= 1
-    gw.all_accessed = (rights & _PT_ACCESSED) != 0
+    gw.all_accessed = (rights & PT_ACCESSED) != 0
     gw.pte_access = gpte_access(rights ^ nx_mask)
     return True
 
@@ -297,8 +270,8 @@ def _translate(mmu: Mmu, gw: GuestWalk, addr: Gva) -> int:
     gpte = gw.ptes[gw.level]
     is_narrow = cpu_role_has_4_byte_gpte(mmu.cpu_role)
     index_bits = 10 if is_narrow else 9
-    below = (_ONE << (_PAGE_SHIFT + (gw.level - 1) * index_bits)) - 1
-    gpa = (gpte & _FRAME_MASK & ~below) | (addr & below)
+    below = (ONE << (PAGE_SHIFT + (gw.level - 1) * index_bits)) - 1
+    gpa = (gpte & SPTE_BASE_ADDR_MASK & ~below) | (addr & below)
     if is_narrow and gw.level > 1:
         gpa += (gpte & _PSE36_MASK) << _PSE36_SHIFT
     gw.gpa = gpa  # type: ignore[assignment]
@@ -314,14 +287,14 @@ def _update_accessed_dirty(vcpu: Vcpu, gw: GuestWalk, is_write: bool) -> int:
     while level >= gw.level:
         old = gw.ptes[level]
         new = old
-        if not old & _PT_ACCESSED:
+        if not old & PT_ACCESSED:
             if vm.trace.on:
                 trace_set_accessed_bit(vm.trace, gw.pte_gpa[level])  # type: ignore[arg-type]
-            new |= _PT_ACCESSED
-        if is_write and level == gw.level and not old & _PT_DIRTY:
+            new |= PT_ACCESSED
+        if is_write and level == gw.level and not old & PT_DIRTY:
             if vm.trace.on:
                 trace_set_dirty_bit(vm.trace, gw.pte_gpa[level])  # type: ignore[arg-type]
-            new |= _PT_DIRTY
+            new |= PT_DIRTY
         if new != old and gw.pte_writable[level]:
             outcome = _store_gpte(vcpu, gw, level, new)
             if outcome != _DONE:
@@ -335,7 +308,7 @@ def _store_gpte(vcpu: Vcpu, gw: GuestWalk, level: int, new: int) -> int:
     vm: Vm = vcpu.vm
     gfn: Gfn = gw.table_gfn[level]  # type: ignore[assignment]
     hpa = vm.mm.user_access(gw.pte_hva[level], True)  # type: ignore[arg-type]
-    if hpa == _INVALID_PAGE:
+    if hpa == INVALID_PAGE:
         return _FAILED
     if cpu_role_has_4_byte_gpte(vcpu.mmu.cpu_role):
         is_stored = vm.memory.cmpxchg32(hpa, gw.ptes[level], new)
@@ -351,9 +324,9 @@ def _store_gpte(vcpu: Vcpu, gw: GuestWalk, level: int, new: int) -> int:
 # Complete the error code. A fetch is told apart with NX or SMEP only (KVM asks EFER.NX even of 2-level guests).
 def _make_fault(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> int:
     mmu: Mmu = vcpu.mmu
-    gw.error_code |= access & (_PFERR_WRITE | _PFERR_USER)
-    if access & _PFERR_FETCH and (cpu_role_efer_nx(mmu.cpu_role) or cpu_role_smep(mmu.cpu_role)):
-        gw.error_code |= _PFERR_FETCH
+    gw.error_code |= access & (PFERR_WRITE | PFERR_USER)
+    if access & PFERR_FETCH and (cpu_role_efer_nx(mmu.cpu_role) or cpu_role_smep(mmu.cpu_role)):
+        gw.error_code |= PFERR_FETCH
     gw.fault_address = addr
     if vcpu.vm.trace.on:
         trace_walker_error(vcpu.vm.trace, gw.error_code)
@@ -367,14 +340,14 @@ def gpte_access(gpte: int) -> int:
 
 def protect_clean(access: int, gpte: int) -> int:
     """``access`` without WRITE while D of the leaf ``gpte`` is clear, so that the first write is noticed."""
-    if gpte & _PT_DIRTY:
+    if gpte & PT_DIRTY:
         return access
-    return access & ~_ACC_WRITE
+    return access & ~ACC_WRITE
 
 
 def gpte_to_gfn(gpte: int) -> Gfn:
     """Guest frame that the 4K leaf or directory entry ``gpte`` names."""
-    return gpa_to_gfn(gpte & _FRAME_MASK)  # type: ignore[arg-type]
+    return gpa_to_gfn(gpte & SPTE_BASE_ADDR_MASK)  # type: ignore[arg-type]
 
 
 def gpte_size(vcpu: Vcpu) -> int:
@@ -391,14 +364,14 @@ def gpte_place(vcpu: Vcpu, gpa: Gpa) -> Hpa:
     gfn = gpa_to_gfn(gpa)
     slot = vcpu.gfn_to_memslot(gfn)
     if slot is None:
-        return _INVALID_PAGE  # type: ignore[return-value]
+        return INVALID_PAGE  # type: ignore[return-value]
     hva = slot.gfn_to_hva_prot(gfn, False)
     if is_error_hva(hva):
-        return _INVALID_PAGE  # type: ignore[return-value]
+        return INVALID_PAGE  # type: ignore[return-value]
     hpte = vcpu.vm.mm.hpte(hva)
-    if not hpte & _HPTE_PRESENT:
-        return _INVALID_PAGE  # type: ignore[return-value]
-    return (hpte & _HPTE_PFN_MASK) | page_offset(gpa)  # type: ignore[return-value]
+    if not hpte & HPTE_PRESENT:
+        return INVALID_PAGE  # type: ignore[return-value]
+    return (hpte & HPTE_PFN_MASK) | page_offset(gpa)  # type: ignore[return-value]
 
 
 def read_gpte(vcpu: Vcpu, place: Hpa, size: int) -> int:
@@ -418,12 +391,12 @@ def is_gpte_changed(vcpu: Vcpu, gw: GuestWalk, level: int) -> bool:
     gpa = gw.pte_gpa[level]
     if level > 1:
         place = gpte_place(vcpu, gpa)  # type: ignore[arg-type]
-        return place == _INVALID_PAGE or read_gpte(vcpu, place, size) != gw.ptes[level]
-    base = gpa & ~(size * _PREFETCH_NUM - 1) & _U64
+        return place == INVALID_PAGE or read_gpte(vcpu, place, size) != gw.ptes[level]
+    base = gpa & ~(size * PTE_PREFETCH_NUM - 1) & U64
     place = gpte_place(vcpu, base)  # type: ignore[arg-type]
-    if place == _INVALID_PAGE:
+    if place == INVALID_PAGE:
         return True
-    for i in range(_PREFETCH_NUM):
+    for i in range(PTE_PREFETCH_NUM):
         gw.prefetch_ptes[i] = read_gpte(vcpu, place + i * size, size)  # type: ignore[arg-type]
     return gw.prefetch_ptes[(gpa - base) // size] != gw.ptes[1]
 
@@ -440,7 +413,7 @@ def gva_to_gpa_walk(vcpu: Vcpu, gw: GuestWalk, gva: Gva, access: int) -> Gpa:
         return gw.gpa
     if walk(vcpu, gw, gva, access):
         return gw.gpa
-    return _INVALID_PAGE  # type: ignore[return-value]
+    return INVALID_PAGE  # type: ignore[return-value]
 
 
 def gva_to_gpa(vcpu: Vcpu, gva: Gva, access: int) -> Gpa:
@@ -459,19 +432,19 @@ def load_pdptrs(vcpu: Vcpu, cr3: int) -> int:
     memory: PhysicalMemory = vcpu.vm.memory
     mmu: Mmu = vcpu.mmu
     place = gpa_to_hpa(vcpu.memslots(), vcpu.vm.mm, cr3 & _PDPT_MASK, False)  # type: ignore[arg-type]
-    if place == _INVALID_PAGE:
-        return _PDPTRS_BAD
+    if place == INVALID_PAGE:
+        return PDPTRS_BAD
     reserved = vcpu.reserved_gpa_bits | _PDPTE_RSVD
     entries = [0] * 4
     for i in range(4):
         entries[i] = memory.read_once(place + i * 8)  # type: ignore[arg-type]
     for entry in entries:
-        if entry & _PT_PRESENT and entry & reserved:
-            return _PDPTRS_BAD
-    result = _PDPTRS_SAME
+        if entry & PT_PRESENT and entry & reserved:
+            return PDPTRS_BAD
+    result = PDPTRS_SAME
     for i in range(4):
         entry = entries[i]
         if mmu.pdptrs[i] != entry:
             mmu.pdptrs[i] = entry
-            result = _PDPTRS_CHANGED
+            result = PDPTRS_CHANGED
     return result

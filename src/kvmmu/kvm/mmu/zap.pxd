@@ -14,13 +14,8 @@ from .spte cimport is_last, is_mmio, is_shadow_present, spte_to_child
 from .track cimport unaccount_shadowed
 from .unsync cimport UnsyncWalk, mark_unsync, unlink_unsync_page, unsync_walk
 
-cdef u64 _PAGE_SIZE
-cdef u64 _SHADOW_NONPRESENT_VALUE
-cdef u32 _ROLE_INVALID
-cdef int _REQ_FREE_OBSOLETE_ROOTS
-cdef u64 _MIN_FREE
-cdef u64 _REFILL
-cdef int _ENOSPC
+cdef int ENOSPC, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+cdef u64 KVM_MIN_FREE_MMU_PAGES, KVM_REFILL_PAGES, PAGE_SIZE, ROLE_INVALID, SHADOW_NONPRESENT_VALUE
 
 cpdef int add_parent_pte(Vm vm, ShadowPage sp, hpa_t sptep) except -1
 cpdef int drop_parent_pte(Vm vm, ShadowPage sp, hpa_t sptep) except -1

@@ -9,33 +9,24 @@ Reference: "Shadow pages" from zap_pte to zap_all.
 
 from __future__ import annotations
 
-import errno
+from errno import ENOSPC
 
-from ...addr import PAGE_SIZE, Hpa
+from ...addr import Hpa
 from ...errors import KvmBug
-from ..requests import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, flush_remote_tlbs, make_all_cpus_request
+from ...page_types import PAGE_SIZE
+from ..bits import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+from ..requests import flush_remote_tlbs, make_all_cpus_request
 from ..vm import Vm
+from .bits import KVM_MIN_FREE_MMU_PAGES, KVM_REFILL_PAGES, ROLE_INVALID, SHADOW_NONPRESENT_VALUE
 from .change import clear_no_track
 from .mmutrace import trace_prepare_zap_page, trace_zap_all_fast
 from .page import ShadowPage
 from .pages import free_page, has_gptes, is_obsolete, list_del, sptep_to_sp
 from .rmap import drop_spte, pte_list_add, pte_list_first, pte_list_remove, pte_list_sptep
-from .role import ROLE_INVALID, role_invalid, role_level
-from .spte import SHADOW_NONPRESENT_VALUE, is_last, is_mmio, is_shadow_present, spte_to_child
+from .role import role_invalid, role_level
+from .spte import is_last, is_mmio, is_shadow_present, spte_to_child
 from .track import unaccount_shadowed
 from .unsync import UnsyncWalk, unlink_unsync_page, unsync_walk
-
-#: Fewer free pages than this make a fault recycle old ones, until so many are free.
-KVM_MIN_FREE_MMU_PAGES = 5
-KVM_REFILL_PAGES = 25
-
-_PAGE_SIZE = PAGE_SIZE
-_SHADOW_NONPRESENT_VALUE = SHADOW_NONPRESENT_VALUE
-_ROLE_INVALID = ROLE_INVALID
-_REQ_FREE_OBSOLETE_ROOTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
-_MIN_FREE = KVM_MIN_FREE_MMU_PAGES
-_REFILL = KVM_REFILL_PAGES
-_ENOSPC = errno.ENOSPC
 
 
 def add_parent_pte(vm: Vm, sp: ShadowPage, sptep: Hpa) -> int:
@@ -84,9 +75,9 @@ def unlink_children(vm: Vm, sp: ShadowPage) -> int:
     """Empty the table of ``sp``: leaves are dropped, child tables only unlinked."""
     mem = vm.memory
     sptep = sp.spt
-    end = sptep + _PAGE_SIZE
+    end = sptep + PAGE_SIZE
     while sptep < end:
-        if mem.read_once(sptep) != _SHADOW_NONPRESENT_VALUE:
+        if mem.read_once(sptep) != SHADOW_NONPRESENT_VALUE:
             zap_pte(vm, sp, sptep)
         sptep += 8  # type: ignore[assignment]
     return 0
@@ -127,9 +118,9 @@ def prepare_zap(vm: Vm, sp: ShadowPage, invalid_list: list[ShadowPage]) -> int:
         zapped_root = not is_obsolete(vm, sp)
         if not role_invalid(sp.role):
             list_del(sp)
-    sp.role |= _ROLE_INVALID
+    sp.role |= ROLE_INVALID
     if zapped_root:
-        make_all_cpus_request(vm, _REQ_FREE_OBSOLETE_ROOTS)
+        make_all_cpus_request(vm, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
     return nr
 
 
@@ -193,11 +184,11 @@ def zap_oldest(vm: Vm, nr_to_zap: int) -> int:
 def make_pages_available(vm: Vm) -> int:
     """Before a fault links tables: recycle when fewer than 5 pages are free. 0 or a negative errno."""
     available = available_pages(vm)
-    if available >= _MIN_FREE:
+    if available >= KVM_MIN_FREE_MMU_PAGES:
         return 0
-    zap_oldest(vm, _REFILL - available)
+    zap_oldest(vm, KVM_REFILL_PAGES - available)
     if available_pages(vm) == 0:
-        return -_ENOSPC
+        return -ENOSPC
     return 0
 
 
