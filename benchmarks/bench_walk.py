@@ -13,9 +13,9 @@ from figures import Figure, best_ns, run
 
 from kvmmu.hw.bits import CR0_PE, CR0_PG, CR0_WP, CR4_PAE, EFER_LMA, EFER_LME, EFER_NX
 from kvmmu.hw.cpu import Cpu
+from kvmmu.hw.cpumodel import CpuModel
 from kvmmu.hw.memory import PhysicalMemory
-from kvmmu.hw.paging import Walk, walk
-from kvmmu.hw.params import CpuParams
+from kvmmu.hw.paging import Walk, page_walk
 
 _ENTRY = 0x67  # P W U A D
 _CALLS = 200_000
@@ -33,7 +33,7 @@ def _identity_table(memory: PhysicalMemory, root: int, pages: int) -> int:
 
 def _make_cpu(keep_all: bool, nested: bool) -> Cpu:
     memory = PhysicalMemory(4096)
-    cpu = Cpu(0, memory, CpuParams(keep_all=keep_all))
+    cpu = Cpu(0, memory, CpuModel(keep_all=keep_all))
     cpu.load_guest(
         CR0_PE | CR0_PG | CR0_WP, _identity_table(memory, 0x100000, 512), CR4_PAE, EFER_LME | EFER_LMA | EFER_NX
     )
@@ -63,8 +63,8 @@ def measure() -> list[Figure]:
         each.access(_GVA, 0)
     empty = cpu.pdptr
     hit = _nanoseconds(lambda: cpu.access(_GVA, 4), lambda: empty(0))
-    walked = _nanoseconds(lambda: walk(cpu, _GVA, 4, record), lambda: empty(0))
-    nested = _nanoseconds(lambda: walk(guest, _GVA, 4, record), lambda: empty(0))
+    walked = _nanoseconds(lambda: page_walk(cpu, _GVA, 4, record), lambda: empty(0))
+    nested = _nanoseconds(lambda: page_walk(guest, _GVA, 4, record), lambda: empty(0))
     return [
         Figure("TLB hit", hit, "ns"),
         Figure("TLB hit, tlb_keep_all", _nanoseconds(lambda: kept.access(_GVA, 4), lambda: empty(0)), "ns"),

@@ -19,8 +19,8 @@ from .host.frames import FrameAllocator
 from .host.mm import Mm
 from .hw.bits import ACCESS_AC, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, CR4_LA57, EFER_LMA, INSN_DONE, X86_EFLAGS_AC
 from .hw.cpu import Cpu
+from .hw.cpumodel import CpuModel
 from .hw.memory import PhysicalMemory
-from .hw.params import CpuParams
 from .kvm import emulate as emulator
 from .kvm import guestmem, insn, regions, run, sregs
 from .kvm.mmu import audit as mmu_audit
@@ -163,7 +163,7 @@ class World:
         params = self.params
         if maxphyaddr is not None and not 32 <= maxphyaddr <= params.host_maxphyaddr:
             raise ConfigError(f"maxphyaddr={maxphyaddr}: a guest of this host has 32 to {params.host_maxphyaddr} bits")
-        cpu_params = CpuParams(
+        cpu_params = CpuModel(
             maxphyaddr=params.host_maxphyaddr,
             tlb_entries_4k=params.tlb_entries_4k,
             tlb_entries_2m=params.tlb_entries_2m,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Ground truth: the recordings of real KVM, played into the model, come out equal."""
+"""Ground truth: the transcripts of real KVM, played into the model, come out equal."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvmmu.conformance.faultreplay import FaultReplay, Outcome, comparable, replay_file
-from kvmmu.conformance.recording import Recording, read_recording
 from kvmmu.conformance.scenario import read_scenario
+from kvmmu.conformance.transcript import Transcript, read_transcript
 from kvmmu.errors import RecordingError
 
 DATA = Path(__file__).parent / "data" / "6.12"
@@ -35,37 +35,37 @@ def test_the_model_does_what_real_kvm_did(path: Path, mode: str) -> None:
     outcome = replay_file(path.parent, path.stem, mode)
     assert outcome.is_equal, describe(outcome)
     # Everything that was recorded was compared: events, table dumps, counters, the results of what the guest did.
-    recording = read_recording(path.parent, path.stem, mode)
-    wanted = sum(comparable(line) is not None for step in recording.steps for line in step.events)
+    transcript = read_transcript(path.parent, path.stem, mode)
+    wanted = sum(comparable(line) is not None for step in transcript.steps for line in step.events)
     assert outcome.nr_events == wanted
-    assert outcome.nr_exits == sum(step.exit is not None for step in recording.steps)
-    assert outcome.nr_dumps == len(recording.dumps)
-    assert outcome.nr_counters == len(recording.counters)
-    nr_done = sum(step.text.startswith("op ") for step in recording.steps)
-    nr_results = min(nr_done, len(recording.results))
+    assert outcome.nr_exits == sum(step.exit is not None for step in transcript.steps)
+    assert outcome.nr_dumps == len(transcript.dumps)
+    assert outcome.nr_counters == len(transcript.counters)
+    nr_done = sum(step.text.startswith("op ") for step in transcript.steps)
+    nr_results = min(nr_done, len(transcript.results))
     # A call into memory that holds no RET has no result that could be known.
-    nr_calls = sum(result.op in ("x", "ux", "rdcr3") for result in recording.results)
+    nr_calls = sum(result.op in ("x", "ux", "rdcr3") for result in transcript.results)
     assert nr_results - nr_calls <= outcome.nr_results <= nr_results
 
 
 # What follows: the comparison itself can fail. Each changes one thing that was recorded.
 
 
-def basic_long(mode: str = "shadow") -> Recording:
-    """A fresh copy of one recording."""
-    return read_recording(DATA, "basic-long", mode)
+def basic_long(mode: str = "shadow") -> Transcript:
+    """A fresh copy of one transcript."""
+    return read_transcript(DATA, "basic-long", mode)
 
 
-def replay(recording: Recording) -> Outcome:
-    """Play ``recording`` of basic-long."""
-    return FaultReplay(read_scenario(DATA / "basic-long.scn"), recording).run()
+def replay(transcript: Transcript) -> Outcome:
+    """Play ``transcript`` of basic-long."""
+    return FaultReplay(read_scenario(DATA / "basic-long.scn"), transcript).run()
 
 
 def test_a_missing_event_is_found_with_its_place() -> None:
-    recording = basic_long()
-    step = next(step for step in recording.steps if any("kvm_mmu_unsync_page" in line for line in step.events))
+    transcript = basic_long()
+    step = next(step for step in transcript.steps if any("kvm_mmu_unsync_page" in line for line in step.events))
     step.events = [line for line in step.events if "kvm_mmu_unsync_page" not in line]
-    (first,) = replay(recording).differences
+    (first,) = replay(transcript).differences
     assert first.line == step.number
     assert first.place == "op 4 w8 14000 203067"
     assert first.got.startswith("kvm_mmu_unsync_page")
@@ -73,92 +73,92 @@ def test_a_missing_event_is_found_with_its_place() -> None:
 
 
 def test_an_event_too_many_is_found() -> None:
-    recording = basic_long()
-    step = next(step for step in recording.steps if step.text.startswith("op 3 "))
+    transcript = basic_long()
+    step = next(step for step in transcript.steps if step.text.startswith("op 3 "))
     step.events.append("kvm_mmu_sync_page sp gen 0 gfn 14 l1 8-byte q0 wux nxe ad root 0 unsync")
-    first = replay(recording).differences[0]
+    first = replay(transcript).differences[0]
     assert (first.line, first.expected) == (step.number, step.events[0])
 
 
 def test_the_order_of_events_counts() -> None:
-    recording = basic_long()
-    step = next(step for step in recording.steps if sum("set_spte" in line for line in step.events) > 4)
+    transcript = basic_long()
+    step = next(step for step in transcript.steps if sum("set_spte" in line for line in step.events) > 4)
     step.events[-1], step.events[-2] = step.events[-2], step.events[-1]
-    assert replay(recording).differences[0].line == step.number
+    assert replay(transcript).differences[0].line == step.number
 
 
 def test_one_bit_of_an_spte_counts() -> None:
-    recording = basic_long()
-    step = next(step for step in recording.steps if any("spte=e63|" in line for line in step.events))
+    transcript = basic_long()
+    step = next(step for step in transcript.steps if any("spte=e63|" in line for line in step.events))
     step.events = [line.replace("spte=e63|", "spte=e43|") for line in step.events]
-    assert replay(recording).differences[0].expected.startswith("set_spte gfn=1 spte=e43|")
+    assert replay(transcript).differences[0].expected.startswith("set_spte gfn=1 spte=e43|")
 
 
 def test_the_pages_zapped_at_the_end_count() -> None:
-    recording = basic_long()
-    step = next(step for step in recording.steps if step.text == "hlt")
+    transcript = basic_long()
+    step = next(step for step in transcript.steps if step.text == "hlt")
     del step.events[-1]
-    assert replay(recording).differences[0].got.startswith("kvm_mmu_prepare_zap_page")
+    assert replay(transcript).differences[0].got.startswith("kvm_mmu_prepare_zap_page")
 
 
 def test_a_counter_counts() -> None:
-    recording = basic_long()
-    recording.counters[-1].values["mmu_cache_miss"] += 1
-    (only,) = replay(recording).differences
+    transcript = basic_long()
+    transcript.counters[-1].values["mmu_cache_miss"] += 1
+    (only,) = replay(transcript).differences
     assert only.what == "counter mmu_cache_miss"
     assert int(only.expected) == int(only.got) + 1
 
 
 def test_a_counter_that_was_0_counts() -> None:
-    recording = basic_long()
-    del recording.counters[-1].values["mmu_pte_write"]
-    (only,) = replay(recording).differences
+    transcript = basic_long()
+    del transcript.counters[-1].values["mmu_pte_write"]
+    (only,) = replay(transcript).differences
     assert (only.what, only.expected) == ("counter mmu_pte_write", "0")
 
 
 def test_the_rmap_histogram_counts() -> None:
-    recording = basic_long()
-    recording.counters[-1].rmaps["4K"][1] += 1
-    (only,) = replay(recording).differences
+    transcript = basic_long()
+    transcript.counters[-1].rmaps["4K"][1] += 1
+    (only,) = replay(transcript).differences
     assert only.what == "mmu_rmaps_stat 4K"
 
 
 def test_a_flag_in_a_table_counts_and_a_and_d_bits_do_not() -> None:
-    recording = basic_long()
-    entries = recording.dumps[0].entries
+    transcript = basic_long()
+    entries = transcript.dumps[0].entries
     at = next(i for i, spte in enumerate(entries) if spte.level == 1 and spte.word & 1)
     entry = entries[at]
     entries[at] = type(entry)(entry.level, entry.address, entry.word ^ 0x60, entry.sptep)
-    assert replay(recording).is_equal
+    assert replay(transcript).is_equal
     entries[at] = type(entry)(entry.level, entry.address, entry.word ^ 2, entry.sptep)
-    (only,) = replay(recording).differences
+    (only,) = replay(transcript).differences
     assert only.what == "live tables"
 
 
 def test_two_pages_on_one_frame_are_found_in_a_table() -> None:
-    recording = basic_long()
-    entries = recording.dumps[0].entries
+    transcript = basic_long()
+    entries = transcript.dumps[0].entries
     one, other = [i for i, spte in enumerate(entries) if spte.level == 1 and spte.word & 1][:2]
     pfn_mask = 0x000F_FFFF_FFFF_F000
     word = (entries[other].word & ~pfn_mask) | (entries[one].word & pfn_mask)
     entries[other] = type(entries[other])(1, entries[other].address, word, entries[other].sptep)
-    (only,) = replay(recording).differences
+    (only,) = replay(transcript).differences
     assert only.what == "live tables"
 
 
 def test_a_result_counts() -> None:
-    recording = basic_long()
-    last = recording.results[5]
-    recording.results[5] = type(last)(last.index, last.op, last.is_fault, last.value + 1, last.cr2)
-    (only,) = replay(recording).differences
+    transcript = basic_long()
+    last = transcript.results[5]
+    transcript.results[5] = type(last)(last.index, last.op, last.is_fault, last.value + 1, last.cr2)
+    (only,) = replay(transcript).differences
     assert only.what == "result 5 (r4)"
 
 
 def test_an_exit_that_the_model_would_have_had_is_missed() -> None:
-    recording = basic_long()
-    at = next(i for i, step in enumerate(recording.steps) if step.exit is not None and step.exit.info2 == 0x400000)
-    del recording.steps[at]
-    first = replay(recording).differences[0]
+    transcript = basic_long()
+    at = next(i for i, step in enumerate(transcript.steps) if step.exit is not None and step.exit.info2 == 0x400000)
+    del transcript.steps[at]
+    first = replay(transcript).differences[0]
     assert first.expected == "no exit for <Access load of 4 bytes at 0x400000>"
 
 
@@ -166,7 +166,7 @@ def test_an_exit_that_the_model_would_have_had_is_missed() -> None:
 
 
 def copy(folder: Path, name: str = "basic-long") -> Path:
-    """The files of one recording in ``folder``, to be damaged."""
+    """The files of one transcript in ``folder``, to be damaged."""
     for path in DATA.glob(f"{name}.*"):
         shutil.copy(path, folder)
     return folder
@@ -189,18 +189,18 @@ def test_a_recording_of_the_tdp_mmu_is_refused(tmp_path: Path) -> None:
 
 def test_a_host_action_that_the_model_has_not_is_named(tmp_path: Path) -> None:
     scenario = copy(tmp_path) / "basic-long.scn"
-    recording = basic_long()
-    step = next(step for step in recording.steps if step.text == "host dumpspt")
+    transcript = basic_long()
+    step = next(step for step in transcript.steps if step.text == "host dumpspt")
     step.text = "host collapse 0x400000 0x200000"
     with pytest.raises(RecordingError, match="host collapse 0x400000 0x200000: the model cannot do this"):
-        FaultReplay(read_scenario(scenario), recording).run()
+        FaultReplay(read_scenario(scenario), transcript).run()
 
 
 def test_a_recording_that_is_cut_is_refused() -> None:
-    recording = basic_long()
-    del recording.steps[-1]
+    transcript = basic_long()
+    del transcript.steps[-1]
     with pytest.raises(RecordingError, match="its last mark is not 'end'"):
-        replay(recording)
+        replay(transcript)
 
 
 def test_a_capability_that_the_model_has_not_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reading scenarios and recordings."""
+"""Reading scenarios and transcripts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmmu.conformance.recording import Exit, Recording, parse_results, parse_trace
 from kvmmu.conformance.scenario import HostAction, Op, Poke, SlotLine, number_of, parse_scenario, read_scenario
+from kvmmu.conformance.transcript import Exit, Transcript, parse_results, parse_trace
 from kvmmu.errors import RecordingError
 
 TEXT = """
@@ -100,21 +100,21 @@ def test_a_bad_trace_is_named_with_its_line(text: str, message: str) -> None:
 
 
 def test_results_are_read() -> None:
-    recording = Recording("x", "shadow", [])
+    transcript = Transcript("x", "shadow", [])
     parse_results(
-        recording,
+        transcript,
         "begin x\nstat pf_taken 3\nop 0 r4 1 0\nspt root=1000 level=4\nspt L4 000000000000 0000000000002027 at 1000\n"
         "dirty slot=2: 3 1f\ndirty slot=1 errno=2\nhlt\nres 0 r4 a=1 b=0 -> ok 5\n"
         "res 1 w4 a=1 b=0 -> FAULT e000000e00000003\n    vec=14 err=3 cr2=402000\n"
         "rmaps Rmap_Count:\t0\t1\nrmaps Level=4K:\t5\t6\t\nstat vcpu0/invlpg 4\nexits 5\nend\n",
         "r",
     )
-    assert [counters.values for counters in recording.counters] == [{"pf_taken": 3}, {"invlpg": 4}]
-    assert recording.counters[1].rmaps == {"4K": [5, 6]}
-    assert (recording.dumps[0].root, recording.dumps[0].level) == (0x1000, 4)
-    assert recording.dumps[0].entries[0].word == 0x2027
-    assert recording.dirty_logs == [(2, [3, 0x1F])]
-    assert [(result.index, result.is_fault, result.cr2) for result in recording.results] == [
+    assert [counters.values for counters in transcript.counters] == [{"pf_taken": 3}, {"invlpg": 4}]
+    assert transcript.counters[1].rmaps == {"4K": [5, 6]}
+    assert (transcript.dumps[0].root, transcript.dumps[0].level) == (0x1000, 4)
+    assert transcript.dumps[0].entries[0].word == 0x2027
+    assert transcript.dirty_logs == [(2, [3, 0x1F])]
+    assert [(result.index, result.is_fault, result.cr2) for result in transcript.results] == [
         (0, False, 0),
         (1, True, 0x402000),
     ]
@@ -122,4 +122,4 @@ def test_results_are_read() -> None:
 
 def test_a_bad_result_is_named_with_its_line() -> None:
     with pytest.raises(RecordingError, match="r:2: not a line of its form"):
-        parse_results(Recording("x", "shadow", []), "begin\nres 0 r4 nonsense\n", "r")
+        parse_results(Transcript("x", "shadow", []), "begin\nres 0 r4 nonsense\n", "r")

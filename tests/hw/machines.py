@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from kvmmu.hw.cpu import Cpu
+from kvmmu.hw.cpumodel import CpuModel
 from kvmmu.hw.memory import PhysicalMemory
-from kvmmu.hw.params import CpuParams
 from kvmmu.sync import Gate
 
 PG, WP, PE = 1 << 31, 1 << 16, 1
@@ -22,11 +22,11 @@ class Box:
     """A machine in one paging mode. The root is at 0x10000; ``table()`` hands out further tables."""
 
     def __init__(
-        self, mode: str = "4", params: CpuParams | None = None, frames: int = 1024, gate: Gate | None = None
+        self, mode: str = "4", params: CpuModel | None = None, frames: int = 1024, gate: Gate | None = None
     ) -> None:
         self.mode = mode
         self.memory = PhysicalMemory(frames, gate)
-        self.cpu = Cpu(0, self.memory, params or CpuParams())
+        self.cpu = Cpu(0, self.memory, params or CpuModel())
         self.size = 4 if mode.startswith("32") else 8
         self.index_bits = 10 if self.size == 4 else 9
         self.root = 0x10000

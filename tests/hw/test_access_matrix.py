@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import pytest
 
 from kvmmu.hw.cpu import Cpu
+from kvmmu.hw.cpumodel import CpuModel
 from kvmmu.hw.memory import PhysicalMemory
-from kvmmu.hw.paging import Walk, walk
-from kvmmu.hw.params import CpuParams
+from kvmmu.hw.paging import Walk, page_walk
 from oracle.access_oracle import Access, Machine, Outcome, Ram, predict
 
 P, W, U, A, D, PS, R, NX = range(8)
@@ -84,7 +84,7 @@ class Rig:
         self.bits = 10 if self.width == 4 else 9
         self.levels = LEVELS[mode]
         self.memory = PhysicalMemory(SIZE // 4096)
-        self.cpu = Cpu(0, self.memory, CpuParams(maxphyaddr=WIDTH))
+        self.cpu = Cpu(0, self.memory, CpuModel(maxphyaddr=WIDTH))
         self.out = Walk()
         self.ram = WatchedRam(SIZE)
         for level in range(1, self.levels + 1):
@@ -194,7 +194,7 @@ class Rig:
                     put(high_at, high)
                 is_in_place = high_after == high  # the walk leaves it as it is
                 put(low_at, low)
-                status = walk(cpu, gva, word, out)
+                status = page_walk(cpu, gva, word, out)
                 got = ("ok", out.hpa) if status == 0 else ("pf", out.error_code)
                 if got != outcome or get(high_at) != high_after or get(low_at) != low_after:
                     return 0, (

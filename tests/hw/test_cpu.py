@@ -49,15 +49,15 @@ from kvmmu.hw.bits import (
     INVPCID_CONTEXT,
     INVPCID_NON_GLOBAL,
 )
-from kvmmu.hw.params import CpuParams
+from kvmmu.hw.cpumodel import CpuModel
 from oracle.access_oracle import Access, Machine, Ram, predict
 
 GVA = 0x40_7123
 GLOBAL_GVA = 0x40_8123
-KEEP = CpuParams(keep_all=True)
+KEEP = CpuModel(keep_all=True)
 
 
-def cached(cr4: int = 0, mode: str = "4", params: CpuParams = KEEP) -> Box:
+def cached(cr4: int = 0, mode: str = "4", params: CpuModel = KEEP) -> Box:
     """A machine with a local page and a global one in the TLB, both gone from the tables."""
     box = Box(mode, params)
     box.load(cr4 | PGE)
@@ -350,9 +350,9 @@ class Coherence(RuleBasedStateMachine):
 
     @initialize(
         mode=st.sampled_from(["32", "pae", "4"]),
-        params=st.sampled_from([KEEP, CpuParams(tlb_entries_4k=4, tlb_entries_2m=4, tlb_entries_1g=4)]),
+        params=st.sampled_from([KEEP, CpuModel(tlb_entries_4k=4, tlb_entries_2m=4, tlb_entries_1g=4)]),
     )
-    def start(self, mode: str, params: CpuParams) -> None:
+    def start(self, mode: str, params: CpuModel) -> None:
         self.box = Box(mode, params, frames=64)
         self.box.load(PGE)
         self.pages = [page << 12 for page in (0, 1, 2, 0x3FF)]

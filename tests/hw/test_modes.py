@@ -9,8 +9,8 @@ import pytest
 
 from kvmmu.errors import ConfigError
 from kvmmu.hw import bits, modes
+from kvmmu.hw.cpumodel import CpuModel
 from kvmmu.hw.modes import MODES, Limits, npt_mode, paging_mode, reserved_bits
-from kvmmu.hw.params import CpuParams
 
 PG, PAE, PSE, LA57, LMA, NX = 1 << 31, 1 << 5, 1 << 4, 1 << 12, 1 << 10, 1 << 11
 NXBIT = 1 << 63
@@ -104,4 +104,4 @@ def test_access_bits_are_those_of_the_error_code() -> None:
 )
 def test_an_impossible_cpu_is_refused_by_name(wrong: dict[str, int], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        CpuParams(**wrong)
+        CpuModel(**wrong)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hw.machines import FETCH, FULL, LEVELS, PGE, PKE, PS, SMAP, SMEP, USER, WP, WRITE, XD, A, Box, D, G, P, U, W
 from kvmmu.hw.bits import HW_HIT, HW_PAGE_FAULT
-from kvmmu.hw.paging import Walk, walk
-from kvmmu.hw.params import CpuParams
+from kvmmu.hw.cpumodel import CpuModel
+from kvmmu.hw.paging import Walk, page_walk
 from kvmmu.page_types import INVALID_PAGE
 from kvmmu.sync import Gate
 from oracle.access_oracle import Access, Machine, Ram, predict
@@ -23,14 +23,14 @@ GVA = 0x4060_7123
 
 def go(box: Box, gva: int = GVA, kind: int = 0) -> Walk:
     out = Walk()
-    out_status = walk(box.cpu, gva, kind, out)
+    out_status = page_walk(box.cpu, gva, kind, out)
     assert out_status == HW_HIT, hex(out.error_code)
     return out
 
 
 def fault(box: Box, gva: int = GVA, kind: int = 0) -> int:
     out = Walk()
-    assert walk(box.cpu, gva, kind, out) == HW_PAGE_FAULT
+    assert page_walk(box.cpu, gva, kind, out) == HW_PAGE_FAULT
     return out.error_code
 
 
@@ -84,7 +84,7 @@ def test_pse36_moves_eight_address_bits() -> None:
 
 
 def test_pse36_stops_at_maxphyaddr() -> None:
-    box = Box("32pse", CpuParams(maxphyaddr=36))
+    box = Box("32pse", CpuModel(maxphyaddr=36))
     box.map(GVA, (0x0F << 13) | FULL | PS, 2)
     assert go(box).hpa == 0xF_0000_0000 + GVA % 0x40_0000
     box.map(GVA, (0x1F << 13) | FULL | PS, 2)
@@ -99,7 +99,7 @@ def test_without_pse_bit_7_of_a_directory_is_ignored() -> None:
 
 
 def test_1g_pages_are_reserved_on_a_cpu_without_them() -> None:
-    box = Box("4", CpuParams(has_gbpages=False))
+    box = Box("4", CpuModel(has_gbpages=False))
     box.map(GVA, 0x4000_0000 | FULL | PS, 3)
     assert fault(box) == 9
 
@@ -114,7 +114,7 @@ def test_ps_is_reserved_in_upper_directories(level: int) -> None:
 
 @pytest.mark.parametrize("width", [32, 36, 46, 51, 52])
 def test_address_bits_from_maxphyaddr_on_are_reserved(width: int) -> None:
-    box = Box("4", CpuParams(maxphyaddr=width))
+    box = Box("4", CpuModel(maxphyaddr=width))
     for bit in range(32, 52):
         box.map(GVA, 1 << bit | FULL)
         if bit < width:
@@ -357,7 +357,7 @@ def test_random_tables_translate_as_the_oracle_says(
     machine: dict[str, Any], entries: list[Any], accesses: list[Any]
 ) -> None:
     """Five tables, each entry pointing at any of them or at a page: shared tables, loops and large pages included."""
-    box = Box(machine["mode"], CpuParams(maxphyaddr=machine["width"], has_gbpages=machine["gb"]), frames=64)
+    box = Box(machine["mode"], CpuModel(maxphyaddr=machine["width"], has_gbpages=machine["gb"]), frames=64)
     ram = Ram(box.memory.size)
     plain = [(table, index, [], table + 1, 0) for table in range(5) for index in range(4)]
     for table, index, flags, target, key in plain + entries:
@@ -395,7 +395,7 @@ def test_random_tables_translate_as_the_oracle_says(
         access = Access(bool(write), bool(user), bool(fetch), bool(ac), bool(implicit))
         kind = 2 * write + 4 * user + 16 * fetch + (256 if ac else 0) + (512 if implicit else 0)
         out = Walk()
-        status = walk(box.cpu, gva, kind, out)
+        status = page_walk(box.cpu, gva, kind, out)
         got = ("ok", out.hpa) if status == HW_HIT else ("pf", out.error_code)
         assert got == predict(model, gva, access)
         assert box.memory.read(0x10000, 0x6000) == b"".join(

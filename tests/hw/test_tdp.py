@@ -14,8 +14,8 @@ from hw.machines import FETCH, FULL, LEVELS, PS, SMAP, USER, WP, WRITE, XD, A, B
 from kvmmu.errors import ConfigError
 from kvmmu.hw.bits import HW_HIT, HW_NESTED_FAULT, HW_PAGE_FAULT
 from kvmmu.hw.cpu import Cpu
-from kvmmu.hw.paging import Walk, walk
-from kvmmu.hw.params import CpuParams
+from kvmmu.hw.cpumodel import CpuModel
+from kvmmu.hw.paging import Walk, page_walk
 from kvmmu.hw.tdp import NestedWalk, translate
 from kvmmu.sync import Gate
 from oracle.access_oracle import Access, Machine, Ram, predict
@@ -30,7 +30,7 @@ TABLE, FINAL = 1 << 33, 1 << 32
 class Guest:
     """A guest in one mode whose nested table maps its first 64 frames, 4K each, to host frames from SHIFT on."""
 
-    def __init__(self, mode: str, levels: int = 4, params: CpuParams | None = None, gate: Gate | None = None) -> None:
+    def __init__(self, mode: str, levels: int = 4, params: CpuModel | None = None, gate: Gate | None = None) -> None:
         self.box = Box(mode, params, frames=1024, gate=gate)
         self.box.root = 0x10000
         self.memory = self.box.memory
@@ -71,12 +71,12 @@ class Guest:
 
     def go(self, kind: int = 0, gva: int = GVA) -> Walk:
         out = Walk()
-        assert walk(self.cpu, gva, kind, out) == HW_HIT, hex(out.fault_code)
+        assert page_walk(self.cpu, gva, kind, out) == HW_HIT, hex(out.fault_code)
         return out
 
     def fault(self, kind: int = 0, gva: int = GVA) -> tuple[int, int]:
         out = Walk()
-        assert walk(self.cpu, gva, kind, out) == HW_NESTED_FAULT
+        assert page_walk(self.cpu, gva, kind, out) == HW_NESTED_FAULT
         return out.fault_gpa, out.fault_code
 
 
@@ -152,7 +152,7 @@ def test_a_guest_fault_comes_before_the_final_nested_one() -> None:
     guest.map(0x5000 | P)
     guest.put_nested(0x5000, 1, 0)
     out = Walk()
-    assert walk(guest.cpu, GVA, USER, out) == HW_PAGE_FAULT
+    assert page_walk(guest.cpu, GVA, USER, out) == HW_PAGE_FAULT
     assert out.error_code == 5
 
 
@@ -173,7 +173,7 @@ def test_pae_reads_its_pdptes_through_the_nested_table() -> None:
     guest.put_nested(0x10000, 1, 0x110000 | FULL)
     guest.put(0x10000, 0x11000 | P | W)
     out = Walk()
-    assert walk(guest.cpu, GVA, 0, out) == HW_PAGE_FAULT
+    assert page_walk(guest.cpu, GVA, 0, out) == HW_PAGE_FAULT
     assert out.error_code == 9
 
 
@@ -202,7 +202,7 @@ def test_the_tlb_may_keep_the_smaller_page(guest_level: int, nested_level: int, 
 
 def test_a_gpa_wider_than_the_nested_table_is_not_present() -> None:
     for levels, top in ((4, 48), (5, 52)):
-        guest = Guest("4", levels, CpuParams(maxphyaddr=52))
+        guest = Guest("4", levels, CpuModel(maxphyaddr=52))
         nested = NestedWalk()
         if top < 52:
             assert translate(guest.cpu, 1 << top, FINAL | USER, nested) == HW_NESTED_FAULT
@@ -363,7 +363,7 @@ def test_random_tables_in_two_dimensions_translate_as_the_oracle_says(
         for level, index in enumerate(indices[: LEVELS.get(mode, 2)]):
             gva += index << (12 + box.index_bits * level)
         out = Walk()
-        status = walk(guest.cpu, gva, 2 * write + 4 * user + 16 * fetch, out)
+        status = page_walk(guest.cpu, gva, 2 * write + 4 * user + 16 * fetch, out)
         got = (("ok", out.hpa), ("pf", out.error_code), ("npf", out.fault_gpa, out.fault_code))[status]
         assert got == predict(model, gva, Access(bool(write), user, bool(fetch)))
         image = bytearray(guest.memory.size)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmmu.hw.params import CpuParams
+from kvmmu.hw.cpumodel import CpuModel
 from kvmmu.hw.tlb import Tlb
 
 GLOBAL = 256
 SIZE = {1: 1 << 12, 2: 1 << 21, 3: 1 << 30}
 PIECE = {0: 0, 1: 1 << 21, 2: 1 << 22, 3: 1 << 30}
-SMALL = CpuParams(tlb_entries_4k=16, tlb_entries_2m=8, tlb_entries_1g=4, tlb_ways=4)
-KEEP = CpuParams(keep_all=True)
+SMALL = CpuModel(tlb_entries_4k=16, tlb_entries_2m=8, tlb_entries_1g=4, tlb_ways=4)
+KEEP = CpuModel(keep_all=True)
 
 
 def word(frame: int, level: int = 1, is_global: bool = False, piece: int = 0) -> int:
@@ -310,7 +310,7 @@ OPS = st.one_of(
 
 @pytest.mark.parametrize("params", [SMALL, KEEP], ids=["bounded", "keep_all"])
 @given(st.lists(OPS, max_size=60))
-def test_random_operations_agree_with_a_list(params: CpuParams, operations: list[Any]) -> None:
+def test_random_operations_agree_with_a_list(params: CpuModel, operations: list[Any]) -> None:
     """keep_all finds exactly what the list has; a bounded TLB may have lost some, and never has more."""
     tlb, model = Tlb(params), Model()
     serial = 0

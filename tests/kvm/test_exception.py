@@ -9,7 +9,7 @@ from kvmmu.hw.bits import DF_VECTOR, PF_VECTOR
 from kvmmu.kvm import run, sregs
 from kvmmu.kvm.exception import queue_exception
 from kvmmu.kvm.mmu.pagefault import inject_page_fault
-from kvmmu.kvm.mmu.walker import walk
+from kvmmu.kvm.mmu.walker import walk_addr
 from kvmmu.kvm.outcome import RUN_SHUTDOWN
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.world import World
@@ -53,7 +53,7 @@ def test_a_page_fault_while_one_is_delivered_leaves_cr2() -> None:
     vcpu.cr2 = 0x1234
     # All of the guest's tables are empty.
     sregs.set_sregs(vcpu, 0x8001_0011, 0x10000, 0x20, 0xD00)
-    assert not walk(vcpu, vcpu.guest_walk, 0x5000, 2)
+    assert not walk_addr(vcpu, vcpu.guest_walk, 0x5000, 2)
     inject_page_fault(vcpu, vcpu.guest_walk)
     assert (vcpu.exception_vector, vcpu.exception_error_code, vcpu.cr2) == (DF, 0, 0x1234)
     assert vcpu.stat.pf_guest == 1

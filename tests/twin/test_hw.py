@@ -36,7 +36,7 @@ def run(build: Build, seed: int, keep_all: bool) -> list[Any]:
     """Random tables, registers, accesses and flushes; what can be seen after each step."""
     rng = random.Random(seed)
     memory = build.room("hw.memory").PhysicalMemory(64)
-    params = build.room("hw.params").CpuParams(
+    params = build.room("hw.cpumodel").CpuModel(
         maxphyaddr=rng.choice((36, 46, 52)), tlb_entries_4k=8, tlb_entries_2m=4, tlb_entries_1g=4, keep_all=keep_all
     )
     cpu = build.room("hw.cpu").Cpu(0, memory, params)
@@ -131,7 +131,7 @@ def test_words_of_any_value_are_kept_the_same(first: int, second: int, index: in
 @given(st.integers(0, 2**64 - 1), st.integers(1, 3), st.integers(0, 2**32 - 1), st.integers(0, 4095))
 def test_tlb_tags_of_any_width_are_kept_the_same(gva: int, level: int, space: int, pcid: int) -> None:
     def program(build: Build) -> object:
-        tlb = build.room("hw.tlb").Tlb(build.room("hw.params").CpuParams())
+        tlb = build.room("hw.tlb").Tlb(build.room("hw.cpumodel").CpuModel())
         tlb.switch(space, pcid)
         tlb.fill(gva, 0x5002 | level << 56)
         found = tlb.find(gva)

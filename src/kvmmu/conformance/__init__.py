@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Ground truth: recordings of real KVM, played into the model.
+"""Ground truth: transcripts of real KVM, played into the model.
 
-``scenario`` and ``recording`` read what a recording consists of; ``faultreplay`` builds the scenario's machine, hands
+``scenario`` and ``transcript`` read what was run and what came of it; ``faultreplay`` builds the machine, hands
 it the recorded exits and requires the recorded events, tables, counters and results. An outside party: nothing inside
 imports it.
 """

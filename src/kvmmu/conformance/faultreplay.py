@@ -2,9 +2,9 @@
 """Fault replay: the recorded exits are given to the model, and the recorded events must come out, in order.
 
 What the world outside the MMU decided is input: exits with their addresses and error codes, the VMM's marks. What kvm
-did is compared: every event between two inputs, the live tables and the counters where the recording has them, the
+did is compared: every event between two inputs, the live tables and the counters where the transcript has them, the
 guest's results, the pages zapped when the VM ends. Between exits the guest runs on the model's own CPU (``guest``),
-which forgets its TLB at each exit, as QEMU's TCG does, on which the recordings were made.
+which forgets its TLB at each exit, as QEMU's TCG does, on which the transcripts were made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from ..addr import Gva, Hpa
 from ..errors import KvmBug, KvmIoctlError, RecordingError
-from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG, GP_VECTOR, UD_VECTOR
+from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG, GP_VECTOR, PF_VECTOR, UD_VECTOR
 from ..kvm import emulate, run, sregs
 from ..kvm.bits import ACCESS_NOT_PT_INSN, OUTSIDE_GUEST_MODE
 from ..kvm.exception import queue_exception
@@ -27,12 +27,12 @@ from ..kvm.mmu.walker import gva_to_gpa
 from ..kvm.outcome import RUN_SHUTDOWN, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_UNHANDLEABLE
 from ..trace.norm import Normaliser
 from ..tracepoint import Event
-from .guest import PF_VECTOR, Guest, Parted
-from .machine import OP_SIZE, OPS, Machine
+from .guest import Guest, Parted
 from .program import Access, modified
-from .recording import Exit, Recording, Result, Step, read_recording
 from .scenario import Scenario, read_scenario
-from .tables import compare_tables, dump_tables, rmap_histogram
+from .tabledump import compare_tables, dump_tables, rmap_histogram
+from .transcript import Exit, Result, Step, Transcript, read_transcript
+from .vmm import OP_SIZE, OPS, Vmm
 
 #: Recorded events that the model has no part in: MSR writes, interrupts.
 NOT_MODELLED = ("kvm_msr", "kvm_inj_virq")
@@ -62,9 +62,9 @@ _STOPS = ("hlt", "internal", "exit")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where the model and the recording part: at ``line`` of the trace, in operation or host action ``place``."""
+    """Where the model and the transcript part: at ``line`` of the trace, in operation or host action ``place``."""
 
-    recording: str
+    transcript: str
     line: int
     place: str
     what: str
@@ -73,7 +73,7 @@ class Difference:
     context: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{self.recording}, line {self.line}, {self.place}: {self.what}"]
+        lines = [f"{self.transcript}, line {self.line}, {self.place}: {self.what}"]
         lines += [f"    recorded: {self.expected}", f"    model:    {self.got}"]
         return "\n".join(lines + [f"      {line}" for line in self.context])
 
@@ -82,7 +82,7 @@ class Difference:
 class Outcome:
     """How much a replay compared, and the differences; one in the events ends the replay."""
 
-    recording: str
+    transcript: str
     nr_exits: int = 0
     nr_events: int = 0
     nr_dumps: int = 0
@@ -97,12 +97,12 @@ class Outcome:
 
 
 def replay_file(folder: Path, name: str, mode: str) -> Outcome:
-    """Play the recording ``NAME.MODE`` of the scenario ``NAME.scn`` in ``folder``.
+    """Play the transcript ``NAME.MODE`` of the scenario ``NAME.scn`` in ``folder``.
 
     :raises RecordingError: what cannot be read, and what the model cannot play.
     """
     scenario = read_scenario(folder / f"{name}.scn")
-    return FaultReplay(scenario, read_recording(folder, name, mode)).run()
+    return FaultReplay(scenario, read_transcript(folder, name, mode)).run()
 
 
 def comparable(line: str) -> str | None:
@@ -119,20 +119,20 @@ def comparable(line: str) -> str | None:
 
 
 class FaultReplay:
-    """One recording in play: :meth:`run` once."""
+    """One transcript in play: :meth:`run` once."""
 
-    def __init__(self, scenario: Scenario, recording: Recording) -> None:
+    def __init__(self, scenario: Scenario, transcript: Transcript) -> None:
         self.scenario = scenario
-        self.recording = recording
-        self.machine = Machine(scenario, recording.mode)
-        self.vcpu = self.machine.vcpu
-        self.guest = Guest(self.machine)
+        self.transcript = transcript
+        self.vmm = Vmm(scenario, transcript.mode)
+        self.vcpu = self.vmm.vcpu
+        self.guest = Guest(self.vmm)
         self.normaliser = Normaliser()
         self.events: list[Event] = []
-        for slot_id in self.machine.slots:
+        for slot_id in self.vmm.slots:
             self._name_slot(slot_id)
-        self.machine.world.on_event(self.events.append)
-        self.outcome = Outcome(f"{scenario.name}.{recording.mode}")
+        self.vmm.world.on_event(self.events.append)
+        self.outcome = Outcome(f"{scenario.name}.{transcript.mode}")
         self.place = "before the first mark"
         # Whether KVM_RUN was called for the first time, and for the last.
         self.has_begun = self.has_ended = False
@@ -152,9 +152,9 @@ class FaultReplay:
 
         :raises RecordingError: an action or an exit that the model cannot play.
         """
-        steps = self.recording.steps
+        steps = self.transcript.steps
         if steps[-1].text != "end":
-            raise RecordingError(f"{self.outcome.recording}: the recording is cut: its last mark is not 'end'")
+            raise RecordingError(f"{self.outcome.transcript}: the transcript is cut: its last mark is not 'end'")
         for i, step in enumerate(steps):
             following = steps[i + 1] if i + 1 < len(steps) else None
             try:
@@ -212,7 +212,7 @@ class FaultReplay:
 
     def _mark_host(self, step: Step, rest: str) -> None:
         words = tuple(rest.split())
-        self.machine.act(words)
+        self.vmm.act(words)
         if words[0] == "dumpspt":
             self._compare_dump(step)
         elif words[0] == "stats":
@@ -228,13 +228,13 @@ class FaultReplay:
         slot_id = int(words[0])
         self._name_slot(slot_id)
         try:
-            self.machine.install_slot(slot_id)
+            self.vmm.install_slot(slot_id)
         except KvmIoctlError as error:
             self._note_refusal(step, error)
 
     def _note_refusal(self, step: Step, error: KvmIoctlError) -> None:
-        number = self.recording.steps.index(step) + 1
-        answer = self.recording.steps[number].text if number < len(self.recording.steps) else ""
+        number = self.transcript.steps.index(step) + 1
+        answer = self.transcript.steps[number].text if number < len(self.transcript.steps) else ""
         if not answer.endswith(f" errno={error.errno}"):
             raise Parted("an ioctl", answer or "no refusal", str(error)) from None
 
@@ -264,12 +264,12 @@ class FaultReplay:
         is_ram_first = self.vcpu.mmio_gpa & _PAGE_MASK == 0
         gva = access.gva if is_ram_first else access.gva + len(data)
         nr_events = len(self.events)
-        ram = self.machine.peek(gva_to_gpa(self.vcpu, Gva(gva), access.kind & ACCESS_USER), size)
+        ram = self.vmm.peek(gva_to_gpa(self.vcpu, Gva(gva), access.kind & ACCESS_USER), size)
         del self.events[nr_events:]
         return ram + data if is_ram_first else data + ram
 
     def _has_more_mmio(self, step: Step) -> bool:
-        steps = self.recording.steps
+        steps = self.transcript.steps
         number = steps.index(step) + 1
         return not step.events and number < len(steps) and steps[number].text.startswith("mmio ")
 
@@ -294,14 +294,14 @@ class FaultReplay:
     }
 
     def _name_slot(self, slot_id: int) -> None:
-        slot = self.machine.slots[slot_id]
+        slot = self.vmm.slots[slot_id]
         self.normaliser.set_slot(slot_id, slot.gpa, slot.size if slot.is_used else 0, slot.hva)
 
     # Results and counters are printed, then the VM ends.
     def _end(self, step: Step) -> None:
         self._compare_results(step)
         self._compare_counters(step)
-        self.machine.world.close()
+        self.vmm.world.close()
 
     # Exits.
 
@@ -329,7 +329,7 @@ class FaultReplay:
         else:
             handler = self._EXITS.get(exit_.reason)
             if handler is None:
-                raise RecordingError(f"{self.outcome.recording}: exit {exit_.reason!r}: the model cannot play it")
+                raise RecordingError(f"{self.outcome.transcript}: exit {exit_.reason!r}: the model cannot play it")
             handler(self, exit_)
 
     # An exit during the delivery of an exception: kvm must deliver it again.
@@ -371,7 +371,7 @@ class FaultReplay:
     def _operand(self, *names: str) -> int:
         execution = self.guest.execution
         if execution is None or execution.op.name not in names:
-            raise RecordingError(f"{self.outcome.recording}: {self.place}: does not do {' or '.join(names)}")
+            raise RecordingError(f"{self.outcome.transcript}: {self.place}: does not do {' or '.join(names)}")
         execution.has_insn = False
         return execution.op.a if self.scenario.mode == "long" else execution.op.a & _U32
 
@@ -387,7 +387,7 @@ class FaultReplay:
         elif action != RESUME:
             if access is None:
                 raise RecordingError(
-                    f"{self.outcome.recording}: {self.place}: the access at {exit_.info2:#x} is unknown"
+                    f"{self.outcome.transcript}: {self.place}: the access at {exit_.info2:#x} is unknown"
                 )
             self._emulate(access)
 
@@ -401,7 +401,7 @@ class FaultReplay:
         elif outcome == X86EMUL_IO_NEEDED:
             self.mmio = access
         elif outcome == X86EMUL_CONTINUE:
-            found = None if access.data is not None else self.machine.peek(self.vcpu.mmio_gpa, access.size)
+            found = None if access.data is not None else self.vmm.peek(self.vcpu.mmio_gpa, access.size)
             self.guest.done(access, found)
 
     # A load and a store by one instruction, of a kind that does not write page tables as a rule.
@@ -409,13 +409,13 @@ class FaultReplay:
         kind = access.kind & ~ACCESS_WRITE | ACCESS_NOT_PT_INSN
         outcome = emulate.emulate(self.vcpu, Gva(access.gva), kind, None, access.size)
         if outcome == X86EMUL_CONTINUE and self.guest.execution is not None:
-            old = int.from_bytes(self.machine.peek(self.vcpu.mmio_gpa, access.size), "little")
+            old = int.from_bytes(self.vmm.peek(self.vcpu.mmio_gpa, access.size), "little")
             data = modified(access, self.guest.execution.op, old).to_bytes(access.size, "little")
             outcome = emulate.emulate_memory(self.vcpu, Gva(access.gva), access.kind, data, access.size)
             if outcome == X86EMUL_CONTINUE:
                 self.guest.done(access, None)
         if outcome == X86EMUL_IO_NEEDED:
-            raise RecordingError(f"{self.outcome.recording}: {self.place}: reads and writes a device at once")
+            raise RecordingError(f"{self.outcome.transcript}: {self.place}: reads and writes a device at once")
 
     def _exit_invlpg(self, exit_: Exit) -> None:
         if self._decode(exit_):
@@ -433,7 +433,7 @@ class FaultReplay:
         if not self._decode(exit_):
             return
         value = self._operand("cr4")
-        if not self.machine.is_valid_cr4(value) or sregs.set_cr4(self.vcpu, value):
+        if not self.vmm.is_valid_cr4(value) or sregs.set_cr4(self.vcpu, value):
             queue_exception(self.vcpu, GP_VECTOR, True, 0)
 
     # The MSR is written before the instruction is skipped.
@@ -508,15 +508,15 @@ class FaultReplay:
                 raise Parted(f"after {step.text!r}", want, have, tuple(context))
 
     def _differ(self, step: Step, what: str, expected: str, got: str, context: tuple[str, ...] = ()) -> None:
-        difference = Difference(self.outcome.recording, step.number, self.place, what, expected, got, context)
+        difference = Difference(self.outcome.transcript, step.number, self.place, what, expected, got, context)
         self.outcome.differences += (difference,)
 
     def _compare_dump(self, step: Step) -> None:
-        recorded = self.recording.dumps[self.outcome.nr_dumps]
+        recorded = self.transcript.dumps[self.outcome.nr_dumps]
         self.outcome.nr_dumps += 1
         if not self._is_root_alive():
             return
-        different = compare_tables(recorded, dump_tables(self.machine.world.vm, *self.loaded_root))
+        different = compare_tables(recorded, dump_tables(self.vmm.world.vm, *self.loaded_root))
         if different is not None:
             expected, _, got = different.partition("; ")
             self._differ(step, "live tables", expected, got)
@@ -524,40 +524,40 @@ class FaultReplay:
     # Tables that were freed since the CPU was given them hold anything.
     def _is_root_alive(self) -> bool:
         root, level = self.loaded_root
-        return level == 0 or root == self.vcpu.mmu.pae_root or root_to_sp(self.machine.world.vm, root) is not None
+        return level == 0 or root == self.vcpu.mmu.pae_root or root_to_sp(self.vmm.world.vm, root) is not None
 
     def _compare_counters(self, step: Step) -> None:
-        recorded = self.recording.counters[self.outcome.nr_counters]
+        recorded = self.transcript.counters[self.outcome.nr_counters]
         self.outcome.nr_counters += 1
-        counters = self.machine.world.counters()
+        counters = self.vmm.world.counters()
         for name in sorted((counters.keys() | recorded.values.keys()) - NOT_COMPARED):
             want, have = recorded.values.get(name, 0), counters.get(name, 0)
             if want != have:
                 self._differ(step, f"counter {name}", str(want), str(have))
         if recorded.rmaps:
-            have_rmaps = rmap_histogram(self.machine.world.vm)
+            have_rmaps = rmap_histogram(self.vmm.world.vm)
             for level, counts in recorded.rmaps.items():
                 if have_rmaps[level] != counts:
                     self._differ(step, f"mmu_rmaps_stat {level}", str(counts), str(have_rmaps[level]))
 
     def _compare_dirty_log(self, step: Step, slot_id: int) -> None:
         try:
-            log = self.machine.world.dirty_log(slot_id)
+            log = self.vmm.world.dirty_log(slot_id)
         except KvmIoctlError as error:
             self._note_refusal(step, error)
             return
-        recorded_slot, want = self.recording.dirty_logs[self.nr_dirty_logs]
+        recorded_slot, want = self.transcript.dirty_logs[self.nr_dirty_logs]
         self.nr_dirty_logs += 1
         have = [page for page in range(8 * len(log)) if log[page >> 3] >> (page & 7) & 1]
         if (recorded_slot, want) != (slot_id, have):
             self._differ(step, f"dirty log of slot {slot_id}", str(want), str(have))
 
     def _compare_results(self, step: Step) -> None:
-        for result in self.recording.results:
+        for result in self.transcript.results:
             if result.index > self.last_op or result.index in self.unknown_results:
                 continue
             self.outcome.nr_results += 1
-            entry = self.machine.peek(OPS + OP_SIZE * result.index, OP_SIZE)
+            entry = self.vmm.peek(OPS + OP_SIZE * result.index, OP_SIZE)
             have = self._result(result, int.from_bytes(entry[24:], "little"), int.from_bytes(entry[16:24], "little"))
             want = self._result(result, result.value, result.cr2)
             if want != have:
@@ -568,7 +568,7 @@ class FaultReplay:
         if value >> 60 != 0xE:
             return f"ok {value:x}"
         vector, error_code = value >> 32 & 0xFF, value & _U32
-        if self.machine.is_nested and vector == PF_VECTOR and error_code & _RSVD:
+        if self.vmm.is_nested and vector == PF_VECTOR and error_code & _RSVD:
             error_code |= 1
         address = f" cr2 {cr2:x}" if vector == PF_VECTOR else ""
         return f"fault {vector} {error_code:x}{address}"

@@ -14,23 +14,22 @@ from ..hw.bits import (
     ACCESS_WRITE,
     HW_HIT,
     HW_PAGE_FAULT,
+    PF_VECTOR,
     PT_ACCESSED,
     PT_PRESENT,
     X86_EFLAGS_AC,
 )
 from ..kvm import insn, sregs
 from ..page_types import PAGE_SIZE
-from .machine import OP_SIZE, OPS, Machine
 from .program import Access, Execution, modified, op_of
-
-PF_VECTOR = 14
+from .vmm import OP_SIZE, OPS, Vmm
 
 _PDPT_MASK = 0xFFFF_FFE0
 _U32 = 0xFFFF_FFFF
 
 
 class Parted(Exception):
-    """The model cannot follow the recording any further: what was recorded, what the model does instead."""
+    """The model cannot follow the transcript any further: what was recorded, what the model does instead."""
 
     def __init__(self, what: str, expected: str, got: str, context: tuple[str, ...] = ()) -> None:
         super().__init__(what)
@@ -41,27 +40,27 @@ class Parted(Exception):
 
 
 class AgedPdptes:
-    """A in the PDPTEs of a PAE guest under nested paging: QEMU's TCG, which made the recordings, sets it.
+    """A in the PDPTEs of a PAE guest under nested paging: QEMU's TCG, which made the transcripts, sets it.
 
     It is a reserved bit there, and a walk of the guest ignores it on that host only. Kvm cannot load the four from
     then on, and goes on with the last that it could. So kvm is shown the bits, and the model's CPU is not.
     """
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, vmm: Vmm) -> None:
+        self.vmm = vmm
         self.gpas: set[int] = set()
 
     def note_walk(self, gva: int) -> None:
         """The guest translated ``gva``."""
-        vcpu = self.machine.vcpu
-        if self.machine.is_nested and sregs.is_pae_paging(vcpu):
+        vcpu = self.vmm.vcpu
+        if self.vmm.is_nested and sregs.is_pae_paging(vcpu):
             self.gpas.add((vcpu.cr3 & _PDPT_MASK) + (gva >> 30 & 3) * 8)
 
     def shown(self, place: int, data: bytes) -> bytes:
         """``data``, which the guest loaded from physical address ``place``, as it looks on that host."""
         value = int.from_bytes(data, "little")
         for gpa in self.gpas:
-            offset = (self.machine.place_of(gpa, False) if self.machine.hva_of(gpa) is not None else 0) - place
+            offset = (self.vmm.place_of(gpa, False) if self.vmm.hva_of(gpa) is not None else 0) - place
             if 0 <= offset < len(data) and value >> 8 * offset & PT_PRESENT:
                 value |= PT_ACCESSED << 8 * offset
         return value.to_bytes(len(data), "little")
@@ -75,29 +74,29 @@ class AgedPdptes:
         self._change(0)
 
     def _change(self, accessed: int) -> None:
-        memory = self.machine.world.memory
+        memory = self.vmm.world.memory
         for gpa in self.gpas:
-            if self.machine.hva_of(gpa) is not None:
-                place = self.machine.place_of(gpa, True)
+            if self.vmm.hva_of(gpa) is not None:
+                place = self.vmm.place_of(gpa, True)
                 pdpte = memory.read_once(place)
                 if pdpte & PT_PRESENT:
                     memory.write_once(place, (pdpte & ~PT_ACCESSED) | accessed)
 
 
 class Guest:
-    """The guest of ``machine``; ``execution`` is the operation in progress."""
+    """The guest of ``vmm``; ``execution`` is the operation in progress."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self.vcpu = machine.vcpu
+    def __init__(self, vmm: Vmm) -> None:
+        self.vmm = vmm
+        self.vcpu = vmm.vcpu
         self.execution: Execution | None = None
-        self.pdptes = AgedPdptes(machine)
+        self.pdptes = AgedPdptes(vmm)
 
     def begin(self, index: int) -> None:
         """The guest announced operation ``index``, which it reads from its list: it may have written there."""
-        entry = self.machine.peek(OPS + OP_SIZE * index, 24)
+        entry = self.vmm.peek(OPS + OP_SIZE * index, 24)
         code, a, b = (int.from_bytes(entry[i : i + 8], "little") for i in (0, 8, 16))
-        self.execution = Execution(index, op_of(code & _U32, a, b), self.machine.scenario.mode)
+        self.execution = Execution(index, op_of(code & _U32, a, b), self.vmm.scenario.mode)
 
     def catch_up(self, rip: int, address: int) -> Access | None:
         """Make the accesses that lie before an exit at ``rip`` for ``address``; return the one that it is about.
@@ -105,7 +104,7 @@ class Guest:
         ``address`` is what the exit tells: a gva, or under nested paging a gpa.
         """
         execution = self.execution
-        if execution is not None and execution.has_insn and self.machine.is_nested:
+        if execution is not None and execution.has_insn and self.vmm.is_nested:
             if execution.op.name in ("cr3", "invlpg") and execution.has_reached_accesses(rip):
                 self._run_insn(execution)
         if execution is None or not execution.pending:
@@ -113,7 +112,7 @@ class Guest:
         if execution.is_past_accesses(rip):
             self._make_pending()
             return None
-        if self.machine.is_nested:
+        if self.vmm.is_nested:
             return self._catch_up_nested(execution, rip)
         for i, access in enumerate(execution.pending):
             if access.covers(address):
@@ -158,7 +157,7 @@ class Guest:
             self._run_insn(execution)
         result = execution.result_bytes()
         if execution.fault is not None:
-            width = 8 if self.machine.scenario.mode == "long" else 4
+            width = 8 if self.vmm.scenario.mode == "long" else 4
             self._store(execution.entry + 16, self.vcpu.cr2.to_bytes(8, "little")[:width])
         if result is not None:
             self._store(execution.entry + 24, result)
@@ -174,18 +173,18 @@ class Guest:
     def _run_insn(self, execution: Execution) -> None:
         op, vcpu = execution.op, self.vcpu
         execution.has_insn = False
-        a = op.a if self.machine.scenario.mode == "long" else op.a & 0xFFFF_FFFF
+        a = op.a if self.vmm.scenario.mode == "long" else op.a & 0xFFFF_FFFF
         if op.name == "flags":
             vcpu.rflags = a | 2
         elif op.name == "rdcr3":
             # Without an exit under shadow paging the CPU shows kvm's own CR3.
-            execution.result = vcpu.cr3 if self.machine.is_nested else None
-        elif op.name == "invlpg" and self.machine.is_nested:
+            execution.result = vcpu.cr3 if self.vmm.is_nested else None
+        elif op.name == "invlpg" and self.vmm.is_nested:
             insn.insn_invlpg(vcpu, Gva(a))
-        elif op.name == "cr3" and self.machine.is_nested:
+        elif op.name == "cr3" and self.vmm.is_nested:
             if insn.mov_cr3(vcpu, a):
                 execution.cancel(13, 0)
-        elif op.name == "wrpkru" and self.machine.is_nested:
+        elif op.name == "wrpkru" and self.vmm.is_nested:
             self._write_pkru(execution, a)
         elif op.name == "wrmsr":
             execution.result = None
@@ -215,7 +214,7 @@ class Guest:
         if execution is None:
             return
         status = self._status(access)
-        if status == HW_PAGE_FAULT and self.machine.is_nested:
+        if status == HW_PAGE_FAULT and self.vmm.is_nested:
             self.vcpu.cr2 = self._fault_address(access)
             execution.cancel(PF_VECTOR, self.vcpu.cpu.error_code)
             return
@@ -254,13 +253,13 @@ class Guest:
         for address, start, end in self._pieces(gva, size):
             self.vcpu.cpu.access(Gva(address), self._kind(kind))
             place = self.vcpu.cpu.hpa
-            data += self.pdptes.shown(place, self.machine.world.memory.read(place, end - start))
+            data += self.pdptes.shown(place, self.vmm.world.memory.read(place, end - start))
         return data
 
     def _transfer(self, gva: int, kind: int, data: bytes) -> None:
         for address, start, end in self._pieces(gva, len(data)):
             self.vcpu.cpu.access(Gva(address), self._kind(kind))
-            self.machine.world.memory.write(self.vcpu.cpu.hpa, data[start:end])
+            self.vmm.world.memory.write(self.vcpu.cpu.hpa, data[start:end])
 
     # The interpreter's own store into its list.
     def _store(self, gva: int, data: bytes) -> None:

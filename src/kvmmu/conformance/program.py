@@ -12,8 +12,8 @@ from collections import deque
 
 from ..hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE
 from ..page_types import PAGE_SIZE
-from .machine import CODE, OP_SIZE, OPS, USER_CODE
 from .scenario import OPCODES, Op
+from .vmm import CODE, OP_SIZE, OPS, USER_CODE
 
 _U32 = 0xFFFF_FFFF
 _RET = 0xC3

@@ -3,7 +3,7 @@ cimport cython
 
 from ..addr cimport u32, u64, gva_t, gpa_t, hpa_t
 from .memory cimport PhysicalMemory
-from .paging cimport Walk, walk
+from .paging cimport Walk, page_walk
 from .regs cimport Registers
 from .tlb cimport Tlb
 

@@ -53,15 +53,15 @@ from .bits import (
     PT_PRESENT,
     TR_LEVEL_SHIFT,
 )
+from .cpumodel import CpuModel
 from .memory import PhysicalMemory
 from .modes import MODE_PAE, bit_range
-from .paging import Walk, walk
-from .params import CpuParams
+from .paging import Walk, page_walk
 from .regs import Registers
 from .tlb import Tlb
 
 _PDPTES = 0xFFFF_FFE0
-_DEFAULTS = CpuParams()
+_DEFAULTS = CpuModel()
 
 
 class Cpu(Registers):
@@ -77,7 +77,7 @@ class Cpu(Registers):
 
     __slots__ = ("error_code", "fault_code", "fault_gpa", "hpa", "last_walk", "number", "offset_mask", "tlb")
 
-    def __init__(self, number: int, memory: PhysicalMemory, params: CpuParams = _DEFAULTS) -> None:
+    def __init__(self, number: int, memory: PhysicalMemory, params: CpuModel = _DEFAULTS) -> None:
         Registers.__init__(self, memory, params)
         self.number = number
         self.tlb = Tlb(params)
@@ -115,7 +115,7 @@ class Cpu(Registers):
 
     def _access_missed(self, gva: Gva, kind: int) -> int:
         out = self.last_walk
-        status = walk(self, gva, kind, out)
+        status = page_walk(self, gva, kind, out)
         if status == HW_HIT:
             self.hpa = out.hpa
             self.tlb.fill(gva, out.translation)

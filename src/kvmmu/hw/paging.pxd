@@ -22,7 +22,7 @@ cdef u64 _TR_HOST_ALL
 
 @cython.final
 cdef class Walk:
-    # One walk, element by element; filled by walk(), reused by its owner.
+    # One walk, element by element; filled by page_walk(), reused by its owner.
     cdef readonly int nr            # elements read, top level first
     cdef int levels[6]              # level of each element
     cdef u64 entries[6]             # its value as read
@@ -46,7 +46,7 @@ cdef class Walk:
     cdef readonly u64 fault_code    # bits 31:0 as a #PF, bit 32 final translation, bit 33 guest table
     cdef readonly NestedWalk nested # the last second-stage walk
 
-cpdef int walk(Registers regs, gva_t gva, u32 kind, Walk out) except -1
+cpdef int page_walk(Registers regs, gva_t gva, u32 kind, Walk out) except -1
 cdef int _walk_unpaged(Registers regs, gva_t gva, u32 kind, Walk out) except -1
 @cython.locals(level=int, table=u64, allowed=u64, nx=u64, status=int, entry=u64, is_large=bint, code=u32)
 cdef int _walk_tables(Registers regs, gva_t gva, u32 kind, Walk out) except -1

@@ -132,7 +132,7 @@ class Walk:
         return [(self.levels[i], self.entries[i], self.places[i]) for i in range(self.nr)]
 
 
-def walk(regs: Registers, gva: Gva, kind: int, out: Walk) -> int:
+def page_walk(regs: Registers, gva: Gva, kind: int, out: Walk) -> int:
     """Translate ``gva`` for an access of ``kind`` (ACCESS_* bits) by the tables that ``regs`` select.
 
     Return an HW_* word and fill ``out``. A and D bits are set in the real entries by cmpxchg; the

@@ -41,9 +41,9 @@ from .bits import (
     TR_USER,
     TR_WRITABLE,
 )
+from .cpumodel import CpuModel
 from .memory import PhysicalMemory
 from .modes import Limits, PagingMode, bit_range, is_large_level, npt_mode, paging_mode, reserved_bits
-from .params import CpuParams
 
 _CR0_SHAPE = CR0_PG | CR0_WP
 _CR4_SHAPE = CR4_PSE | CR4_PAE | CR4_PGE | CR4_LA57 | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_PKE
@@ -111,7 +111,7 @@ class Registers:
         "want",
     )
 
-    def __init__(self, memory: PhysicalMemory, params: CpuParams) -> None:
+    def __init__(self, memory: PhysicalMemory, params: CpuModel) -> None:
         self.memory = memory
         self.maxphyaddr = params.maxphyaddr
         self.has_gbpages = params.has_gbpages

@@ -23,7 +23,7 @@ from array import array
 from ..addr import Gva
 from ..page_types import ONE
 from .bits import TR_GLOBAL, TR_LEVEL_SHIFT, TR_PIECE_SHIFT
-from .params import CpuParams
+from .cpumodel import CpuModel
 
 _WORDS = 4
 _PCID_SHIFT = 1
@@ -75,7 +75,7 @@ class Tlb:
         "ways",
     )
 
-    def __init__(self, params: CpuParams) -> None:
+    def __init__(self, params: CpuModel) -> None:
         self.keep_all = params.keep_all
         self.kept: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.sweep_at = _SWEEP_FROM

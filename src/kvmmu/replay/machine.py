@@ -14,8 +14,8 @@ from ..errors import RecordingError
 from ..host.bits import NO_HPA
 from ..hw.bits import CR0_PG, CR4_PAE, CR4_PKE, EFER_LMA, PT_ACCESSED, PT_DIRTY
 from ..hw.cpu import Cpu
+from ..hw.cpumodel import CpuModel
 from ..hw.memory import PhysicalMemory
-from ..hw.params import CpuParams
 from ..kvm import sregs
 from ..kvm.bits import KVM_MEM_READONLY
 from ..kvm.guestmem import gpa_to_hpa
@@ -55,7 +55,7 @@ class BareMachine:
         # ROM just below 4 GiB holds no tables: it need not be there.
         top = max(region.gpa + region.size for region in header.memory if region.kind == "ram")
         self.memory = PhysicalMemory(top // PAGE_SIZE)
-        cpu_params = CpuParams(maxphyaddr=header.maxphyaddr, has_gbpages=header.has("pdpe1gb"))
+        cpu_params = CpuModel(maxphyaddr=header.maxphyaddr, has_gbpages=header.has("pdpe1gb"))
         self.cpus = [Cpu(number, self.memory, cpu_params) for number in range(header.cpus)]
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None

@@ -6,10 +6,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, HW_HIT
-from ..hw.paging import Walk, walk
+from ..hw.paging import Walk, page_walk
 from ..kvm.mmu.spte import describe_spte, is_shadow_present
-from ..kvm.mmu.walker import GuestWalk
-from ..kvm.mmu.walker import walk as walk_guest
+from ..kvm.mmu.walker import GuestWalk, walk_addr
 from ..record.format import K_ACCESS, K_MMIO, K_STORE, KIND_NAMES
 from .result import Mismatch
 
@@ -60,7 +59,7 @@ def _guest_lines(vcpu: Vcpu, gva: int) -> list[str]:
     trace = vcpu.vm.trace
     listening = trace.on
     trace.on = False
-    done = walk_guest(vcpu, gw, gva, 0)  # type: ignore[arg-type]
+    done = walk_addr(vcpu, gw, gva, 0)  # type: ignore[arg-type]
     trace.on = listening
     lines = [
         f"level {level} at gpa {gw.gpte_gpa(level):#x}: {gw.gpte(level):#018x}"
@@ -73,7 +72,7 @@ def _guest_lines(vcpu: Vcpu, gva: int) -> list[str]:
 def _hardware_lines(player: Player) -> list[str]:
     cpu = player.cpus[player.reader.cpu]
     out = Walk()
-    status = walk(cpu, player.reader.gva & cpu.gva_mask, player.reader.access, out)  # type: ignore[arg-type]
+    status = page_walk(cpu, player.reader.gva & cpu.gva_mask, player.reader.access, out)  # type: ignore[arg-type]
     lines = []
     for level, entry, place in out.elements():
         text = f"level {level} at hpa {place:#x}: {entry:#018x}"

@@ -98,7 +98,7 @@ class World:
         """Walk, with the events in ``events``."""
         self.events.clear()
         self.vm.trace.attach(self.events.append)
-        allowed = w.walk(self.vcpu, self.gw, addr, access)  # type: ignore[arg-type]
+        allowed = w.walk_addr(self.vcpu, self.gw, addr, access)  # type: ignore[arg-type]
         self.vm.trace.detach()
         assert isinstance(allowed, bool)
         return allowed
@@ -206,7 +206,7 @@ def check(world: World, case: Case, width: int) -> None:
         can_tell = case.cr4 & SMEP or case.efer & NX
         outcome = ("pf", case.access & (WRITE | USER | (FETCH if can_tell else 0)))
 
-    allowed = w.walk(world.vcpu, world.gw, path.addr, case.access)  # type: ignore[arg-type]
+    allowed = w.walk_addr(world.vcpu, world.gw, path.addr, case.access)  # type: ignore[arg-type]
     if outcome[0] == "ok":
         assert allowed, (case, outcome, world.gw)
         assert world.gw.gpa == outcome[1], case

@@ -21,7 +21,7 @@ from .shadow cimport fetch
 from .shadowwalk cimport clear_flood_counts, is_dummy_root, walk_level, walk_next, walk_sptep, walk_start
 from .spte cimport is_mmio, is_shadow_present, mmio_access, mmio_generation, mmio_gfn
 from .track cimport is_write_tracked
-from .walker cimport GuestWalk, walk
+from .walker cimport GuestWalk, walk_addr
 from .zap cimport make_pages_available
 
 cdef int CAUSE_GUEST, CAUSE_MMIO_CACHED, CAUSE_RETRY, EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_PF, EMULTYPE_WRITE_PF_TO_SP

@@ -66,7 +66,7 @@ from .verdict import (
     RET_PF_SPURIOUS,
     RET_PF_WRITE_PROTECTED,
 )
-from .walker import GuestWalk, walk
+from .walker import GuestWalk, walk_addr
 from .zap import make_pages_available
 
 _PFERR_PT_WRITE = PFERR_GUEST_PAGE | PFERR_WRITE | PFERR_PRESENT
@@ -111,7 +111,7 @@ def paging_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     """Shadow paging, guest paging on: walk the guest's tables, then mirror what they say."""
     vm = vcpu.vm
     gw = vcpu.guest_walk
-    if not walk(vcpu, gw, fault.addr, fault.error_code & ~PFERR_RSVD):  # type: ignore[arg-type]
+    if not walk_addr(vcpu, gw, fault.addr, fault.error_code & ~PFERR_RSVD):  # type: ignore[arg-type]
         fault.cause = CAUSE_GUEST
         if not fault.prefetch:
             inject_page_fault(vcpu, gw)

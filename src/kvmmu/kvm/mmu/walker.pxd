@@ -56,7 +56,7 @@ cdef class GuestWalk:
     cpdef u64 prefetch_pte(self, int i) noexcept
 
 @cython.locals(outcome=int)
-cpdef bint walk(Vcpu vcpu, GuestWalk gw, gva_t addr, u64 access) except -1
+cpdef bint walk_addr(Vcpu vcpu, GuestWalk gw, gva_t addr, u64 access) except -1
 @cython.locals(gpte=u64, pkey=u32, is_write=bint)
 cpdef int _try_walk(Vcpu vcpu, GuestWalk gw, gva_t addr, u64 access) except -1
 @cython.locals(vm=Vm, mmu=Mmu, mm=Mm, memory=PhysicalMemory, slots=Memslots, slot=Memslot, level=int, is_narrow=bint,

@@ -6,7 +6,7 @@ numbers, everything else is the same code. Guest memory is reached as user memor
 a read may fault a page in and a store may break copy on write. A/D bits are set by cmpxchg after the permission
 check, and a lost race restarts the walk.
 
-The guest's mistakes are values: :func:`walk` says False and the ``#PF`` is in the :class:`GuestWalk`. Reference:
+The guest's mistakes are values: :func:`walk_addr` says False and the ``#PF`` is in the :class:`GuestWalk`. Reference:
 "Guest page-table walker".
 """
 
@@ -149,7 +149,7 @@ class GuestWalk:
         return f"<GuestWalk {entries} level {self.level} access {self.pte_access:#x} gpa {self.gpa:#x}>"
 
 
-def walk(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> bool:
+def walk_addr(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> bool:
     """Translate ``addr`` by the guest's tables for ``access``; fill ``gw`` and say whether it is allowed.
 
     ``access`` has the bits of a page-fault error code (W, U, F), plus bit 48 for an implicit supervisor access. The
@@ -402,7 +402,7 @@ def is_gpte_changed(vcpu: Vcpu, gw: GuestWalk, level: int) -> bool:
 
 
 def gva_to_gpa_walk(vcpu: Vcpu, gw: GuestWalk, gva: Gva, access: int) -> Gpa:
-    """Guest physical address of ``gva`` for ``access`` (as of :func:`walk`), or ``INVALID_PAGE``: the fault is in gw.
+    """Guest physical address of ``gva`` for ``access`` (:func:`walk_addr`), or ``INVALID_PAGE``: the fault is in gw.
 
     Without paging a gva is its gpa and nothing is read or traced.
     """
@@ -411,7 +411,7 @@ def gva_to_gpa_walk(vcpu: Vcpu, gw: GuestWalk, gva: Gva, access: int) -> Gpa:
         gw.gpa = gva  # type: ignore[assignment]
         gw.gfn = gpa_to_gfn(gva)  # type: ignore[arg-type]
         return gw.gpa
-    if walk(vcpu, gw, gva, access):
+    if walk_addr(vcpu, gw, gva, access):
         return gw.gpa
     return INVALID_PAGE  # type: ignore[return-value]
 

@@ -9,7 +9,7 @@ from ..errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
-class CpuParams:
+class CpuModel:
     """Facts about a CPU that no register changes.
 
     :raises ConfigError: a value that no CPU has.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The model's live tables and rmap statistics in the form that the recordings print, and their comparison.
+"""The model's live tables and rmap statistics in the form that the transcripts print, and their comparison.
 
 Frames have other numbers on another host, so a frame is a symbol: each frame of one side must stand for one frame of
 the other, wherever it appears in a dump. A and D bits of present entries are masked: the hardware sets them at its
@@ -15,7 +15,7 @@ from ..hw.bits import PT_PAGE_SIZE, PT_PRESENT
 from ..kvm.mmu.bits import SHADOW_NONPRESENT_VALUE, SPTE_MMU_PRESENT
 from ..kvm.mmu.rmap import pte_list_count
 from ..kvm.vm import Vm
-from .recording import Spte, TableDump
+from .transcript import Spte, TableDump
 
 _PFN_MASK = 0x000F_FFFF_FFFF_F000
 _AD_MASK = 0x60

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Recordings of real KVM: the normalised trace of one run, and what the VMM printed about it.
+"""Transcripts of real KVM: the normalised trace of one run, and what the VMM printed about it.
 
 A trace (``NAME.MODE.norm.xz``) is cut into steps. A step begins with an input, which the world outside the MMU
 decided: a mark of the VMM (``== op 3 w4 401000 2222``) or an exit of the guest; it holds the events that followed.
@@ -86,7 +86,7 @@ class Result:
 
 
 @dataclass(slots=True)
-class Recording:
+class Transcript:
     """One recorded run; dumps, counters and dirty logs are in the order in which they were asked for."""
 
     name: str
@@ -98,16 +98,16 @@ class Recording:
     results: list[Result] = field(default_factory=list)
 
 
-def read_recording(folder: Path, name: str, mode: str) -> Recording:
-    """The recording of scenario ``name`` with kvm loaded as ``mode`` (shadow, tdp, tdplegacy) in ``folder``.
+def read_transcript(folder: Path, name: str, mode: str) -> Transcript:
+    """The transcript of scenario ``name`` with kvm loaded as ``mode`` (shadow, tdp, tdplegacy) in ``folder``.
 
     :raises RecordingError: naming file and line.
     """
     trace = folder / f"{name}.{mode}.norm.xz"
-    recording = Recording(name, mode, parse_trace(_read_xz(trace), str(trace)))
+    transcript = Transcript(name, mode, parse_trace(_read_xz(trace), str(trace)))
     results = folder / f"{name}.{mode}.res.xz"
-    parse_results(recording, _read_xz(results), str(results))
-    return recording
+    parse_results(transcript, _read_xz(results), str(results))
+    return transcript
 
 
 def _read_xz(path: Path) -> str:
@@ -149,8 +149,8 @@ def _parse_exit(body: str, place: str) -> Exit:
     return Exit(reason, rip, info1, info2, intr, err)
 
 
-def parse_results(recording: Recording, text: str, source: str) -> None:
-    """Read what the VMM printed into ``recording``; lines that only repeat marks are left out.
+def parse_results(transcript: Transcript, text: str, source: str) -> None:
+    """Read what the VMM printed into ``transcript``; lines that only repeat marks are left out.
 
     :raises RecordingError: naming ``source`` and line.
     """
@@ -159,42 +159,42 @@ def parse_results(recording: Recording, text: str, source: str) -> None:
         word = line.split(maxsplit=1)[0] if line.strip() else ""
         is_counter = word in ("stat", "rmaps")
         if is_counter and not is_counting:
-            recording.counters.append(Counters())
+            transcript.counters.append(Counters())
         is_counting = is_counter
         try:
-            _parse_result_line(recording, word, line.strip())
+            _parse_result_line(transcript, word, line.strip())
         except (ValueError, IndexError, AttributeError):
             raise RecordingError(f"{source}:{number}: not a line of its form: {line!r}") from None
 
 
-def _parse_result_line(recording: Recording, word: str, line: str) -> None:
+def _parse_result_line(transcript: Transcript, word: str, line: str) -> None:
     if word == "spt":
-        _parse_spt(recording, line)
+        _parse_spt(transcript, line)
     elif word == "stat":
         match = _STAT.fullmatch(line)
-        recording.counters[-1].values[match[1]] = int(match[2])  # type: ignore[index]
+        transcript.counters[-1].values[match[1]] = int(match[2])  # type: ignore[index]
     elif word == "rmaps":
         _, _, rest = line.partition("Level=")
         if rest:
             level, *counts = rest.split()
-            recording.counters[-1].rmaps[level.rstrip(":")] = [int(count) for count in counts]
+            transcript.counters[-1].rmaps[level.rstrip(":")] = [int(count) for count in counts]
     elif word == "dirty":
         match = _DIRTY.fullmatch(line)
         if match:
-            recording.dirty_logs.append((int(match[1]), [int(page, 16) for page in match[2].split()]))
+            transcript.dirty_logs.append((int(match[1]), [int(page, 16) for page in match[2].split()]))
     elif word == "res":
         index, op, _, _, how, value = _RESULT.fullmatch(line).groups()  # type: ignore[union-attr]
-        recording.results.append(Result(int(index), op, how == "FAULT", int(value, 16), 0))
+        transcript.results.append(Result(int(index), op, how == "FAULT", int(value, 16), 0))
     elif word.startswith("vec="):
-        last = recording.results.pop()
+        last = transcript.results.pop()
         cr2 = int(_FAULT.fullmatch(line)[3], 16)  # type: ignore[index]
-        recording.results.append(Result(last.index, last.op, True, last.value, cr2))
+        transcript.results.append(Result(last.index, last.op, True, last.value, cr2))
 
 
-def _parse_spt(recording: Recording, line: str) -> None:
+def _parse_spt(transcript: Transcript, line: str) -> None:
     root = _SPT_ROOT.fullmatch(line)
     if root:
-        recording.dumps.append(TableDump(int(root[1], 16), int(root[2])))
+        transcript.dumps.append(TableDump(int(root[1], 16), int(root[2])))
         return
     level, address, word, sptep = _SPT.fullmatch(line).groups()  # type: ignore[union-attr]
-    recording.dumps[-1].entries.append(Spte(int(level), int(address, 16), int(word, 16), int(sptep, 16)))
+    transcript.dumps[-1].entries.append(Spte(int(level), int(address, 16), int(word, 16), int(sptep, 16)))

@@ -2,7 +2,7 @@
 """The machine of a scenario, put together as the recorder's VMM does it, and what that VMM does to it later.
 
 Slots get anonymous memory at 2M borders; low memory gets the guest's GDT, IDT, TSS and list of operations; the vCPU
-gets the CPUID of the recording's host (QEMU's TCG: 40 physical address bits, no PCID; no PKU without NPT) and the
+gets the CPUID of the transcript's host (QEMU's TCG: 40 physical address bits, no PCID; no PKU without NPT) and the
 registers of the scenario's mode.
 """
 
@@ -20,7 +20,7 @@ from ..params import Params
 from ..world import World
 from .scenario import OPCODES, Scenario, SlotLine, number_of
 
-#: Physical address bits of the recordings' host.
+#: Physical address bits of the transcripts' host.
 HOST_MAXPHYADDR = 40
 #: Where the guest's list of operations begins, and the size of an entry.
 OPS = 0x4000
@@ -62,7 +62,7 @@ class Slot:
         self.is_used = True
 
 
-class Machine:
+class Vmm:
     """The world of ``scenario`` with kvm loaded as ``mode``: shadow (``npt=0``) or tdplegacy (``npt=1 tdp_mmu=0``).
 
     :raises RecordingError: a scenario that asks for what the model has not.
@@ -70,7 +70,7 @@ class Machine:
 
     def __init__(self, scenario: Scenario, mode: str) -> None:
         if mode not in ("shadow", "tdplegacy"):
-            raise RecordingError(f"mode {mode!r}: recordings of shadow and tdplegacy can be played")
+            raise RecordingError(f"mode {mode!r}: transcripts of shadow and tdplegacy can be played")
         for name, _ in scenario.caps:
             raise RecordingError(f"{scenario.name}: cap {name}: the model cannot do this")
         self.scenario = scenario
@@ -214,55 +214,55 @@ class Machine:
         return hva, size
 
 
-def _dontneed(machine: Machine, words: tuple[str, ...]) -> None:
-    machine.world.mm.dontneed(*machine._range(words))
+def _dontneed(vmm: Vmm, words: tuple[str, ...]) -> None:
+    vmm.world.mm.dontneed(*vmm._range(words))
 
 
-def _munmap(machine: Machine, words: tuple[str, ...]) -> None:
-    machine.world.mm.munmap(*machine._range(words))
+def _munmap(vmm: Vmm, words: tuple[str, ...]) -> None:
+    vmm.world.mm.munmap(*vmm._range(words))
 
 
-def _mprotect(machine: Machine, words: tuple[str, ...]) -> None:
-    machine.world.mm.mprotect(*machine._range(words), number_of(words[2]) & 2 != 0)
+def _mprotect(vmm: Vmm, words: tuple[str, ...]) -> None:
+    vmm.world.mm.mprotect(*vmm._range(words), number_of(words[2]) & 2 != 0)
 
 
-def _poke8(machine: Machine, words: tuple[str, ...]) -> None:
-    machine.poke(number_of(words[0]), number_of(words[1]).to_bytes(8, "little"))
+def _poke8(vmm: Vmm, words: tuple[str, ...]) -> None:
+    vmm.poke(number_of(words[0]), number_of(words[1]).to_bytes(8, "little"))
 
 
-def _setflags(machine: Machine, words: tuple[str, ...]) -> None:
-    machine.slots[number_of(words[0])].flags = number_of(words[1])
+def _setflags(vmm: Vmm, words: tuple[str, ...]) -> None:
+    vmm.slots[number_of(words[0])].flags = number_of(words[1])
 
 
-def _move(machine: Machine, words: tuple[str, ...]) -> None:
-    machine.slots[number_of(words[0])].gpa = number_of(words[1])
+def _move(vmm: Vmm, words: tuple[str, ...]) -> None:
+    vmm.slots[number_of(words[0])].gpa = number_of(words[1])
 
 
-def _delete(machine: Machine, words: tuple[str, ...]) -> None:
-    machine.slots[number_of(words[0])].is_used = False
+def _delete(vmm: Vmm, words: tuple[str, ...]) -> None:
+    vmm.slots[number_of(words[0])].is_used = False
 
 
-def _restore(machine: Machine, words: tuple[str, ...]) -> None:
-    machine.slots[number_of(words[0])].is_used = True
+def _restore(vmm: Vmm, words: tuple[str, ...]) -> None:
+    vmm.slots[number_of(words[0])].is_used = True
 
 
-def _nrmmu(machine: Machine, words: tuple[str, ...]) -> None:
-    regions.set_nr_mmu_pages(machine.world.vm, number_of(words[0]))
+def _nrmmu(vmm: Vmm, words: tuple[str, ...]) -> None:
+    regions.set_nr_mmu_pages(vmm.world.vm, number_of(words[0]))
 
 
-def _sreg(machine: Machine, words: tuple[str, ...]) -> None:
-    vcpu = machine.vcpu
+def _sreg(vmm: Vmm, words: tuple[str, ...]) -> None:
+    vcpu = vmm.vcpu
     values = {"cr0": vcpu.cr0, "cr3": vcpu.cr3, "cr4": vcpu.cr4, "efer": vcpu.efer}
     if words[0] in values:
         values[words[0]] = number_of(words[1])
     sregs.set_sregs(vcpu, **values)
 
 
-def _look(machine: Machine, words: tuple[str, ...]) -> None:
+def _look(vmm: Vmm, words: tuple[str, ...]) -> None:
     """The VMM only looks: nothing changes."""
 
 
-_ACTIONS: dict[str, Callable[[Machine, tuple[str, ...]], None]] = {
+_ACTIONS: dict[str, Callable[[Vmm, tuple[str, ...]], None]] = {
     "delete": _delete,
     "dontneed": _dontneed,
     "dumpspt": _look,
