@@ -40,7 +40,6 @@ from .kvm.outcome import (
 )
 from .kvm.regions import UserMemoryRegion
 from .kvm.vcpu import Vcpu
-from .kvm.vm import Vm
 from .page_types import INVALID_PAGE, PAGE_SHIFT, PAGE_SIZE, U64
 from .params import Params
 from .sync import Gate
@@ -98,7 +97,7 @@ class World:
         self.memory = PhysicalMemory(nr_frames, Gate())
         self.frames = FrameAllocator(self.memory)
         self.mm = Mm(self.frames)
-        self.vm = Vm(self.mm, self.params)
+        self.vm = run.create_vm(self.mm, self.params)
         self.mm.register(MmuNotifier(self.vm))
         self._is_closed = False
 
@@ -301,10 +300,10 @@ class World:
             status = run.access(vcpu, Gva(gva + start), kind)
             if status == RUN_FAULT:
                 return Access("fault", error_code=vcpu.exception_error_code, address=vcpu.cr2)
-            if status == RUN_ERROR and vcpu.exit_action == RUN_SHUTDOWN:
+            if status == RUN_SHUTDOWN:
                 raise GuestMisuse(f"access at {gva:#x}: vCPU {vcpu.vcpu_id} shut down after a triple fault")
             if status == RUN_ERROR:
-                raise KvmIoctlError(-vcpu.exit_action, f"KVM_RUN: access at {gva:#x} cannot be resolved by the host")
+                raise KvmIoctlError(-vcpu.run_errno, f"KVM_RUN: access at {gva:#x} cannot be resolved by the host")
             if status == RUN_EMULATE:
                 return self._emulate(vcpu, gva, kind, data, size)
             places.append((vcpu.cpu.hpa, start, end))
@@ -344,7 +343,7 @@ class World:
         if size == first:
             return self.peek(vcpu.mmio_gpa, size)
         second = self.peek(vcpu.mmio_gpa, size - first)
-        gpa = walker.gva_to_gpa(vcpu, Gva(gva), emulator.walk_access(kind))
+        gpa = walker.gva_to_gpa(vcpu, vcpu.walk_mmu, Gva(gva), emulator.walk_access(kind))
         return self.peek(vcpu.exit_address if gpa == INVALID_PAGE else gpa, first) + second
 
     # Looking.
@@ -405,7 +404,7 @@ class World:
         for vcpu in vm.vcpus:
             state = (vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer, vcpu.mmu.root_hpa, vcpu.mmu.root_role, vcpu.requests)
             out.update(repr(state).encode())
-        for slots in vm.memslots:
+        for slots in (vm.slots_of(0), vm.slots_of(1)):
             out.update(repr((slots.generation, [repr(slot) for slot in slots.slots])).encode())
         out.update(repr(sorted(self.counters().items())).encode())
         return out.hexdigest()

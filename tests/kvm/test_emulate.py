@@ -104,7 +104,7 @@ def test_a_supervisors_instruction_in_a_device_cannot_be_emulated() -> None:
     _, vcpu, events = machine(False, [DEVICE])
     vcpu.fetches_insns = True
     vcpu.rip = BASE
-    vcpu.exit_action = 0
+    vcpu.emultype = 0
     assert emulate.emulate(vcpu, BASE, 0, None, 4) == X86EMUL_UNHANDLEABLE
     assert vcpu.stat.insn_emulation_fail == 1
     assert [(event[0], event[-1]) for event in events[-2:]] == [("kvm_emulate_insn", False), ("kvm_emulate_insn", True)]
@@ -114,7 +114,7 @@ def test_at_cpl_3_it_is_an_undefined_opcode() -> None:
     _, vcpu, _ = machine(False, [DEVICE])
     vcpu.fetches_insns = True
     vcpu.rip = BASE
-    vcpu.exit_action = 0
+    vcpu.emultype = 0
     # The tables let CPL 3 in: the entries above the page have U.
     assert emulate.emulate(vcpu, BASE, ACCESS_USER, None, 4) == X86EMUL_PROPAGATE_FAULT
     assert (vcpu.exception_pending, vcpu.exception_vector, vcpu.exception_has_error) == (True, emulate.UD_VECTOR, False)
@@ -125,7 +125,7 @@ def test_a_retry_is_noted_even_if_the_address_of_the_write_no_longer_translates(
     vcpu.fetches_insns = True
     vcpu.rip = BASE + 0x5000
     vcpu.exit_address = BASE + 0x6000
-    vcpu.exit_action = EMULTYPE_PF | EMULTYPE_ALLOW_RETRY_PF
+    vcpu.emultype = EMULTYPE_PF | EMULTYPE_ALLOW_RETRY_PF
     assert emulate.emulate(vcpu, BASE + 0x6000, ACCESS_WRITE, b"1234", 4) == X86EMUL_RETRY_INSTR
     assert (vcpu.last_retry_eip, vcpu.last_retry_addr) == (BASE + 0x5000, BASE + 0x6000)
 
@@ -138,7 +138,7 @@ def test_a_fetch_that_faults_after_a_write_to_a_table_is_retried_unless_the_tabl
     vcpu.fetches_insns = True
     vcpu.rip = BASE + 0x5000
     vcpu.exit_address = BASE
-    vcpu.exit_action = EMULTYPE_PF | EMULTYPE_ALLOW_RETRY_PF | (EMULTYPE_WRITE_PF_TO_SP if maps_itself else 0)
+    vcpu.emultype = EMULTYPE_PF | EMULTYPE_ALLOW_RETRY_PF | (EMULTYPE_WRITE_PF_TO_SP if maps_itself else 0)
     outcome = emulate.emulate(vcpu, BASE, ACCESS_WRITE, b"1234", 4)
     assert outcome == (X86EMUL_PROPAGATE_FAULT if maps_itself else X86EMUL_RETRY_INSTR)
     assert vcpu.exception_pending is maps_itself

@@ -53,7 +53,7 @@ def test_a_page_fault_while_one_is_delivered_leaves_cr2() -> None:
     vcpu.cr2 = 0x1234
     # All of the guest's tables are empty.
     sregs.set_sregs(vcpu, 0x8001_0011, 0x10000, 0x20, 0xD00)
-    assert not walk_addr(vcpu, vcpu.guest_walk, 0x5000, 2)
+    assert not walk_addr(vcpu, vcpu.walk_mmu, vcpu.guest_walk, 0x5000, 2)
     inject_page_fault(vcpu, vcpu.guest_walk)
     assert (vcpu.exception_vector, vcpu.exception_error_code, vcpu.cr2) == (DF, 0, 0x1234)
     assert vcpu.stat.pf_guest == 1

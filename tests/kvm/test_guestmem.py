@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,14 +12,18 @@ from kvmmu.host.frames import FrameAllocator
 from kvmmu.host.mm import Mm
 from kvmmu.hw.memory import PhysicalMemory
 from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID
-from kvmmu.kvm.guestmem import gpa_to_hpa, mark_page_dirty_in_slot, read_guest, write_guest
+from kvmmu.kvm.dirtylog import mark_page_dirty_in_slot
+from kvmmu.kvm.guestmem import gpa_to_hpa, read_guest, write_guest
 from kvmmu.kvm.memslots import Memslot, Memslots
+from kvmmu.kvm.run import create_vm
+from kvmmu.kvm.vm import Vm
+from kvmmu.params import Params
 
 EFAULT = 14
 LOG = KVM_MEM_LOG_DIRTY_PAGES
 
 
-def machine() -> SimpleNamespace:
+def machine() -> tuple[Vm, int]:
     """Gfns 0-7 in slot 0, 8-15 in slot 1 (logged, elsewhere in the process), 32-33 read-only; 40 invalid; SMM: 50."""
     mm = Mm(FrameAllocator(PhysicalMemory(128)))
     hva = mm.mmap(0x40_000)
@@ -34,14 +36,16 @@ def machine() -> SimpleNamespace:
     ]
     slots[1].alloc_dirty_bitmap()
     smm = Memslots(1, 1, [Memslot(1 << 16, 0, 50, 1, hva + 0x1A_000)])
-    return SimpleNamespace(mm=mm, memory=mm.memory, memslots=[Memslots(0, 0, slots), smm], hva=hva)
+    vm = create_vm(mm, Params())
+    vm.memslots[:] = [Memslots(0, 0, slots), smm]
+    return vm, hva
 
 
 def test_gpa_to_hpa_goes_through_slot_and_process() -> None:
-    vm = machine()
+    vm, hva = machine()
     hpa = gpa_to_hpa(vm.memslots[0], vm.mm, 0x9123, True)
-    assert hpa == vm.mm.user_access(vm.hva + 0x1123, False)
-    assert gpa_to_hpa(vm.memslots[1], vm.mm, 50 << 12, False) == vm.mm.user_access(vm.hva + 0x1A_000, False)
+    assert hpa == vm.mm.user_access(hva + 0x1123, False)
+    assert gpa_to_hpa(vm.memslots[1], vm.mm, 50 << 12, False) == vm.mm.user_access(hva + 0x1A_000, False)
 
 
 @pytest.mark.parametrize(
@@ -56,20 +60,20 @@ def test_gpa_to_hpa_goes_through_slot_and_process() -> None:
     ],
 )
 def test_no_hpa_for(gfn: int, write: bool, why: str) -> None:
-    vm = machine()
+    vm, _ = machine()
     assert gpa_to_hpa(vm.memslots[0], vm.mm, gfn << 12, write) == NO_HPA, why
 
 
 def test_a_write_protected_mapping_of_the_process_refuses_writes_only() -> None:
-    vm = machine()
-    vm.mm.mprotect(vm.hva, 0x1000, False)
+    vm, hva = machine()
+    vm.mm.mprotect(hva, 0x1000, False)
     assert gpa_to_hpa(vm.memslots[0], vm.mm, 8 << 12, True) == NO_HPA
     assert gpa_to_hpa(vm.memslots[0], vm.mm, 8 << 12, False) != NO_HPA
 
 
 def test_a_read_only_slot_can_be_read() -> None:
-    vm = machine()
-    vm.memory.write(vm.mm.user_access(vm.hva + 0x10_000, True), b"rom")
+    vm, hva = machine()
+    vm.memory.write(vm.mm.user_access(hva + 0x10_000, True), b"rom")
     assert read_guest(vm, 0, 32 << 12, 4)[:3] == b"rom"
     assert write_guest(vm, 0, 32 << 12, b"x") == -EFAULT
     assert read_guest(vm, 0, 32 << 12, 3) == b"rom"
@@ -91,21 +95,22 @@ def test_bytes_cross_pages_and_slots_as_in_flat_memory(writes: list[tuple[int, b
 
 
 def test_a_read_that_runs_out_of_memory_gives_nothing() -> None:
-    vm = machine()
+    vm, _ = machine()
     assert read_guest(vm, 0, 0xFFFF, 1) == b"\0"
     assert read_guest(vm, 0, 0xFFFF, 2) is None
     assert read_guest(vm, 0, 0x10_0000, 0) == b""
 
 
 def test_marking_is_for_logged_slots_with_a_bitmap() -> None:
+    vm, _ = machine()
     slot = Memslot(0, 0, 100, 130, 0)
     slot.alloc_dirty_bitmap()
-    mark_page_dirty_in_slot(slot, 100)
-    mark_page_dirty_in_slot(None, 100)
+    mark_page_dirty_in_slot(vm, None, slot, 100)
+    mark_page_dirty_in_slot(vm, None, None, 100)
     assert not any(slot.dirty_array)
     slot.flags = LOG
     for gfn in (100, 163, 164, 229):
-        mark_page_dirty_in_slot(slot, gfn)
+        mark_page_dirty_in_slot(vm, None, slot, gfn)
     assert list(slot.dirty_array) == [1 | 1 << 63, 1, 2, 0, 0, 0]
     slot.use_dirty_bitmap_of(None)
-    mark_page_dirty_in_slot(slot, 100)
+    mark_page_dirty_in_slot(vm, None, slot, 100)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from kvmmu.errors import KvmBug, KvmIoctlError, UserError
 from kvmmu.kvm import regions
 from kvmmu.kvm.bits import KVM_MEMSLOT_INVALID
+from kvmmu.kvm.invalidation import Invalidation
 from kvmmu.kvm.memslots import Memslots
 from kvmmu.kvm.regions import UserMemoryRegion, set_memory_region, set_nr_mmu_pages, set_user_memory_region
-from kvmmu.sync import Gate, Mutex, RwLock
+from kvmmu.lockorder import RANK_LEAF, RANK_MMU, RANK_SLOTS, RANK_SLOTS_ARCH
+from kvmmu.sync import Gate, Mutex, RwLock, Srcu
 
 LOG, READONLY = 1, 2
 FLAG = 1 << 63
@@ -30,21 +33,30 @@ class FakeVm:
 
     def __init__(self) -> None:
         gate = Gate()
-        self.slots_lock = Mutex("slots_lock", gate)
-        self.slots_arch_lock = Mutex("slots_arch_lock", gate)
-        self.mmu_lock = RwLock("mmu_lock", gate)
+        self.gate = gate
+        self.slots_lock = Mutex("slots_lock", gate, RANK_SLOTS)
+        self.slots_arch_lock = Mutex("slots_arch_lock", gate, RANK_SLOTS_ARCH)
+        self.mmu_lock = RwLock("mmu_lock", gate, RANK_MMU)
+        self.srcu = Srcu("srcu", gate)
+        self.invalidation = Invalidation(gate, self.mmu_lock, Mutex("mn_invalidate_lock", gate, RANK_LEAF))
         self.memslots = [Memslots(0), Memslots(1)]
         self.nr_memslot_pages = 0
         self.nr_memslots_dirty_logging = 0
         self.n_requested_mmu_pages = 0
         self.n_max_mmu_pages = 0
         self.max_gfn = (1 << 40) - 1
-        self.mn_active_invalidate_count = 0
         self.tracks_writes = False
         self.diary: list[Any] = []
 
     def is_write_tracking_enabled(self) -> bool:
         return self.tracks_writes
+
+    def slots_of(self, as_id: int) -> Memslots:
+        return self.memslots[as_id]
+
+    def publish_slots(self, slots: Memslots) -> None:
+        self.slots_arch_lock.assert_held()
+        self.memslots[slots.as_id] = slots
 
     def view(self, as_id: int = 0) -> list[tuple[int, int, int, int]]:
         """(id, base gfn, pages, flags) of the published slots."""
@@ -53,7 +65,7 @@ class FakeVm:
 
 def note_zap_all_fast(vm: FakeVm) -> None:
     vm.slots_lock.assert_held()
-    assert not vm.slots_arch_lock.locked
+    assert vm.slots_arch_lock.is_free()
     vm.diary.append(("zap_all_fast", vm.memslots[0].generation, vm.view()))
 
 
@@ -91,8 +103,8 @@ def refused(vm: FakeVm, asked: UserMemoryRegion, number: int, text: str) -> None
     assert caught.value.errno == number
     assert isinstance(caught.value, OSError)
     assert before == [(slots.generation, vm.view(slots.as_id)) for slots in vm.memslots]
-    assert not vm.slots_lock.locked
-    assert not vm.slots_arch_lock.locked
+    assert vm.slots_lock.is_free()
+    assert vm.slots_arch_lock.is_free()
 
 
 # ------------------------------------------------------------------------------------------------ errnos
@@ -287,8 +299,8 @@ def test_a_move_that_fails_puts_the_original_back_after_two_swaps() -> None:
     assert vm.memslots[0].find_id(3) is original
     assert original.flags == 0
     assert vm.memslots[0].generation == 6
-    assert not vm.slots_arch_lock.locked
-    assert not vm.slots_lock.locked
+    assert vm.slots_arch_lock.is_free()
+    assert vm.slots_lock.is_free()
 
 
 def test_arrays_that_the_invalid_copy_gained_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,34 +398,51 @@ def test_a_set_that_is_published_does_not_change() -> None:
 
 def test_an_update_inside_a_host_invalidation_is_a_deadlock() -> None:
     vm = FakeVm()
-    vm.mn_active_invalidate_count = 1
+    vm.invalidation.enter()
     with pytest.raises(KvmBug, match="waits forever"):
         set_user_memory_region(vm, region())
 
 
-def test_a_checker_may_end_the_invalidation_that_an_update_waits_for() -> None:
+def test_an_update_by_a_reader_of_the_memslots_is_a_deadlock() -> None:
     vm = FakeVm()
-    vm.mn_active_invalidate_count = 2
-    points: list[str] = []
+    vm.srcu.read_lock()
+    with pytest.raises(KvmBug, match="inside a section"):
+        set_user_memory_region(vm, region())
+
+
+def test_a_checker_may_end_the_invalidation_and_the_reader_that_an_update_waits_for() -> None:
+    vm = FakeVm()
+    vm.invalidation.enter()
+    vm.gate.run(1)
+    vm.srcu.read_lock()
+    vm.gate.run(0)
+    told: list[str] = []
 
     class Checker:
-        def point(self, kind: str, where: object, key: int) -> None:
-            points.append(kind)
+        def point(self, kind: str, where: object, key: object) -> None:
+            told.append(kind)
+
+        def barrier(self, kind: str) -> None:
+            told.append(kind)
+
+        def wait(self, kind: str, where: object, condition: Callable[[], bool]) -> None:
+            told.append(f"wait {kind}")
+            assert not condition()
+            vm.gate.run(1)
             if kind == "wait_for_invalidations":
                 assert vm.view() == []
-                vm.mn_active_invalidate_count -= 1
+                vm.invalidation.leave()
+            else:
+                assert len(vm.view()) == 1
+                vm.srcu.read_unlock()
+            vm.gate.run(0)
+            assert condition()
 
-    vm.slots_lock.gate.arm(Checker())
+    vm.gate.arm(Checker())
     set_user_memory_region(vm, region())
-    assert points == [
-        "lock",
-        "lock",
-        "wait_for_invalidations",
-        "wait_for_invalidations",
-        "unlock",
-        "synchronize_srcu",
-        "unlock",
-    ]
+    waits = [what for what in told if what.startswith("wait")]
+    assert waits == ["wait wait_for_invalidations", "wait synchronize_srcu"]
+    assert not vm.gate.holds_any()
 
 
 def test_nr_mmu_pages_of_the_user_stay() -> None:
@@ -531,8 +560,8 @@ class Slots(RuleBasedStateMachine):
         for slots in self.vm.memslots:
             for slot in slots.slots:
                 assert (slot.dirty_array is not None) == bool(slot.flags & LOG)
-        assert not self.vm.slots_lock.locked
-        assert not self.vm.slots_arch_lock.locked
+        assert self.vm.slots_lock.is_free()
+        assert self.vm.slots_arch_lock.is_free()
 
 
 TestSlots = Slots.TestCase

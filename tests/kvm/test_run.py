@@ -106,7 +106,7 @@ def test_a_device_is_emulated_and_the_exit_is_described(npt: bool) -> None:
     # Once to install the MMIO spte, once to hit it.
     for _ in range(2):
         assert run.access(vcpu, IO + 4, ACCESS_WRITE) == RUN_EMULATE
-        assert vcpu.exit_action & EMULTYPE_PF
+        assert vcpu.emultype & EMULTYPE_PF
         assert vcpu.exit_address == (DEVICE if npt else IO) + 4
         assert vcpu.mode == OUTSIDE_GUEST_MODE
     assert vcpu.stat.pf_mmio_spte_created == 1
@@ -117,7 +117,7 @@ def test_a_store_to_a_mirrored_directory_is_emulated() -> None:
     assert run.access(vcpu, BASE, 0) == RUN_HIT
     # The third table is the directory of level 2, which BASE and TABLES share: a store there goes to what maps it.
     assert run.access(vcpu, TABLES + 0x2000, ACCESS_WRITE) == RUN_EMULATE
-    assert vcpu.exit_action & EMULTYPE_WRITE_PF_TO_SP
+    assert vcpu.emultype & EMULTYPE_WRITE_PF_TO_SP
     # The level-1 table of another address may go out of sync instead.
     assert run.access(vcpu, TABLES + 0x3000, ACCESS_WRITE) == RUN_HIT
 
@@ -130,7 +130,7 @@ def test_memory_that_the_process_took_away_ends_the_run(npt: bool) -> None:
     assert run.access(vcpu, BASE, 0) == RUN_HIT
     world.mm.munmap(slot.userspace_addr + RAM, 4096)
     assert run.access(vcpu, BASE, 0) == RUN_ERROR
-    assert vcpu.exit_action == -errno.EFAULT
+    assert vcpu.run_errno == -errno.EFAULT
     world.audit()
 
 
@@ -145,7 +145,7 @@ def test_a_host_out_of_memory_ends_the_run(npt: bool, has_root: bool) -> None:
         taken.append(world.frames.alloc())
     gva = TABLES + 0x8000
     assert run.access(vcpu, gva, 0) == RUN_ERROR
-    assert vcpu.exit_action == -errno.ENOMEM
+    assert vcpu.run_errno == -errno.ENOMEM
     for pfn in taken:
         world.frames.put(pfn)
     assert run.access(vcpu, gva, 0) == RUN_HIT

@@ -76,7 +76,7 @@ def test_address_arithmetic_is_equal_at_every_width(word: int, level: int) -> No
 def test_lock_misuse_is_refused_alike() -> None:
     def program(build: Build) -> str:
         sync = build.room("sync")
-        lock = sync.RwLock("mmu_lock", sync.Gate())
+        lock = sync.RwLock("mmu_lock", sync.Gate(), 2)
         lock.read_lock()
         lock.write_lock()
         return "not refused"

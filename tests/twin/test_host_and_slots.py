@@ -91,7 +91,8 @@ def test_random_slots_and_guest_memory(seed: int) -> None:
                 slots[-1].alloc_rmap()
             base += npages
         found = memslots.Memslots(0, 2, slots)
-        vm = SimpleNamespace(mm=mm, memory=mm.memory, memslots=[found])
+        vm = build.room("kvm.run").create_vm(mm, build.room("params").Params())
+        vm.memslots[0] = found
         for _ in range(300):
             gpa = rng.randrange((base + 10) * 4096)
             gfn, level, size = gpa >> 12, rng.randrange(1, 4), rng.randrange(6000)
@@ -102,7 +103,7 @@ def test_random_slots_and_guest_memory(seed: int) -> None:
                 told.append((slot.index(gfn, level), slot.nr_lpages(level), slot.rmap_word(gfn, level)))
                 told.append([slot.nr_disallowed(gfn, which) for which in (2, 3)])
                 told.append((slot.gfn_to_hva_prot(gfn, level == 1), slot.is_visible(), slot.is_dirty_logged()))
-                guestmem.mark_page_dirty_in_slot(slot, gfn)
+                build.room("kvm.dirtylog").mark_page_dirty_in_slot(vm, None, slot, gfn)
             told.append(tell(guestmem.write_guest, vm, 0, gpa, rng.randbytes(size)))
             told.append(tell(guestmem.read_guest, vm, 0, gpa - gpa % 7, size))
             told.append(guestmem.gpa_to_hpa(found, mm, gpa, level == 2))

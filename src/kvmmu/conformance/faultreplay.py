@@ -18,13 +18,13 @@ from ..addr import Gva, Hpa
 from ..errors import KvmBug, KvmIoctlError, RecordingError
 from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG, GP_VECTOR, PF_VECTOR, UD_VECTOR
 from ..kvm import emulate, run, sregs
-from ..kvm.bits import ACCESS_NOT_PT_INSN, OUTSIDE_GUEST_MODE
+from ..kvm.bits import ACCESS_NOT_PT_INSN
 from ..kvm.exception import queue_exception
 from ..kvm.mmu.pages import root_to_sp
 from ..kvm.mmu.role import role_level
-from ..kvm.mmu.verdict import RESUME
 from ..kvm.mmu.walker import gva_to_gpa
-from ..kvm.outcome import RUN_SHUTDOWN, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_UNHANDLEABLE
+from ..kvm.mode import leave_guest_mode
+from ..kvm.outcome import RUN_ERROR, RUN_SHUTDOWN, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_UNHANDLEABLE
 from ..trace.norm import Normaliser
 from ..tracepoint import Event
 from .guest import Guest, Parted
@@ -181,7 +181,7 @@ class FaultReplay:
         if name not in ("mmio", "slot"):
             self.place = step.text
         # Each mark is written by the VMM, so KVM_RUN has returned.
-        self.vcpu.mode = OUTSIDE_GUEST_MODE
+        leave_guest_mode(self.vcpu)
         mark = self._MARKS.get(name)
         if mark is not None:
             mark(self, step, rest)
@@ -264,7 +264,7 @@ class FaultReplay:
         is_ram_first = self.vcpu.mmio_gpa & _PAGE_MASK == 0
         gva = access.gva if is_ram_first else access.gva + len(data)
         nr_events = len(self.events)
-        ram = self.vmm.peek(gva_to_gpa(self.vcpu, Gva(gva), access.kind & ACCESS_USER), size)
+        ram = self.vmm.peek(gva_to_gpa(self.vcpu, self.vcpu.walk_mmu, Gva(gva), access.kind & ACCESS_USER), size)
         del self.events[nr_events:]
         return ram + data if is_ram_first else data + ram
 
@@ -312,7 +312,7 @@ class FaultReplay:
         if self.events:
             raise Parted("the guest ran without an exit", _END, self.normaliser.line(self.events[0]) or "")
         vcpu.rip = exit_.rip
-        vcpu.mode = OUTSIDE_GUEST_MODE
+        leave_guest_mode(vcpu)
         pdptes = self.guest.pdptes
         if exit_.info2 >> 12 != vcpu.cr3 >> 12:
             pdptes.note_walk(exit_.rip)
@@ -345,8 +345,8 @@ class FaultReplay:
     def _enter(self) -> None:
         vcpu = self.vcpu
         ret = run.enter(vcpu)
-        if ret < 0:
-            self.run_errno = -ret
+        if ret == RUN_ERROR:
+            self.run_errno = -vcpu.run_errno
             return
         if ret == RUN_SHUTDOWN:
             self._end_guest()
@@ -362,7 +362,7 @@ class FaultReplay:
         execution = self.guest.execution
         is_user = execution is not None and execution.is_user_code(exit_.rip)
         kind = ACCESS_USER if is_user else 0
-        self.vcpu.exit_action = 0
+        self.vcpu.emultype = 0
         outcome = emulate.decode_insn(self.vcpu, kind)
         if outcome != X86EMUL_CONTINUE:
             emulate.decode_failed(self.vcpu, kind, outcome)
@@ -381,10 +381,10 @@ class FaultReplay:
         self.guest.execution = None
 
     def _page_fault(self, exit_: Exit, access: Access | None) -> None:
-        action = run.handle_page_fault(self.vcpu, exit_.info2, exit_.info1)
-        if action < 0:
-            self.run_errno = -action
-        elif action != RESUME:
+        ret = run.handle_page_fault(self.vcpu, exit_.info2, exit_.info1)
+        if ret < 0:
+            self.run_errno = -ret
+        elif self.vcpu.emultype:
             if access is None:
                 raise RecordingError(
                     f"{self.outcome.transcript}: {self.place}: the access at {exit_.info2:#x} is unknown"

@@ -91,7 +91,7 @@ def rmap_histogram(vm: Vm) -> dict[str, list[int]]:
     out: dict[str, list[int]] = {}
     for name, level in _LEVELS.items():
         counts = [0] * _RMAP_BUCKETS
-        for slots in vm.memslots:
+        for slots in (vm.slots_of(0), vm.slots_of(1)):
             for slot in slots.slots:
                 gfn = slot.base_gfn
                 for _ in range(slot.nr_lpages(level)):

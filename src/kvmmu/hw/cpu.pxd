@@ -5,6 +5,7 @@ from ..addr cimport u32, u64, gva_t, gpa_t, hpa_t
 from .memory cimport PhysicalMemory
 from .paging cimport Walk, page_walk
 from .regs cimport Registers
+from .runner cimport Runner
 from .tlb cimport Tlb
 
 cdef int HW_HIT, HW_PAGE_FAULT, INSN_DONE, INSN_GP, MODE_PAE, TR_LEVEL_SHIFT
@@ -55,3 +56,10 @@ cdef class Cpu(Registers):
     cpdef int flush_asid(self) except -1
     cpdef int flush_gva(self, gva_t gva) except -1
     cpdef int flush_all(self) except -1
+
+cdef class CpuRunner(Runner):
+    cdef readonly Cpu cpu
+    cpdef int load_guest(self, u64 cr0, u64 cr3, u64 cr4, u64 efer) except -1
+    cpdef int set_nested(self, hpa_t ncr3, int levels) except -1
+    cpdef int flush_asid(self) except -1
+    cpdef int flush_gva(self, gva_t gva) except -1

@@ -58,6 +58,7 @@ from .memory import PhysicalMemory
 from .modes import MODE_PAE, bit_range
 from .paging import Walk, page_walk
 from .regs import Registers
+from .runner import Runner
 from .tlb import Tlb
 
 _PDPTES = 0xFFFF_FFE0
@@ -291,3 +292,28 @@ class Cpu(Registers):
     def flush_all(self) -> int:
         """Flush every address space; return 0."""
         return self.tlb.flush_all()
+
+
+class CpuRunner(Runner):
+    """The logical CPU ``cpu`` as a runner."""
+
+    __slots__ = ("cpu",)
+
+    def __init__(self, cpu: Cpu) -> None:
+        self.cpu = cpu
+
+    def load_guest(self, cr0: int, cr3: int, cr4: int, efer: int) -> int:
+        """See :meth:`Cpu.load_guest`."""
+        return self.cpu.load_guest(cr0, cr3, cr4, efer)
+
+    def set_nested(self, ncr3: Hpa, levels: int) -> int:
+        """See :meth:`Cpu.set_nested`."""
+        return self.cpu.set_nested(ncr3, levels)
+
+    def flush_asid(self) -> int:
+        """See :meth:`Cpu.flush_asid`."""
+        return self.cpu.flush_asid()
+
+    def flush_gva(self, gva: Gva) -> int:
+        """See :meth:`Cpu.flush_gva`."""
+        return self.cpu.flush_gva(gva)

@@ -40,6 +40,8 @@ KVM_REQ_LOAD_MMU_PGD = 13
 KVM_REQ_TLB_FLUSH_CURRENT = 34
 KVM_REQ_TLB_FLUSH_GUEST = 35
 KVM_REQ_MMU_FREE_OBSOLETE_ROOTS = 39
+#: Requests, a bit each, whose sender waits until no vCPU can still act as if it had not been made.
+KVM_REQ_WAIT = 1 << KVM_REQ_TLB_FLUSH | 1 << KVM_REQ_TLB_FLUSH_GUEST | 1 << KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 #: Number -> name, for people.
 KVM_REQ_NAMES = {
     KVM_REQ_TLB_FLUSH: "TLB_FLUSH",

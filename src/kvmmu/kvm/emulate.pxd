@@ -2,7 +2,9 @@
 cimport cython
 from ..addr cimport u32, u64, gfn_t, gva_t, gpa_t, hpa_t, gpa_to_gfn, page_offset
 from ..hw.memory cimport PhysicalMemory
-from .guestmem cimport gpa_to_hpa, mark_page_dirty_in_slot
+from ..sync cimport Srcu
+from .dirtylog cimport mark_page_dirty_in_slot
+from .guestmem cimport gpa_to_hpa
 from .kvmtrace cimport trace_emulate_insn, trace_kvm_mmio, trace_vcpu_match_mmio
 from .memslots cimport Memslot, Memslots
 from .vcpu cimport Vcpu

@@ -32,8 +32,9 @@ from .bits import (
     KVM_TRACE_MMIO_READ_UNSATISFIED,
     KVM_TRACE_MMIO_WRITE,
 )
+from .dirtylog import mark_page_dirty_in_slot
 from .exception import queue_exception
-from .guestmem import gpa_to_hpa, mark_page_dirty_in_slot
+from .guestmem import gpa_to_hpa
 from .kvmtrace import trace_emulate_insn, trace_kvm_mmio, trace_vcpu_match_mmio
 from .mmu.context import permission_fault
 from .mmu.gptewrite import track_write, unprotect_and_retry
@@ -65,7 +66,7 @@ def walk_access(kind: int) -> int:
 def fetch_insn(vcpu: Vcpu, kind: int) -> int:
     """Fetch the instruction at rip, as without decode assists: CONTINUE, PROPAGATE_FAULT or UNHANDLEABLE."""
     access = PFERR_FETCH | (PFERR_USER if kind & ACCESS_USER else 0)
-    gpa = gva_to_gpa_walk(vcpu, vcpu.guest_walk, vcpu.rip, access)  # type: ignore[arg-type]
+    gpa = gva_to_gpa_walk(vcpu, vcpu.walk_mmu, vcpu.guest_walk, vcpu.rip, access)  # type: ignore[arg-type]
     if gpa == INVALID_PAGE:
         return X86EMUL_PROPAGATE_FAULT
     if gpa_to_hpa(vcpu.memslots(), vcpu.vm.mm, gpa, False) == NO_HPA:
@@ -93,7 +94,7 @@ def decode_failed(vcpu: Vcpu, kind: int, outcome: int) -> int:
 
     An instruction that wrote to a mirrored table is retried without the mirror, unless the table maps itself.
     """
-    if vcpu.exit_action & EMULTYPE_ALLOW_RETRY_PF and not vcpu.exit_action & EMULTYPE_WRITE_PF_TO_SP:
+    if vcpu.emultype & EMULTYPE_ALLOW_RETRY_PF and not vcpu.emultype & EMULTYPE_WRITE_PF_TO_SP:
         unprotect_and_retry(vcpu, vcpu.exit_address, True)
         return X86EMUL_RETRY_INSTR
     if outcome == X86EMUL_PROPAGATE_FAULT:
@@ -133,7 +134,7 @@ def find_gpa(vcpu: Vcpu, gva: Gva, kind: int, has_exit_gpa: bool) -> int:
         if vcpu.vm.trace.on:
             trace_vcpu_match_mmio(vcpu.vm.trace, gva, vcpu.mmio_gpa, is_write, False)
         return X86EMUL_IO_NEEDED
-    gpa = gva_to_gpa_walk(vcpu, vcpu.guest_walk, gva, access)
+    gpa = gva_to_gpa_walk(vcpu, vcpu.walk_mmu, vcpu.guest_walk, gva, access)
     if gpa == INVALID_PAGE:
         inject_page_fault(vcpu, vcpu.guest_walk)
         return X86EMUL_PROPAGATE_FAULT
@@ -149,7 +150,7 @@ def write_ram(vcpu: Vcpu, gpa: Gpa, data: bytes) -> int:
     if hpa == NO_HPA:
         return X86EMUL_IO_NEEDED
     vm.memory.write(hpa, data)
-    mark_page_dirty_in_slot(slots.find(gpa_to_gfn(gpa)), gpa_to_gfn(gpa))
+    mark_page_dirty_in_slot(vcpu.vm, vcpu, slots.find(gpa_to_gfn(gpa)), gpa_to_gfn(gpa))
     track_write(vcpu, gpa, len(data))
     return X86EMUL_CONTINUE
 
@@ -212,13 +213,17 @@ def emulate(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int) -> i
     PROPAGATE_FAULT (``vcpu.exception_*``), RETRY_INSTR, or UNHANDLEABLE (KVM_RUN ends with an internal error). Takes
     ``mmu_lock`` for stores to mirrored tables.
     """
-    outcome = decode_insn(vcpu, kind)
-    if outcome != X86EMUL_CONTINUE:
-        return decode_failed(vcpu, kind, outcome)
-    if kind & ACCESS_NOT_PT_INSN and vcpu.exit_action & EMULTYPE_ALLOW_RETRY_PF:
-        if unprotect_and_retry(vcpu, vcpu.exit_address, False):
-            return X86EMUL_RETRY_INSTR
-    return emulate_memory(vcpu, gva, kind, data, size)
+    vcpu.vm.srcu.read_lock()
+    try:
+        outcome = decode_insn(vcpu, kind)
+        if outcome != X86EMUL_CONTINUE:
+            return decode_failed(vcpu, kind, outcome)
+        if kind & ACCESS_NOT_PT_INSN and vcpu.emultype & EMULTYPE_ALLOW_RETRY_PF:
+            if unprotect_and_retry(vcpu, vcpu.exit_address, False):
+                return X86EMUL_RETRY_INSTR
+        return emulate_memory(vcpu, gva, kind, data, size)
+    finally:
+        vcpu.vm.srcu.read_unlock()
 
 
 def complete_mmio_read(vcpu: Vcpu, size: int, value: int) -> int:

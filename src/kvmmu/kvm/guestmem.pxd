@@ -8,5 +8,3 @@ cdef u64 NO_HPA, ONE, PAGE_OFFSET
 
 @cython.locals(slot=Memslot, gfn=gfn_t, hva=hva_t)
 cpdef hpa_t gpa_to_hpa(Memslots slots, Mm mm, gpa_t gpa, bint write) except? 0xFFFFFFFFFFFF0000
-@cython.locals(bit=u64)
-cpdef int mark_page_dirty_in_slot(Memslot slot, gfn_t gfn) noexcept

@@ -9,24 +9,22 @@ is no slot or an INVALID one, cannot write to read-only slots, and a write marks
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
 
-from ..addr import Gfn, Gpa, Hpa, gpa_to_gfn, page_offset
+from ..addr import Gpa, Hpa, gpa_to_gfn, page_offset
 from ..host.bits import NO_HPA
 from ..host.mm import Mm
-from ..page_types import ONE, PAGE_SIZE
+from ..page_types import PAGE_SIZE
 from .bits import PAGE_OFFSET
-from .memslots import Memslot, Memslots
-
-if TYPE_CHECKING:
-    from .vm import Vm
+from .dirtylog import mark_page_dirty_in_slot
+from .memslots import Memslots
+from .vm import Vm
 
 
 def gpa_to_hpa(slots: Memslots, mm: Mm, gpa: Gpa, write: bool) -> Hpa:
     """Physical address of the guest's byte ``gpa``, for an access by the hypervisor; valid up to the page's end.
 
     ``NO_HPA`` when there is none: no slot, an INVALID one, a write to a read-only one, or nothing at the hva that
-    permits the access. Faults the page in. A writer calls :func:`mark_page_dirty_in_slot` after the store.
+    permits the access. Faults the page in. A writer calls ``dirtylog.mark_page_dirty_in_slot()`` after the store.
     :class:`~kvmmu.errors.OutOfFrames` when the host's memory ends.
     """
     gfn = gpa_to_gfn(gpa)
@@ -39,21 +37,12 @@ def gpa_to_hpa(slots: Memslots, mm: Mm, gpa: Gpa, write: bool) -> Hpa:
     return mm.user_access(hva + page_offset(gpa), write)  # type: ignore[arg-type]
 
 
-def mark_page_dirty_in_slot(slot: Memslot | None, gfn: Gfn) -> int:
-    """Note in the slot's dirty bitmap that ``gfn`` was written; nothing happens while the slot is not logged."""
-    if slot is None or not slot.is_dirty_logged() or slot.dirty_bitmap is None:
-        return 0
-    bit = gfn - slot.base_gfn
-    slot.dirty_bitmap[bit >> 6] |= ONE << (bit & 63)
-    return 0
-
-
 def read_guest(vm: Vm, as_id: int, gpa: Gpa, length: int) -> bytes | None:
     """``length`` bytes from ``gpa`` on in address space ``as_id``, across pages and slots (``kvm_read_guest``).
 
     None (the kernel's -EFAULT) when any of them cannot be read.
     """
-    slots: Memslots = vm.memslots[as_id]
+    slots: Memslots = vm.slots_of(as_id)
     parts: list[bytes] = []
     while length > 0:
         chunk = min(length, PAGE_SIZE - page_offset(gpa))
@@ -71,7 +60,7 @@ def write_guest(vm: Vm, as_id: int, gpa: Gpa, data: bytes) -> int:
 
     0, or -EFAULT when a page cannot be written; the pages before it have been. Marks what it wrote dirty.
     """
-    slots: Memslots = vm.memslots[as_id]
+    slots: Memslots = vm.slots_of(as_id)
     done = 0
     while done < len(data):
         chunk = min(len(data) - done, PAGE_SIZE - page_offset(gpa))
@@ -79,7 +68,7 @@ def write_guest(vm: Vm, as_id: int, gpa: Gpa, data: bytes) -> int:
         if hpa == NO_HPA:
             return -errno.EFAULT
         vm.memory.write(hpa, data[done : done + chunk])
-        mark_page_dirty_in_slot(slots.find(gpa_to_gfn(gpa)), gpa_to_gfn(gpa))
+        mark_page_dirty_in_slot(vm, None, slots.find(gpa_to_gfn(gpa)), gpa_to_gfn(gpa))
         gpa = Gpa(gpa + chunk)
         done += chunk
     return 0

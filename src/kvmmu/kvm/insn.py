@@ -10,7 +10,7 @@ from __future__ import annotations
 from ..addr import Gva
 from ..hw.bits import INSN_GP
 from .run import enter, leave
-from .sregs import invlpg, invpcid, set_cr0, set_cr3, set_cr4, set_efer
+from .sregs import invlpg, invpcid, note_cr3, note_pkru, set_cr0, set_cr3, set_cr4, set_efer
 from .vcpu import Vcpu
 
 
@@ -18,35 +18,50 @@ def mov_cr3(vcpu: Vcpu, value: int) -> int:
     """MOV to CR3, bit 63 meaning "no flush" with CR4.PCIDE."""
     if not vcpu.vm.tdp_enabled:
         leave(vcpu)
-        return set_cr3(vcpu, value)
+        vcpu.vm.srcu.read_lock()
+        try:
+            return set_cr3(vcpu, value)
+        finally:
+            vcpu.vm.srcu.read_unlock()
     enter(vcpu)
     if vcpu.cpu.write_cr3(value):
         return INSN_GP
-    vcpu.cr3 = vcpu.cpu.cr3
-    return 0
+    return note_cr3(vcpu, vcpu.cpu.cr3)
 
 
 def mov_cr0(vcpu: Vcpu, value: int) -> int:
     """MOV to CR0."""
     leave(vcpu)
-    return set_cr0(vcpu, value)
+    vcpu.vm.srcu.read_lock()
+    try:
+        return set_cr0(vcpu, value)
+    finally:
+        vcpu.vm.srcu.read_unlock()
 
 
 def mov_cr4(vcpu: Vcpu, value: int) -> int:
     """MOV to CR4."""
     leave(vcpu)
-    return set_cr4(vcpu, value)
+    vcpu.vm.srcu.read_lock()
+    try:
+        return set_cr4(vcpu, value)
+    finally:
+        vcpu.vm.srcu.read_unlock()
 
 
 def wrmsr_efer(vcpu: Vcpu, value: int) -> int:
     """WRMSR to EFER."""
     leave(vcpu)
-    return set_efer(vcpu, value)
+    vcpu.vm.srcu.read_lock()
+    try:
+        return set_efer(vcpu, value)
+    finally:
+        vcpu.vm.srcu.read_unlock()
 
 
 def wrpkru(vcpu: Vcpu, value: int) -> int:
     """WRPKRU: never exits."""
-    vcpu.pkru = value
+    note_pkru(vcpu, value)
     return vcpu.cpu.write_pkru(value)
 
 
@@ -54,7 +69,11 @@ def insn_invlpg(vcpu: Vcpu, gva: Gva) -> int:
     """INVLPG."""
     if not vcpu.vm.tdp_enabled:
         leave(vcpu)
-        return invlpg(vcpu, gva)
+        vcpu.vm.srcu.read_lock()
+        try:
+            return invlpg(vcpu, gva)
+        finally:
+            vcpu.vm.srcu.read_unlock()
     enter(vcpu)
     return vcpu.cpu.invlpg(gva)
 
@@ -63,6 +82,10 @@ def insn_invpcid(vcpu: Vcpu, kind: int, pcid: int, gva: Gva) -> int:
     """INVPCID of type ``kind`` 0 to 3."""
     if not vcpu.vm.tdp_enabled:
         leave(vcpu)
-        return invpcid(vcpu, kind, pcid, gva)
+        vcpu.vm.srcu.read_lock()
+        try:
+            return invpcid(vcpu, kind, pcid, gva)
+        finally:
+            vcpu.vm.srcu.read_unlock()
     enter(vcpu)
     return INSN_GP if vcpu.cpu.invpcid(kind, pcid, gva) else 0

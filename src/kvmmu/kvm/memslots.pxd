@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
+from ..sync cimport Gate
 from ..addr cimport u16, u32, s32, u64, gfn_t, hva_t, pfn_t
 
 cdef int KVM_USER_MEM_SLOTS, LEVEL_BITS
@@ -63,7 +64,9 @@ cdef class Memslots:
     cpdef hva_t gfn_to_hva(self, gfn_t gfn, bint write) noexcept
     @cython.locals(slot=Memslot)
     cpdef bint is_visible_gfn(self, gfn_t gfn) noexcept
-    cpdef int set_generation(self, u64 generation) except -1
+    cpdef u64 read_generation(self, Gate gate) except? 0x5A5A5A5A
+    cpdef int set_generation(self, Gate gate, u64 generation) except -1
+
 
 cpdef bint is_error_hva(hva_t hva) noexcept
 cpdef bint is_error_pfn(pfn_t pfn) noexcept

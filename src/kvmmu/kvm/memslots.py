@@ -18,6 +18,7 @@ from typing import Any
 from ..addr import Gfn, Hva
 from ..host.frames import zeroed_array
 from ..page_types import LEVEL_BITS, ONE, PAGE_SHIFT
+from ..sync import Gate
 from .bits import (
     KVM_HVA_ERR_BAD,
     KVM_HVA_ERR_RO_BAD,
@@ -283,8 +284,16 @@ class Memslots:
                 return slot
         return None
 
-    def set_generation(self, generation: int) -> int:
+    def read_generation(self, gate: Gate) -> int:
+        """The generation, in-progress flag (bit 63) included; it may change once while the set is published."""
+        if gate.armed:
+            gate.announce("read", self, "generation")
+        return self.generation
+
+    def set_generation(self, gate: Gate, generation: int) -> int:
         """End the update that published this set; slots_lock held (:mod:`kvmmu.kvm.regions`)."""
+        if gate.armed:
+            gate.announce("write", self, "generation")
         self.generation = generation
         return 0
 

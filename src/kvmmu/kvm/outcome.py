@@ -8,14 +8,12 @@ all exits, X86EMUL_* how an access that kvm makes itself ends, RET_PF_* (``mmu/v
 from __future__ import annotations
 
 #: How an access ends: it was made (``vcpu.cpu.hpa``); the guest got an exception (``vcpu.exception_*``, ``vcpu.cr2``);
-#: kvm must emulate it (``emulate``); KVM_RUN fails with the errno -``vcpu.exit_action``.
+#: kvm must emulate it (``emulate``); KVM_RUN fails with ``vcpu.run_errno``; the guest is gone after a triple fault.
 RUN_HIT = 0
 RUN_FAULT = 1
 RUN_EMULATE = 2
 RUN_ERROR = 3
-
-#: What ``enter()`` says beside 0 and errnos.
-RUN_SHUTDOWN = 1
+RUN_SHUTDOWN = 4
 
 #: How an emulated access ends: done in RAM; a device's, at ``vcpu.mmio_gpa``; an exception for the guest; not emulated
 #: after all, because the table is no longer mirrored and the guest may try again.

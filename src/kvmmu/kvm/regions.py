@@ -25,6 +25,7 @@ from ..page_types import PAGE_SHIFT, PAGE_SIZE
 from ..params import KVM_MIN_ALLOC_MMU_PAGES
 from . import requests
 from .bits import (
+    KVM_ADDRESS_SPACE_NUM,
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_MAX_NR_PAGES,
     KVM_MEM_READONLY,
@@ -98,7 +99,7 @@ def set_memory_region(vm: Vm, region: UserMemoryRegion) -> None:
     """:func:`set_user_memory_region` for any slot id below 32767, KVM's own among them; slots_lock held."""
     vm.slots_lock.assert_held()
     _check_shape(vm, region)
-    slots: Memslots = vm.memslots[region.slot >> 16]
+    slots = vm.slots_of(region.slot >> 16)
     old = slots.find_id(region.slot & 0xFFFF)
     if region.memory_size == 0:
         if old is None:
@@ -164,8 +165,8 @@ def _check_shape(vm: Vm, region: UserMemoryRegion) -> None:
         _refuse(errno.EINVAL, f"userspace_addr {hva:#x}: must be a multiple of 0x1000")
     if hva + size > USER_END:
         _refuse(errno.EINVAL, f"userspace_addr {hva:#x} + {size:#x}: user addresses end at {USER_END:#x}")
-    if region.slot >> 16 >= len(vm.memslots):
-        _refuse(errno.EINVAL, f"address space {region.slot >> 16} (slot bits 16-31): there are {len(vm.memslots)}")
+    if region.slot >> 16 >= KVM_ADDRESS_SPACE_NUM:
+        _refuse(errno.EINVAL, f"address space {region.slot >> 16} (slot bits 16-31): there are {KVM_ADDRESS_SPACE_NUM}")
     if region.slot & 0xFFFF >= KVM_MEM_SLOTS_NUM:
         _refuse(errno.EINVAL, f"slot id {region.slot & 0xFFFF}: ids end at {KVM_MEM_SLOTS_NUM}")
     if gpa + size >= _U64_END:
@@ -230,43 +231,32 @@ def _invalidate_memslot(vm: Vm, old: Memslot) -> None:
 # Publish the set in which slot_id is new (None: absent). slots_arch_lock held on entry, released on return.
 def _activate_memslot(vm: Vm, as_id: int, slot_id: int, new: Memslot | None) -> None:
     vm.slots_arch_lock.assert_held()
-    active: Memslots = vm.memslots[as_id]
+    active = vm.slots_of(as_id)
     others = [slot for slot in active.slots if slot.id != slot_id]
     if new is not None:
         others.append(new)
-    if active.generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
-        raise KvmBug(f"memslot update in address space {as_id} inside another: generation {active.generation:#x}")
-    slots = Memslots(as_id, active.generation | KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, others)
-    _wait_for_invalidations(vm)
-    vm.memslots[as_id] = slots
+    old_generation = active.read_generation(vm.gate)
+    if old_generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
+        raise KvmBug(f"memslot update in address space {as_id} inside another: generation {old_generation:#x}")
+    slots = Memslots(as_id, old_generation | KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, others)
+    # Publishing between a notifier's start and end would let the end look at other slots than the start did.
+    vm.invalidation.lock_idle()
+    vm.publish_slots(slots)
+    vm.invalidation.unlock_idle()
     vm.slots_arch_lock.unlock()
-    _announce(vm, "synchronize_srcu")
-    generation = active.generation + len(vm.memslots)
+    # From here on nobody uses the old set.
+    vm.srcu.synchronize()
+    generation = old_generation + KVM_ADDRESS_SPACE_NUM
     _memslots_updated(vm, generation)
-    slots.set_generation(generation)
+    slots.set_generation(vm.gate, generation)
 
 
 # Each address space counts in steps of their number, so its own part of the MMIO generation wraps to 0 by itself. MMIO
 # sptes from the round before would look valid again: nothing of it may survive.
 def _memslots_updated(vm: Vm, generation: int) -> None:
-    if generation & MMIO_SPTE_GEN_MASK & ~(len(vm.memslots) - 1) == 0:
+    if generation & MMIO_SPTE_GEN_MASK & ~(KVM_ADDRESS_SPACE_NUM - 1) == 0:
         zap.zap_all_fast(vm)
     requests.kick_all(vm)
-
-
-# Publishing between a notifier's start and end would let the end look at other slots than the start did.
-def _wait_for_invalidations(vm: Vm) -> None:
-    while vm.mn_active_invalidate_count:
-        if not vm.slots_lock.gate.armed:
-            raise KvmBug(f"memslot update inside {vm.mn_active_invalidate_count} host invalidations waits forever")
-        _announce(vm, "wait_for_invalidations")
-
-
-# A point where another actor may run, for a checker that listens.
-def _announce(vm: Vm, kind: str) -> None:
-    gate = vm.slots_lock.gate
-    if gate.armed:
-        gate.checker.point(kind, vm, 0)
 
 
 # Give the slot that comes what it needs before anybody sees it.

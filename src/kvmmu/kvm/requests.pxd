@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
-from ..addr cimport u64, gfn_t
-from .vm cimport Vm
-from .vcpu cimport Vcpu
 cimport cython
+from ..addr cimport u64, gfn_t
+from ..sync cimport Gate
+from .mode cimport kick, wait_for_reading
+from .stats cimport VmStat
+from .vcpu cimport Vcpu
+from .vm cimport Vm
 
-cdef int KVM_REQ_TLB_FLUSH, OUTSIDE_GUEST_MODE
-cdef u64 ONE
+cdef int IN_GUEST_MODE, KVM_REQ_TLB_FLUSH, OUTSIDE_GUEST_MODE
+cdef u64 KVM_REQ_WAIT, ONE
 
-cpdef void make_request(Vcpu vcpu, int req) noexcept
-cpdef bint has_request(Vcpu vcpu, int req) noexcept
-cpdef bint check_request(Vcpu vcpu, int req) noexcept
-@cython.locals(vcpu=Vcpu, ipi=bint)
+@cython.locals(gate=Gate)
+cpdef int make_request(Vcpu vcpu, int req) except -1
+cpdef bint has_request(Vcpu vcpu, int req) except -1
+cpdef bint has_requests(Vcpu vcpu) except -1
+@cython.locals(gate=Gate)
+cpdef bint check_request(Vcpu vcpu, int req) except -1
+@cython.locals(vcpu=Vcpu, ipi=bint, waits=bint, mode=int)
 cpdef bint make_all_cpus_request(Vm vm, int req) except -1
+@cython.locals(vcpu=Vcpu)
+cpdef int kick_all(Vm vm) except -1
 cpdef int flush_remote_tlbs(Vm vm) except -1
 cpdef int flush_remote_tlbs_gfn(Vm vm, gfn_t gfn, int level) except -1

@@ -1,51 +1,81 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Requests: what one actor asks of vCPUs, served before their next entry; and the remote TLB flush built on them.
 
-Reference: "TLB flush rules, vCPU modes, requests".
+The owner of ``vcpu.requests``. Reference: "TLB flush rules, vCPU modes, requests".
 """
 
 from __future__ import annotations
 
 from ..addr import Gfn
 from ..page_types import ONE
-from .bits import (
-    KVM_REQ_TLB_FLUSH,
-    OUTSIDE_GUEST_MODE,
-)
+from .bits import IN_GUEST_MODE, KVM_REQ_TLB_FLUSH, KVM_REQ_WAIT, OUTSIDE_GUEST_MODE
+from .mode import kick, wait_for_reading
 from .vcpu import Vcpu
 from .vm import Vm
 
 
-def make_request(vcpu: Vcpu, req: int) -> None:
-    """Ask ``vcpu`` for ``req`` (a ``KVM_REQ_*`` number)."""
+def make_request(vcpu: Vcpu, req: int) -> int:
+    """Ask ``vcpu`` for ``req`` (a ``KVM_REQ_*`` number); what was stored before is seen by whoever serves it."""
+    gate = vcpu.gate
+    gate.smp_wmb()
+    if gate.armed:
+        gate.announce("or", vcpu, "requests")
     vcpu.requests |= ONE << req
+    return 0
 
 
 def has_request(vcpu: Vcpu, req: int) -> bool:
     """Whether ``req`` is pending; it stays so."""
+    if vcpu.gate.armed:
+        vcpu.gate.announce("read", vcpu, "requests")
     return (vcpu.requests >> req) & ONE != 0
 
 
+def has_requests(vcpu: Vcpu) -> bool:
+    """Whether anything is pending."""
+    if vcpu.gate.armed:
+        vcpu.gate.announce("read", vcpu, "requests")
+    return vcpu.requests != 0
+
+
 def check_request(vcpu: Vcpu, req: int) -> bool:
-    """Whether ``req`` was pending; it no longer is."""
+    """Whether ``req`` was pending; it no longer is. What its sender stored before is seen from now on."""
+    gate = vcpu.gate
+    if gate.armed:
+        gate.announce("read", vcpu, "requests")
     if (vcpu.requests >> req) & ONE == 0:
         return False
+    if gate.armed:
+        gate.announce("and", vcpu, "requests")
     vcpu.requests &= ~(ONE << req)
+    gate.smp_mb()
     return True
 
 
 def make_all_cpus_request(vm: Vm, req: int) -> bool:
-    """Ask every vCPU for ``req``. Return whether one was not in userspace, so that an IPI had to be sent."""
+    """Ask every vCPU for ``req``, and make those leave the guest that are in it. Return whether an IPI was sent.
+
+    A request of :data:`KVM_REQ_WAIT` goes to every vCPU that is not outside, and returns when each has acknowledged
+    it: no lockless walk that began before is still under way.
+    """
     ipi = False
+    waits = (KVM_REQ_WAIT >> req) & ONE != 0
     for vcpu in vm.vcpus:
-        vcpu.requests |= ONE << req
-        if vcpu.mode != OUTSIDE_GUEST_MODE:
+        make_request(vcpu, req)
+        mode = kick(vcpu)
+        if mode == IN_GUEST_MODE or (waits and mode != OUTSIDE_GUEST_MODE):
             ipi = True
+    if waits and ipi:
+        for vcpu in vm.vcpus:
+            wait_for_reading(vcpu)
     return ipi
 
 
-def kick_all(vm: Vm) -> None:
-    """Make every vCPU leave the guest before it goes on: here each serves its requests at its next entry anyway."""
+def kick_all(vm: Vm) -> int:
+    """Make every vCPU leave the guest, so that it serves its requests before it goes on. Return 0."""
+    for vcpu in vm.vcpus:
+        kick(vcpu)
+    return 0
 
 
 def flush_remote_tlbs(vm: Vm) -> int:

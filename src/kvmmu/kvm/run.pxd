@@ -3,9 +3,11 @@ cimport cython
 from ..addr cimport u32, u64, gva_t
 from ..hw.cpu cimport Cpu
 from .kvmtrace cimport trace_inj_exception, trace_kvm_page_fault
-from .requests cimport check_request
-from .svm cimport flush_tlb_current, load_mmu_pgd
+from .requests cimport check_request, has_requests
+from ..sync cimport Gate, Srcu
+from .mode cimport enter_guest_mode, leave_guest_mode
 from .vcpu cimport Vcpu
+from .vendor cimport Vendor
 from .vm cimport Vm
 from .mmu.context cimport Mmu
 from .mmu.pagefault cimport page_fault
@@ -14,19 +16,23 @@ from .mmu.roots cimport free_obsolete_roots, load, sync_prev_roots
 
 cdef int HW_HIT, HW_PAGE_FAULT, IN_GUEST_MODE, KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 cdef int KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH, KVM_REQ_TLB_FLUSH_CURRENT, KVM_REQ_TLB_FLUSH_GUEST
-cdef int KVM_REQ_TRIPLE_FAULT, MAX_TRIES, OUTSIDE_GUEST_MODE, RESUME, RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT
+cdef int KVM_REQ_TRIPLE_FAULT, MAX_TRIES, RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT
 cdef int RUN_SHUTDOWN
 cdef u64 INVALID_PAGE
 
 cpdef int serve_requests(Vcpu vcpu) except -1
 cpdef int flush_tlb_guest(Vcpu vcpu) except -1
-@cython.locals(ret=int, is_shutdown=bint)
-cpdef int enter(Vcpu vcpu) except? -99
+@cython.locals(vm=Vm, status=int, is_announced=bint)
+cpdef int enter(Vcpu vcpu) except -1
+@cython.locals(is_shutdown=bint)
+cpdef int prepare_entry(Vcpu vcpu, bint is_announced) except -1
+cpdef int resume(Vcpu vcpu) except -1
 cpdef int leave(Vcpu vcpu) except -1
 @cython.locals(cpu=Cpu)
 cpdef int exit_page_fault(Vcpu vcpu, gva_t gva, int status) except? -99
+@cython.locals(ret=int)
 cpdef int handle_page_fault(Vcpu vcpu, u64 address, u64 code) except? -99
-@cython.locals(cpu=Cpu, status=int, ret=int, tries=int)
+@cython.locals(status=int, ret=int)
 cpdef int access(Vcpu vcpu, gva_t gva, u32 kind) except -1
 @cython.locals(ret=int, tries=int)
 cpdef int access_missed(Vcpu vcpu, gva_t gva, u32 kind, int status) except -1

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from ..addr import Gva
 from ..errors import KvmBug
+from ..host.mm import Mm
 from ..hw.bits import HW_HIT, HW_PAGE_FAULT
 from ..hw.cpu import Cpu
 from ..page_types import INVALID_PAGE
+from ..params import Params
 from .bits import (
     IN_GUEST_MODE,
     KVM_REQ_LOAD_MMU_PGD,
@@ -21,20 +23,24 @@ from .bits import (
     KVM_REQ_TLB_FLUSH_GUEST,
     KVM_REQ_TRIPLE_FAULT,
     MAX_TRIES,
-    OUTSIDE_GUEST_MODE,
 )
 from .kvmtrace import trace_inj_exception, trace_kvm_page_fault
 from .mmu.pagefault import page_fault
 from .mmu.resync import sync_roots
 from .mmu.roots import create_mmu, destroy_mmu, free_obsolete_roots, load, sync_prev_roots
 from .mmu.setup import init_mmu
-from .mmu.verdict import RESUME
 from .mmu.walker import GuestWalk
+from .mode import enter_guest_mode, leave_guest_mode
 from .outcome import RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT, RUN_SHUTDOWN
-from .requests import check_request
-from .svm import flush_tlb_current, load_mmu_pgd
+from .requests import check_request, has_requests
+from .svm import Svm
 from .vcpu import Vcpu
 from .vm import Vm
+
+
+def create_vm(mm: Mm, params: Params) -> Vm:
+    """A new VM of the process ``mm``, without slots and vCPUs, on the hardware that ``params`` describe."""
+    return Vm(mm, params, Svm())
 
 
 def create_vcpu(vm: Vm, cpu: Cpu) -> Vcpu:
@@ -58,7 +64,7 @@ def flush_tlb_guest(vcpu: Vcpu) -> int:
     if not vcpu.vm.tdp_enabled:
         sync_roots(vcpu)
         sync_prev_roots(vcpu)
-    return flush_tlb_current(vcpu)
+    return vcpu.vm.vendor.flush_tlb_current(vcpu)
 
 
 def serve_requests(vcpu: Vcpu) -> int:
@@ -68,14 +74,14 @@ def serve_requests(vcpu: Vcpu) -> int:
     if check_request(vcpu, KVM_REQ_MMU_SYNC):
         sync_roots(vcpu)
     if check_request(vcpu, KVM_REQ_LOAD_MMU_PGD) and vcpu.mmu.root_hpa != INVALID_PAGE:
-        load_mmu_pgd(vcpu)
+        vcpu.vm.vendor.load_mmu_pgd(vcpu)
     if check_request(vcpu, KVM_REQ_TLB_FLUSH):
         vcpu.stat.tlb_flush += 1
-        flush_tlb_current(vcpu)
+        vcpu.vm.vendor.flush_tlb_current(vcpu)
         check_request(vcpu, KVM_REQ_TLB_FLUSH_CURRENT)
     if check_request(vcpu, KVM_REQ_TLB_FLUSH_CURRENT):
         vcpu.stat.tlb_flush += 1
-        flush_tlb_current(vcpu)
+        vcpu.vm.vendor.flush_tlb_current(vcpu)
     if check_request(vcpu, KVM_REQ_TLB_FLUSH_GUEST):
         flush_tlb_guest(vcpu)
     return 0
@@ -84,14 +90,38 @@ def serve_requests(vcpu: Vcpu) -> int:
 def enter(vcpu: Vcpu) -> int:
     """Everything between an exit and the next entry: requests, the pending exception, a root.
 
-    Return 0; a negative errno that ends KVM_RUN; or RUN_SHUTDOWN: the guest is gone after a triple fault.
+    Return 0: the guest may run. RUN_ERROR: KVM_RUN ends with ``vcpu.run_errno``. RUN_SHUTDOWN: the guest is gone after
+    a triple fault. Reads the memslots inside ``srcu``.
     """
-    vcpu.mode = OUTSIDE_GUEST_MODE
+    vm = vcpu.vm
+    leave_guest_mode(vcpu)
+    status = 0
+    is_announced = False
+    while status == 0:
+        vm.srcu.read_lock()
+        try:
+            status = prepare_entry(vcpu, is_announced)
+            if status == 0:
+                enter_guest_mode(vcpu)
+        finally:
+            vm.srcu.read_unlock()
+        is_announced = True
+        if status == 0:
+            # Whoever made a request after it was looked for sees the mode, and the request is seen here.
+            vm.gate.smp_mb()
+            if not has_requests(vcpu):
+                return 0
+            leave_guest_mode(vcpu)
+    return status
+
+
+def prepare_entry(vcpu: Vcpu, is_announced: bool) -> int:
+    """One round of :func:`enter`: serve requests until none is left, load a root. Return as it does."""
     is_shutdown = check_request(vcpu, KVM_REQ_TRIPLE_FAULT)
     serve_requests(vcpu)
     if is_shutdown:
         return RUN_SHUTDOWN
-    if vcpu.exception_pending and vcpu.vm.trace.on:
+    if vcpu.exception_pending and vcpu.vm.trace.on and not is_announced:
         trace_inj_exception(
             vcpu.vm.trace,
             vcpu.exception_vector,
@@ -99,25 +129,33 @@ def enter(vcpu: Vcpu) -> int:
             vcpu.exception_error_code,
             vcpu.exception_reinjected,
         )
-    while vcpu.requests or vcpu.mmu.root_hpa == INVALID_PAGE:
+    while has_requests(vcpu) or vcpu.mmu.root_hpa == INVALID_PAGE:
         if vcpu.mmu.root_hpa == INVALID_PAGE:
-            ret = load(vcpu)
-            if ret < 0:
-                return ret
+            vcpu.run_errno = load(vcpu)
+            if vcpu.run_errno < 0:
+                return RUN_ERROR
         serve_requests(vcpu)
-    vcpu.mode = IN_GUEST_MODE
     return 0
+
+
+def resume(vcpu: Vcpu) -> int:
+    """Go on running the guest after an exit that was handled, or begin; return as :func:`enter`."""
+    if has_requests(vcpu) or vcpu.mmu.root_hpa == INVALID_PAGE:
+        return enter(vcpu)
+    enter_guest_mode(vcpu)
+    vcpu.gate.smp_mb()
+    return enter(vcpu) if has_requests(vcpu) else 0
 
 
 def leave(vcpu: Vcpu) -> int:
     """An exit: the CPU is back in kvm, where remote flushes do not interrupt it."""
-    vcpu.mode = OUTSIDE_GUEST_MODE
+    leave_guest_mode(vcpu)
     vcpu.stat.exits += 1
     return 0
 
 
 def exit_page_fault(vcpu: Vcpu, gva: Gva, status: int) -> int:
-    """Handle the exit that ``cpu.access()`` ended with (``status``): RESUME, EMULTYPE_* bits, or a negative errno."""
+    """Handle the exit that ``cpu.access()`` ended with (``status``, an HW_* word); return as the next."""
     cpu = vcpu.cpu
     if status == HW_PAGE_FAULT:
         return handle_page_fault(vcpu, gva, cpu.error_code)
@@ -127,31 +165,33 @@ def exit_page_fault(vcpu: Vcpu, gva: Gva, status: int) -> int:
 def handle_page_fault(vcpu: Vcpu, address: int, code: int) -> int:
     """Handle a page-fault exit: ``address`` is a gva, or a gpa under nested paging, ``code`` the exit's error code.
 
-    Return RESUME, EMULTYPE_* bits, or a negative errno, also kept in ``vcpu.exit_action``.
+    Return 0, or a negative errno that ends KVM_RUN. After 0 ``vcpu.emultype`` says whether the access must be emulated.
     """
     leave(vcpu)
     if vcpu.vm.trace.on:
         trace_kvm_page_fault(vcpu.vm.trace, vcpu.vcpu_id, vcpu.rip, address, code)
     vcpu.exit_address = address
-    vcpu.exit_action = page_fault(vcpu, address, code)
+    vcpu.vm.srcu.read_lock()
+    try:
+        ret = page_fault(vcpu, address, code)
+    finally:
+        vcpu.vm.srcu.read_unlock()
     vcpu.fault_counts[vcpu.fault_cause] += 1
-    return vcpu.exit_action
+    return ret
 
 
 def access(vcpu: Vcpu, gva: Gva, kind: int) -> int:
     """Let the guest make an access of ``kind`` (ACCESS_* bits of ``hw.bits``) to the byte at ``gva``.
 
-    Return RUN_HIT, RUN_FAULT, RUN_EMULATE or RUN_ERROR (``vcpu.exit_action`` says which: an errno, or RUN_SHUTDOWN).
+    Return RUN_HIT, RUN_FAULT, RUN_EMULATE, RUN_ERROR (``vcpu.run_errno`` is negative) or RUN_SHUTDOWN.
     :class:`KvmBug` if the same access exits again and again.
     """
-    cpu = vcpu.cpu
-    if vcpu.requests or vcpu.mmu.root_hpa == INVALID_PAGE:
-        ret = enter(vcpu)
+    # With the gate closed nobody else can have changed mode or requests meanwhile: a look is enough.
+    if vcpu.gate.armed or vcpu.requests or vcpu.mode != IN_GUEST_MODE or vcpu.mmu.root_hpa == INVALID_PAGE:
+        ret = resume(vcpu)
         if ret:
-            vcpu.exit_action = ret
-            return RUN_ERROR
-    vcpu.mode = IN_GUEST_MODE
-    status = cpu.access(gva, kind)
+            return ret
+    status = vcpu.cpu.access(gva, kind)
     if status == HW_HIT:
         return RUN_HIT
     return access_missed(vcpu, gva, kind, status)
@@ -166,15 +206,14 @@ def access_missed(vcpu: Vcpu, gva: Gva, kind: int, status: int) -> int:
             vcpu.exception_error_code = vcpu.cpu.error_code
             vcpu.cr2 = gva
             return RUN_FAULT
-        ret = exit_page_fault(vcpu, gva, status)
-        if ret < 0:
+        vcpu.run_errno = exit_page_fault(vcpu, gva, status)
+        if vcpu.run_errno < 0:
             return RUN_ERROR
-        if ret != RESUME:
+        if vcpu.emultype:
             return RUN_EMULATE
         ret = enter(vcpu)
         if ret:
-            vcpu.exit_action = ret
-            return RUN_ERROR
+            return ret
         if vcpu.exception_pending:
             vcpu.exception_pending = False
             return RUN_FAULT

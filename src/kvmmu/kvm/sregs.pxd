@@ -46,3 +46,5 @@ cpdef int invalidate_pcid(Vcpu vcpu, u64 pcid) except -1
 cpdef int invlpg(Vcpu vcpu, gva_t gva) except -1
 @cython.locals(roots=u32, i=int)
 cpdef int invpcid(Vcpu vcpu, int kind, u64 pcid, gva_t gva) except -1
+cpdef int note_cr3(Vcpu vcpu, u64 cr3) except -1
+cpdef int note_pkru(Vcpu vcpu, u32 pkru) except -1

@@ -65,7 +65,7 @@ def is_paging_32(vcpu: Vcpu) -> bool:
 
 def reload_pdptrs(vcpu: Vcpu, cr3: int) -> bool:
     """Read the four PDPTEs at cr3; False: reserved bits, so #GP. Changed ones are baked into the PAE root: drop it."""
-    result = load_pdptrs(vcpu, cr3)
+    result = load_pdptrs(vcpu, vcpu.walk_mmu, cr3)
     if result == PDPTRS_BAD:
         return False
     if result == PDPTRS_CHANGED:
@@ -267,8 +267,24 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> None:
     vcpu.cr4 = cr4
     vcpu.efer = efer
     if is_pae_paging(vcpu):
-        reload_pdptrs(vcpu, cr3)
+        vcpu.vm.srcu.read_lock()
+        try:
+            reload_pdptrs(vcpu, cr3)
+        finally:
+            vcpu.vm.srcu.read_unlock()
         reset = True
     if reset:
         reset_context(vcpu)
         make_request(vcpu, KVM_REQ_TLB_FLUSH_GUEST)
+
+
+def note_cr3(vcpu: Vcpu, cr3: int) -> int:
+    """The CPU loaded CR3 by itself, under nested paging; INSN_DONE."""
+    vcpu.cr3 = cr3
+    return INSN_DONE
+
+
+def note_pkru(vcpu: Vcpu, pkru: int) -> int:
+    """The guest wrote PKRU, which never exits; INSN_DONE."""
+    vcpu.pkru = pkru
+    return INSN_DONE

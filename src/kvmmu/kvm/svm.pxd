@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ..addr cimport u32, u64, gva_t, hpa_t
-from ..hw.cpu cimport Cpu
+from ..hw.runner cimport Runner
 from .vcpu cimport Vcpu
+from .vendor cimport Vendor
 from .vm cimport Vm
 from .mmu.context cimport Mmu
 from .mmu.role cimport role_level
@@ -14,6 +15,10 @@ cdef u64 _CR4_SMEP_SMAP
 
 @cython.locals(cr0=u64, cr3=u64, cr4=u64, efer=u64, mmu=Mmu)
 cpdef int load_shadow(Vcpu vcpu) except -1
-cpdef int load_mmu_pgd(Vcpu vcpu) except -1
-cpdef int flush_tlb_current(Vcpu vcpu) except -1
-cpdef int flush_tlb_gva(Vcpu vcpu, gva_t gva) except -1
+cdef class Svm(Vendor):
+    @cython.locals(target=Vcpu)
+    cpdef int load_mmu_pgd(self, object vcpu) except -1
+    @cython.locals(target=Vcpu)
+    cpdef int flush_tlb_current(self, object vcpu) except -1
+    @cython.locals(target=Vcpu)
+    cpdef int flush_tlb_gva(self, object vcpu, gva_t gva) except -1

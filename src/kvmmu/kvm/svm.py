@@ -8,6 +8,8 @@ flush has the scope of the vCPU's ASID. Reference: "TLB flush rules", hardware s
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..addr import Gva
 from ..errors import KvmBug
 from ..hw.bits import (
@@ -28,6 +30,7 @@ from ..hw.bits import (
 )
 from .mmu.role import role_level
 from .vcpu import Vcpu
+from .vendor import Vendor
 
 _CR4_SMEP_SMAP = CR4_SMEP | CR4_SMAP
 
@@ -50,24 +53,30 @@ def load_shadow(vcpu: Vcpu) -> int:
     cr3 = mmu.root_hpa
     if vcpu.cr4 & CR4_PCIDE:
         cr3 |= vcpu.cr3 & CR3_PCID  # type: ignore[assignment]
-    if vcpu.cpu.load_guest(cr0, cr3, cr4, efer):
+    if vcpu.runner.load_guest(cr0, cr3, cr4, efer):
         raise KvmBug(f"the CPU refuses the shadow root {mmu.root_hpa:#x}")
     return 0
 
 
-def load_mmu_pgd(vcpu: Vcpu) -> int:
-    """Make the CPU use the current root: as CR3 under shadow paging, as nCR3 under nested paging."""
-    if not vcpu.vm.tdp_enabled:
-        return load_shadow(vcpu)
-    vcpu.cpu.set_nested(vcpu.mmu.root_hpa, role_level(vcpu.mmu.root_role))
-    return vcpu.cpu.load_guest(vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer)
+class Svm(Vendor):
+    """AMD-V: nested paging or kvm's own root, one ASID for each vCPU."""
 
+    __slots__ = ()
 
-def flush_tlb_current(vcpu: Vcpu) -> int:
-    """Flush all translations of this vCPU's ASID."""
-    return vcpu.cpu.flush_asid()
+    def load_mmu_pgd(self, vcpu: Any) -> int:
+        """Make the CPU use the current root: as CR3 under shadow paging, as nCR3 under nested paging."""
+        target: Vcpu = vcpu
+        if not target.vm.tdp_enabled:
+            return load_shadow(target)
+        target.runner.set_nested(target.mmu.root_hpa, role_level(target.mmu.root_role))
+        return target.runner.load_guest(target.cr0, target.cr3, target.cr4, target.efer)
 
+    def flush_tlb_current(self, vcpu: Any) -> int:
+        """Flush all translations of this vCPU's ASID."""
+        target: Vcpu = vcpu
+        return target.runner.flush_asid()
 
-def flush_tlb_gva(vcpu: Vcpu, gva: Gva) -> int:
-    """Flush the translations of ``gva`` under every PCID of this vCPU's ASID (INVLPGA names an ASID only)."""
-    return vcpu.cpu.flush_gva(gva)
+    def flush_tlb_gva(self, vcpu: Any, gva: Gva) -> int:
+        """Flush the translations of ``gva`` under every PCID of this vCPU's ASID (INVLPGA names an ASID only)."""
+        target: Vcpu = vcpu
+        return target.runner.flush_gva(gva)

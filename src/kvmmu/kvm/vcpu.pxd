@@ -2,18 +2,28 @@
 cimport cython
 from ..addr cimport u8, u32, u64, gva_t, gpa_t, gfn_t, hpa_t
 from ..hw.cpu cimport Cpu
+from ..hw.runner cimport Runner
+from ..sync cimport Gate
 from .memslots cimport Memslot, Memslots
 from .stats cimport VcpuStat
 from .vm cimport Vm
 from .mmu.context cimport Mmu
 
+cdef int READING_SHADOW_PAGE_TABLES
 cdef u64 ONE, U64
 
 cdef class Vcpu:
     cdef readonly int vcpu_id
     cdef readonly Vm vm
-    cdef readonly Cpu cpu               # the logical CPU that runs it
-    cdef readonly Mmu mmu               # root_mmu
+    cdef readonly Gate gate
+    cdef readonly Cpu cpu               # the logical CPU that makes its accesses
+    cdef public Runner runner           # what is told its registers and flushes: that CPU, or an emulator
+    # Its contexts: of its own tables, of a nested guest's second stage as kvm shadows it, of a nested guest's own tables.
+    cdef readonly Mmu root_mmu
+    cdef readonly Mmu guest_mmu
+    cdef readonly Mmu nested_mmu
+    cdef public Mmu mmu                 # whose root is in use: faults go here
+    cdef public Mmu walk_mmu            # whose tables translate a gva of the code that runs
     cdef readonly VcpuStat stat
     # Guest state.
     cdef public u64 cr0
@@ -36,7 +46,8 @@ cdef class Vcpu:
     cdef public int fault_cause         # CAUSE_* of the last fault
     cdef u64 fault_counts[16]           # page-fault exits by CAUSE_*
     cdef public u64 exit_address        # of the last page-fault exit: gva, or gpa under nested paging
-    cdef public int exit_action         # what page_fault() said: RESUME, EMULTYPE_* bits, or a negative errno
+    cdef public int emultype            # EMULTYPE_* bits of the last page-fault exit; 0: nothing to emulate
+    cdef public int run_errno           # the negative errno that ended KVM_RUN, for RUN_ERROR
     cdef public gpa_t mmio_gpa          # device address of the last emulated access that ended in MMIO
     cdef public bint fetches_insns      # rip is real: emulation fetches the instruction from there
     # Pending work.
@@ -58,6 +69,7 @@ cdef class Vcpu:
     cdef public u64 last_retry_addr
 
     cpdef Memslots memslots(self)
+    cpdef bint is_not_reading(self) except -1
     cpdef u64 nr_faults(self, int cause) noexcept
     @cython.locals(slots=Memslots)
     cpdef Memslot gfn_to_memslot(self, gfn_t gfn)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..addr import Gfn, Gpa, Gva
-from ..hw.cpu import Cpu
+from ..hw.cpu import Cpu, CpuRunner
+from ..hw.runner import Runner
 from ..page_types import ONE, U64
-from .bits import OUTSIDE_GUEST_MODE, RESET_CR0
+from .bits import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, RESET_CR0
 from .memslots import Memslot, Memslots
 from .mmu.context import Mmu
 from .stats import VcpuStat
@@ -36,11 +37,13 @@ class Vcpu:
         "exception_pending",
         "exception_reinjected",
         "exception_vector",
-        "exit_action",
+        "emultype",
         "exit_address",
         "fault_cause",
         "fault_counts",
         "fetches_insns",
+        "gate",
+        "guest_mmu",
         "guest_walk",
         "has_gbpages",
         "has_nx",
@@ -55,22 +58,33 @@ class Vcpu:
         "mmio_gva",
         "mmu",
         "mode",
+        "nested_mmu",
         "pkru",
         "requests",
         "reserved_gpa_bits",
         "rflags",
         "rip",
+        "root_mmu",
+        "run_errno",
+        "runner",
         "smm",
         "stat",
         "vcpu_id",
         "vm",
+        "walk_mmu",
     )
 
     def __init__(self, vm: Vm, vcpu_id: int, cpu: Cpu, guest_walk: Any) -> None:
         self.vcpu_id = vcpu_id
         self.vm = vm
+        self.gate = vm.gate
         self.cpu = cpu
-        self.mmu = Mmu()
+        self.runner: Runner = CpuRunner(cpu)
+        self.root_mmu = Mmu()
+        self.guest_mmu = Mmu()
+        self.nested_mmu = Mmu()
+        self.mmu = self.root_mmu
+        self.walk_mmu = self.root_mmu
         self.stat = VcpuStat()
         self.cr0 = RESET_CR0
         self.cr2 = 0
@@ -86,7 +100,8 @@ class Vcpu:
         self.fault_cause = 0
         self.fault_counts = [0] * 16
         self.exit_address = 0
-        self.exit_action = 0
+        self.emultype = 0
+        self.run_errno = 0
         self.mmio_gpa = Gpa(0)
         self.fetches_insns = False
         self.requests = 0
@@ -130,12 +145,16 @@ class Vcpu:
 
     def memslots(self) -> Memslots:
         """The published memslots of the address space that the vCPU is in."""
-        return self.vm.memslots[1 if self.smm else 0]
+        return self.vm.slots_of(1 if self.smm else 0)
 
     def gfn_to_memslot(self, gfn: Gfn) -> Memslot | None:
         """The slot of ``gfn`` in the vCPU's address space, or None."""
-        slots: Memslots = self.vm.memslots[1 if self.smm else 0]
+        slots: Memslots = self.vm.slots_of(1 if self.smm else 0)
         return slots.find(gfn)
+
+    def is_not_reading(self) -> bool:
+        """Whether no lockless walk of this vCPU is under way (``mode``)."""
+        return self.mode != READING_SHADOW_PAGE_TABLES
 
     def __repr__(self) -> str:
         return (

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ..addr cimport u8, u32, s32, u64, gfn_t, hpa_t
-from ..sync cimport Gate, RwLock, Mutex
+from ..sync cimport Gate, Mutex, RwLock, Srcu
 from ..tracepoint cimport Trace
 from ..hw.memory cimport PhysicalMemory
 from ..host.frames cimport FrameAllocator
 from ..host.mm cimport Mm
+from .invalidation cimport Invalidation
 from .memslots cimport Memslot, Memslots
+from .policy cimport Policy
 from .stats cimport VmStat
+from .vendor cimport Vendor
 from .mmu.spte cimport SpteFormat
 from .mmu.page cimport ShadowPage
 
@@ -21,12 +24,12 @@ cdef class Vm:
     cdef readonly Gate gate
     cdef readonly Trace trace
     cdef readonly object params
+    cdef readonly Vendor vendor
     # Configuration, fixed at creation.
     cdef readonly bint tdp_enabled          # direct MMU on NPT; else shadow paging
     cdef readonly int tdp_root_level        # host page-table levels
     cdef readonly int host_maxphyaddr
-    cdef readonly bint mmio_caching
-    cdef readonly bint flush_on_reuse
+    cdef readonly Policy policy             # what parameters decide
     cdef readonly SpteFormat fmt
     cdef readonly gfn_t max_gfn             # largest gfn that sptes may map
     # Locks, outer first.
@@ -34,17 +37,13 @@ cdef class Vm:
     cdef readonly Mutex slots_arch_lock
     cdef readonly RwLock mmu_lock
     cdef readonly Mutex mmu_unsync_pages_lock
+    cdef readonly Srcu srcu                 # readers of the memslots
     # Memslots: the published set of each address space.
     cdef readonly list memslots
     cdef public u64 nr_memslot_pages
     cdef public int nr_memslots_dirty_logging
-    cdef public bint shadow_root_allocated
-    # Host invalidations.
-    cdef public u64 mmu_invalidate_seq
-    cdef public int mmu_invalidate_in_progress
-    cdef public gfn_t mmu_invalidate_range_start    # all ones: no range yet
-    cdef public gfn_t mmu_invalidate_range_end
-    cdef public int mn_active_invalidate_count
+    cdef bint has_shadow_roots              # a shadow root was made: every slot has its arrays
+    cdef readonly Invalidation invalidation # by the host
     # Shadow pages.
     cdef public u64 n_used_mmu_pages
     cdef public u64 n_requested_mmu_pages   # by the user; 0: computed from the slots
@@ -58,7 +57,11 @@ cdef class Vm:
     cdef readonly list vcpus
     cdef readonly VmStat stat
 
-    cpdef bint is_write_tracking_enabled(self) noexcept
+    cpdef bint is_write_tracking_enabled(self) except -1
+    @cython.locals(allocated=bint)
+    cpdef bint is_shadow_root_allocated(self) except -1
+    cpdef int set_shadow_root_allocated(self) except -1
+    cpdef int publish_slots(self, Memslots slots) except -1
     cpdef Memslots slots_of(self, int as_id)
     @cython.locals(slots=Memslots)
     cpdef Memslot gfn_to_memslot(self, gfn_t gfn, int as_id)

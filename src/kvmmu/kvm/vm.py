@@ -13,16 +13,20 @@ from ..addr import Gfn, Hpa
 from ..host.frames import FrameAllocator
 from ..host.mm import Mm
 from ..hw.memory import PhysicalMemory
-from ..page_types import INVALID_PAGE, ONE
+from ..lockorder import RANK_LEAF, RANK_MMU, RANK_SLOTS, RANK_SLOTS_ARCH, RANK_UNDER_MMU
+from ..page_types import ONE
 from ..params import Params
-from ..sync import Gate, Mutex, RwLock
+from ..sync import Gate, Mutex, RwLock, Srcu
 from ..tracepoint import Trace
 from .bits import KVM_ADDRESS_SPACE_NUM, KVM_NUM_MMU_PAGES_BUCKETS
+from .invalidation import Invalidation
 from .memslots import Memslot, Memslots
 from .mmu.bits import SPTE_MAXPHYADDR
 from .mmu.page import ShadowPage
 from .mmu.spte import make_npt_format, make_shadow_format
+from .policy import Policy
 from .stats import VmStat
+from .vendor import Vendor
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
@@ -32,32 +36,27 @@ class Vm:
     """One virtual machine on the host memory of one process.
 
     ``mm`` is the address space of the process that owns the VM; ``params`` the module parameters, fixed here for the
-    life of the VM.
+    life of the VM; ``vendor`` the hardware's kind. Made by ``run.create_vm()``.
     """
 
     __slots__ = (
         "active_mmu_pages",
         "desc_free",
-        "flush_on_reuse",
         "fmt",
         "frames",
         "gate",
+        "has_shadow_roots",
         "host_maxphyaddr",
         "indirect_shadow_pages",
+        "invalidation",
         "max_gfn",
         "memory",
         "memslots",
         "mm",
-        "mmio_caching",
-        "mmu_invalidate_in_progress",
-        "mmu_invalidate_range_end",
-        "mmu_invalidate_range_start",
-        "mmu_invalidate_seq",
         "mmu_lock",
         "mmu_page_hash",
         "mmu_unsync_pages_lock",
         "mmu_valid_gen",
-        "mn_active_invalidate_count",
         "n_max_mmu_pages",
         "n_requested_mmu_pages",
         "n_used_mmu_pages",
@@ -65,17 +64,19 @@ class Vm:
         "nr_memslot_pages",
         "nr_memslots_dirty_logging",
         "params",
-        "shadow_root_allocated",
+        "policy",
         "slots_arch_lock",
         "slots_lock",
+        "srcu",
         "stat",
         "tdp_enabled",
         "tdp_root_level",
         "trace",
         "vcpus",
+        "vendor",
     )
 
-    def __init__(self, mm: Mm, params: Params) -> None:
+    def __init__(self, mm: Mm, params: Params, vendor: Vendor) -> None:
         memory: PhysicalMemory = mm.memory
         frames: FrameAllocator = mm.frames
         gate: Gate = memory.gate
@@ -85,28 +86,25 @@ class Vm:
         self.gate = gate
         self.trace = Trace()
         self.params = params
+        self.vendor = vendor
         self.tdp_enabled = params.npt
         self.tdp_root_level = params.host_levels
         self.host_maxphyaddr = params.host_maxphyaddr
-        self.flush_on_reuse = params.flush_on_reuse
         make_format = make_npt_format if params.npt else make_shadow_format
         self.fmt = make_format(params.host_maxphyaddr, params.mmio_caching)
-        self.mmio_caching = self.fmt.mmio_caching
+        self.policy = Policy(params, mmio_caching=self.fmt.mmio_caching)
         bits = params.host_maxphyaddr if params.npt else SPTE_MAXPHYADDR
         self.max_gfn: Gfn = (ONE << (bits - 12)) - 1  # type: ignore[assignment]
-        self.slots_lock = Mutex("slots_lock", gate)
-        self.slots_arch_lock = Mutex("slots_arch_lock", gate)
-        self.mmu_lock = RwLock("mmu_lock", gate)
-        self.mmu_unsync_pages_lock = Mutex("mmu_unsync_pages_lock", gate)
+        self.slots_lock = Mutex("slots_lock", gate, RANK_SLOTS)
+        self.slots_arch_lock = Mutex("slots_arch_lock", gate, RANK_SLOTS_ARCH)
+        self.mmu_lock = RwLock("mmu_lock", gate, RANK_MMU)
+        self.mmu_unsync_pages_lock = Mutex("mmu_unsync_pages_lock", gate, RANK_UNDER_MMU)
+        self.srcu = Srcu("srcu", gate)
         self.memslots = [Memslots(as_id) for as_id in range(KVM_ADDRESS_SPACE_NUM)]
         self.nr_memslot_pages = 0
         self.nr_memslots_dirty_logging = 0
-        self.shadow_root_allocated = False
-        self.mmu_invalidate_seq = 0
-        self.mmu_invalidate_in_progress = 0
-        self.mmu_invalidate_range_start: Gfn = INVALID_PAGE  # type: ignore[assignment]
-        self.mmu_invalidate_range_end: Gfn = INVALID_PAGE  # type: ignore[assignment]
-        self.mn_active_invalidate_count = 0
+        self.has_shadow_roots = False
+        self.invalidation = Invalidation(gate, self.mmu_lock, Mutex("mn_invalidate_lock", gate, RANK_LEAF))
         self.n_used_mmu_pages = 0
         self.n_requested_mmu_pages = params.nr_mmu_pages
         self.n_max_mmu_pages = params.nr_mmu_pages
@@ -121,15 +119,43 @@ class Vm:
 
     def is_write_tracking_enabled(self) -> bool:
         """Whether memslots count the guest tables in each gfn: without nested paging, or with the first shadow root."""
-        return not self.tdp_enabled or self.shadow_root_allocated
+        return not self.tdp_enabled or self.is_shadow_root_allocated()
+
+    def is_shadow_root_allocated(self) -> bool:
+        """Whether a shadow root was ever made, and so every slot has its arrays (``kvm_shadow_root_allocated``)."""
+        if self.gate.armed:
+            self.gate.announce("read", self, "has_shadow_roots")
+        allocated = self.has_shadow_roots
+        self.gate.smp_load_acquire()
+        return allocated
+
+    def set_shadow_root_allocated(self) -> int:
+        """The slots have their arrays; ``slots_arch_lock`` held."""
+        self.slots_arch_lock.assert_held()
+        self.gate.smp_store_release()
+        if self.gate.armed:
+            self.gate.announce("write", self, "has_shadow_roots")
+        self.has_shadow_roots = True
+        return 0
 
     def slots_of(self, as_id: int) -> Memslots:
-        """The published memslots of address space ``as_id`` (0 normal, 1 SMM)."""
+        """The published memslots of address space ``as_id`` (0 normal, 1 SMM), for a reader of ``srcu``."""
+        if self.gate.armed:
+            self.gate.announce("read", self, ("memslots", as_id))
         return self.memslots[as_id]
+
+    def publish_slots(self, slots: Memslots) -> int:
+        """Let ``slots`` be the memslots of their address space from now on; ``slots_arch_lock`` held."""
+        self.slots_arch_lock.assert_held()
+        self.gate.smp_store_release()
+        if self.gate.armed:
+            self.gate.announce("write", self, ("memslots", slots.as_id))
+        self.memslots[slots.as_id] = slots
+        return 0
 
     def gfn_to_memslot(self, gfn: Gfn, as_id: int) -> Memslot | None:
         """The slot of ``gfn`` in address space ``as_id``, INVALID ones included; None: no slot."""
-        slots: Memslots = self.memslots[as_id]
+        slots: Memslots = self.slots_of(as_id)
         return slots.find(gfn)
 
 

@@ -168,7 +168,7 @@ class GuestMachine:
 
     def hpa_of(self, gpa: int) -> Hpa:
         """Where ``gpa`` is in host memory, faulted in if need be."""
-        hpa = gpa_to_hpa(self.vm.memslots[0], self.vm.mm, Gpa(gpa), False)
+        hpa = gpa_to_hpa(self.vm.slots_of(0), self.vm.mm, Gpa(gpa), False)
         if hpa == NO_HPA:
             raise RecordingError(f"a page table at gpa {gpa:#x} lies in no memory of the recorded machine")
         return hpa

@@ -59,7 +59,7 @@ def _guest_lines(vcpu: Vcpu, gva: int) -> list[str]:
     trace = vcpu.vm.trace
     listening = trace.on
     trace.on = False
-    done = walk_addr(vcpu, gw, gva, 0)  # type: ignore[arg-type]
+    done = walk_addr(vcpu, vcpu.walk_mmu, gw, gva, 0)  # type: ignore[arg-type]
     trace.on = listening
     lines = [
         f"level {level} at gpa {gw.gpte_gpa(level):#x}: {gw.gpte(level):#018x}"

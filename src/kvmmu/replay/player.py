@@ -19,6 +19,7 @@ from ..kvm.emulate import complete_mmio_read, emulate
 from ..kvm.guestmem import gpa_to_hpa
 from ..kvm.insn import insn_invlpg, insn_invpcid, mov_cr0, mov_cr3, mov_cr4, wrmsr_efer, wrpkru
 from ..kvm.mmu.gptewrite import unprotect_gfn
+from ..kvm.mmu.track import is_anything_shadowed
 from ..kvm.outcome import RUN_EMULATE, RUN_HIT, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED
 from ..kvm.run import access
 from ..kvm.vcpu import Vcpu
@@ -261,7 +262,7 @@ class Player:
         What differs was written unseen: kvm must not go on mirroring the old content.
         """
         hpa = self.machine.hpa_of(self.reader.gpa)
-        if self.vm is not None and self.vm.indirect_shadow_pages:
+        if self.vm is not None and is_anything_shadowed(self.vm):
             if self.machine.differs(hpa, self.reader.payload()):
                 unprotect_gfn(self.vm, self.reader.gpa >> 12)  # type: ignore[arg-type]
         return self.store_record(hpa)

@@ -20,8 +20,8 @@ from kvmmu.kvm.mmu.audit import MAX_LISTED, audit, find_violations, mmu_rmaps_st
 from kvmmu.kvm.mmu.page import ShadowPage
 from kvmmu.kvm.mmu.pagefault import page_fault
 from kvmmu.kvm.mmu.walker import GuestWalk
+from kvmmu.kvm.run import create_vm
 from kvmmu.kvm.vcpu import Vcpu
-from kvmmu.kvm.vm import Vm
 from kvmmu.params import Params
 
 NP = 1 << 63
@@ -51,7 +51,7 @@ class World:
         frames = FrameAllocator(self.memory)
         mm = Mm(frames)
         self.params = Params(**params)  # type: ignore[arg-type]
-        self.vm = vm = Vm(mm, self.params)
+        self.vm = vm = create_vm(mm, self.params)
         hva = mm.mmap(SLOT_PAGES << 12, page_level=self.params.host_page_level, align=1 << 21)
         slot = Memslot(0, 0, 0, SLOT_PAGES, hva)  # type: ignore[arg-type]
         slot.alloc_lpage_info()
@@ -149,7 +149,7 @@ def test_a_sound_direct_vm_passes() -> None:
 
 
 def test_a_fresh_vm_passes() -> None:
-    vm = Vm(Mm(FrameAllocator(PhysicalMemory(64))), Params())
+    vm = create_vm(Mm(FrameAllocator(PhysicalMemory(64))), Params())
     assert audit(vm).pages == 0
 
 
@@ -452,7 +452,7 @@ def test_an_mmio_spte_of_an_older_generation_may_name_memory() -> None:
     world = make_shadow()
     mmio_over_ram(world)
     assert len(problems(world)) == 1
-    world.vm.memslots[0].set_generation(4)
+    world.vm.memslots[0].set_generation(world.vm.gate, 4)
     assert problems(world) == []
 
 

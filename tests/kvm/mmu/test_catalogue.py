@@ -457,7 +457,7 @@ def test_37_mmio_is_no_write_protection(npt: bool) -> None:
     for _ in range(3):
         for gva in (VA, VB):
             assert guest.write(gva) == "mmio"
-            assert guest.vcpu.exit_action == EMULTYPE_PF
+            assert guest.vcpu.emultype == EMULTYPE_PF
 
 
 # C. Roots, generations, PCID.

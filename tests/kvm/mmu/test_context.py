@@ -19,8 +19,8 @@ from kvmmu.kvm.mmu import setup
 from kvmmu.kvm.mmu.bits import FAULT_OP_NONPAGING, FAULT_OP_PAGING, FAULT_OP_TDP, KVM_MMU_NUM_PREV_ROOTS
 from kvmmu.kvm.mmu.role import calc_cpu_role, role_direct
 from kvmmu.kvm.mmu.walker import GuestWalk
+from kvmmu.kvm.run import create_vm
 from kvmmu.kvm.vcpu import Vcpu
-from kvmmu.kvm.vm import Vm
 from kvmmu.params import Params
 from oracle.permission_model import Access, Machine, Page, error_code
 
@@ -51,7 +51,7 @@ def mmu_of(cr0: int, cr4: int, efer: int) -> c.Mmu:
 def make_vcpu(**params: object) -> Vcpu:
     """A vCPU of a VM without any memory slot."""
     memory = PhysicalMemory(64)
-    vm = Vm(Mm(FrameAllocator(memory)), Params(**params))  # type: ignore[arg-type]
+    vm = create_vm(Mm(FrameAllocator(memory)), Params(**params))  # type: ignore[arg-type]
     return Vcpu(vm, 0, Cpu(0, memory), GuestWalk())
 
 

@@ -22,8 +22,8 @@ from kvmmu.kvm.memslots import Memslot, Memslots
 from kvmmu.kvm.mmu import setup
 from kvmmu.kvm.mmu import walker as w
 from kvmmu.kvm.mmu.bits import PDPTRS_BAD, PDPTRS_CHANGED, PDPTRS_SAME
+from kvmmu.kvm.run import create_vm
 from kvmmu.kvm.vcpu import Vcpu
-from kvmmu.kvm.vm import Vm
 from kvmmu.params import Params
 from oracle.access_oracle import Access, Machine, Ram, predict
 
@@ -54,7 +54,7 @@ class World:
     def __init__(self, *, npt: bool = False, flags: int = 0, slot_id: int = 0) -> None:
         self.memory = PhysicalMemory(256)
         self.mm = Mm(FrameAllocator(self.memory))
-        self.vm = Vm(self.mm, Params(npt=npt))
+        self.vm = create_vm(self.mm, Params(npt=npt))
         self.hva = self.mm.mmap(NR_PAGES * 4096)
         self.fill_slots(flags, slot_id)
         self.vcpu = Vcpu(self.vm, 0, Cpu(0, self.memory), w.GuestWalk())
@@ -98,7 +98,7 @@ class World:
         """Walk, with the events in ``events``."""
         self.events.clear()
         self.vm.trace.attach(self.events.append)
-        allowed = w.walk_addr(self.vcpu, self.gw, addr, access)  # type: ignore[arg-type]
+        allowed = w.walk_addr(self.vcpu, self.vcpu.root_mmu, self.gw, addr, access)  # type: ignore[arg-type]
         self.vm.trace.detach()
         assert isinstance(allowed, bool)
         return allowed
@@ -136,7 +136,7 @@ def build(world: World, path: Path, entries: list[int]) -> None:
         world.store(place, entry, size)
     if path.mode == "pae":
         world.store(path.cr3 + (path.addr >> 30 & 3) * 8, 0x1000 | P)
-        assert w.load_pdptrs(world.vcpu, path.cr3) != PDPTRS_BAD
+        assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, path.cr3) != PDPTRS_BAD
 
 
 def tables(path: Path, leaf: int, flags: int = P | W | U) -> list[int]:
@@ -206,7 +206,7 @@ def check(world: World, case: Case, width: int) -> None:
         can_tell = case.cr4 & SMEP or case.efer & NX
         outcome = ("pf", case.access & (WRITE | USER | (FETCH if can_tell else 0)))
 
-    allowed = w.walk_addr(world.vcpu, world.gw, path.addr, case.access)  # type: ignore[arg-type]
+    allowed = w.walk_addr(world.vcpu, world.vcpu.root_mmu, world.gw, path.addr, case.access)  # type: ignore[arg-type]
     if outcome[0] == "ok":
         assert allowed, (case, outcome, world.gw)
         assert world.gw.gpa == outcome[1], case
@@ -645,8 +645,8 @@ def test_without_paging_a_gva_is_its_gpa() -> None:
     world = World()
     setup.init_mmu(world.vcpu)
     world.vm.trace.attach(world.events.append)
-    assert w.gva_to_gpa(world.vcpu, 0xDEAD_B000, WRITE) == 0xDEAD_B000  # type: ignore[arg-type]
-    assert w.gva_to_gpa_walk(world.vcpu, world.gw, 0x1234, WRITE) == 0x1234  # type: ignore[arg-type]
+    assert w.gva_to_gpa(world.vcpu, world.vcpu.root_mmu, 0xDEAD_B000, WRITE) == 0xDEAD_B000  # type: ignore[arg-type]
+    assert w.gva_to_gpa_walk(world.vcpu, world.vcpu.root_mmu, world.gw, 0x1234, WRITE) == 0x1234  # type: ignore[arg-type]
     assert (world.gw.gpa, world.gw.gfn, world.gw.error_code) == (0x1234, 1, 0)
     assert world.events == []
 
@@ -657,9 +657,9 @@ def test_gva_to_gpa_is_the_walk() -> None:
     world.set_mode("4")
     build(world, path, tables(path, 0x5000 | P | U))
     addr = path.addr
-    assert w.gva_to_gpa(world.vcpu, addr, USER) == 0x5000 | addr & 0xFFF  # type: ignore[arg-type]
-    assert w.gva_to_gpa(world.vcpu, addr, USER | WRITE) == INVALID  # type: ignore[arg-type]
-    assert w.gva_to_gpa_walk(world.vcpu, world.gw, addr, USER | WRITE) == INVALID  # type: ignore[arg-type]
+    assert w.gva_to_gpa(world.vcpu, world.vcpu.root_mmu, addr, USER) == 0x5000 | addr & 0xFFF  # type: ignore[arg-type]
+    assert w.gva_to_gpa(world.vcpu, world.vcpu.root_mmu, addr, USER | WRITE) == INVALID  # type: ignore[arg-type]
+    assert w.gva_to_gpa_walk(world.vcpu, world.vcpu.root_mmu, world.gw, addr, USER | WRITE) == INVALID  # type: ignore[arg-type]
     assert (world.gw.error_code, world.gw.fault_address) == (7, addr)
 
 
@@ -688,15 +688,15 @@ def test_a_changed_or_vanished_gpte_is_noticed_at_every_level(mode: str) -> None
         world.set_mode(mode, cr3=path.cr3)
         build(world, path, tables(path, 0x5000 | P | W | A | D, P | W | U | A))
         assert world.walk(path.addr)
-        assert not w.is_gpte_changed(world.vcpu, world.gw, level)
+        assert not w.is_gpte_changed(world.vcpu, world.vcpu.root_mmu, world.gw, level)
         place = path.places[-level]
         old = world.load(place, size)
         world.store(place, old ^ 0x100, size)
-        assert w.is_gpte_changed(world.vcpu, world.gw, level)
+        assert w.is_gpte_changed(world.vcpu, world.vcpu.root_mmu, world.gw, level)
         world.store(place, old, size)
-        assert not w.is_gpte_changed(world.vcpu, world.gw, level)
+        assert not w.is_gpte_changed(world.vcpu, world.vcpu.root_mmu, world.gw, level)
         world.fill_slots(KVM_MEMSLOT_INVALID)
-        assert w.is_gpte_changed(world.vcpu, world.gw, level)
+        assert w.is_gpte_changed(world.vcpu, world.vcpu.root_mmu, world.gw, level)
 
 
 @pytest.mark.parametrize("mode", ["32", "4"])
@@ -712,7 +712,7 @@ def test_the_group_around_a_leaf_is_kept_for_prefetch(mode: str) -> None:
     for i in range(8):
         if i != own:
             world.store(group + i * size, 0x9000 | i, size)
-    assert not w.is_gpte_changed(world.vcpu, world.gw, 1)
+    assert not w.is_gpte_changed(world.vcpu, world.vcpu.root_mmu, world.gw, 1)
     kept = [world.gw.prefetch_pte(i) for i in range(8)]
     assert kept == [0x5000 | P | A | D if i == own else 0x9000 | i for i in range(8)]
 
@@ -735,11 +735,11 @@ def test_pdptrs_are_loaded_checked_and_compared() -> None:
     for i in range(4):
         world.store(0x3020 + i * 8, 0x1000 * i | (P if i else 0))
     # Bits 4:0 of CR3 are ignored.
-    assert w.load_pdptrs(world.vcpu, 0x3020 | 0x18) == PDPTRS_CHANGED
+    assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3020 | 0x18) == PDPTRS_CHANGED
     assert [world.vcpu.mmu.pdptr(i) for i in range(4)] == [0, 0x1001, 0x2001, 0x3001]
-    assert w.load_pdptrs(world.vcpu, 0x3020) == PDPTRS_SAME
+    assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3020) == PDPTRS_SAME
     world.store(0x3038, 0x5001)
-    assert w.load_pdptrs(world.vcpu, 0x3020) == PDPTRS_CHANGED
+    assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3020) == PDPTRS_CHANGED
 
 
 @pytest.mark.parametrize("bit", [1, 2, 5, 6, 7, 8, 40, 51, 52, 62, 63])
@@ -748,20 +748,20 @@ def test_a_present_pdpte_with_a_reserved_bit_is_refused_and_changes_nothing(bit:
     world.vcpu.set_cpuid(40)
     world.set_mode("pae")
     world.store(0x3000, 0x7001)
-    assert w.load_pdptrs(world.vcpu, 0x3000) == PDPTRS_CHANGED
+    assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3000) == PDPTRS_CHANGED
     world.store(0x3000, 0x8001)
     world.store(0x3018, 0x1001 | 1 << bit)
-    assert w.load_pdptrs(world.vcpu, 0x3000) == PDPTRS_BAD
+    assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3000) == PDPTRS_BAD
     assert [world.vcpu.mmu.pdptr(i) for i in range(4)] == [0x7001, 0, 0, 0]
     # One that is not present may hold anything.
     world.store(0x3018, 0x1000 | 1 << bit)
-    assert w.load_pdptrs(world.vcpu, 0x3000) == PDPTRS_CHANGED
+    assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3000) == PDPTRS_CHANGED
 
 
 def test_pdptrs_that_cannot_be_read_are_refused() -> None:
     world = World()
     world.set_mode("pae")
-    assert w.load_pdptrs(world.vcpu, NR_PAGES << 12) == PDPTRS_BAD
+    assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, NR_PAGES << 12) == PDPTRS_BAD
 
 
 @pytest.mark.parametrize("npt", BOOLS)

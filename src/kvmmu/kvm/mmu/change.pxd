@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, hpa_t, pfn_t
+from ...addr cimport u32, u64, hpa_t, pfn_t, hpa_to_pfn
 from ...host.frames cimport FrameAllocator
 from ...hw.memory cimport PhysicalMemory
 from ..stats cimport VmStat
 from ..vm cimport Vm
 from .role cimport role_level
 from .page cimport ShadowPage
-from .spte cimport (SpteFormat, is_accessed, is_dirty, is_mmu_writable, is_shadow_present, is_volatile, is_writable,
+from .spte cimport (SpteFormat, is_accessed, is_dirty, is_legal_triple, is_mmu_writable, is_shadow_present, is_volatile, is_writable,
                     spte_to_pfn)
 
 cdef u64 SHADOW_NONPRESENT_VALUE

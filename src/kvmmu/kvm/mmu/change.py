@@ -8,15 +8,17 @@ Reference: "Installing SPTEs", low-level writes.
 
 from __future__ import annotations
 
-from ...addr import Hpa
+from ...addr import Hpa, hpa_to_pfn
 from ...errors import KvmBug
 from ..vm import Vm
 from .bits import SHADOW_NONPRESENT_VALUE
 from .role import role_level
 from .spte import (
+    check_writable_triple,
     describe_spte,
     is_accessed,
     is_dirty,
+    is_legal_triple,
     is_mmu_writable,
     is_shadow_present,
     is_volatile,
@@ -38,6 +40,7 @@ def count_pages(vm: Vm, level: int, nr: int) -> int:
 
 def set_spte(vm: Vm, sptep: Hpa, new_spte: int) -> int:
     """Nonpresent to present, or to an MMIO spte."""
+    vm.mmu_lock.assert_exclusive()
     old = vm.memory.read_once(sptep)
     if is_shadow_present(old):
         raise KvmBug(f"set over a present spte at {sptep:#x}: {describe_spte(old, vm.fmt, 1)} -> {new_spte:#x}")
@@ -46,7 +49,13 @@ def set_spte(vm: Vm, sptep: Hpa, new_spte: int) -> int:
 
 
 def update_spte_no_track(vm: Vm, sptep: Hpa, new_spte: int) -> int:
-    """Present to present of the same pfn; returns the old word."""
+    """Present to present of the same pfn, or a first install of a leaf; returns the old word.
+
+    An illegal writable triple is a bug of kvm (the kernel looks at updates alone; first installs too is ours).
+    """
+    vm.mmu_lock.assert_exclusive()
+    if not is_legal_triple(vm.fmt, new_spte):
+        check_writable_triple(vm.fmt, new_spte)
     old = vm.memory.read_once(sptep)
     if not is_shadow_present(old):
         vm.memory.write_once(sptep, new_spte)
@@ -78,6 +87,7 @@ def update_spte(vm: Vm, sptep: Hpa, new_spte: int) -> bool:
 
 def clear_track_bits(vm: Vm, sptep: Hpa) -> int:
     """A leaf goes: store the nonpresent value, account, hand A and D to the page. Returns the old word."""
+    vm.mmu_lock.assert_exclusive()
     fmt = vm.fmt
     old = vm.memory.read_once(sptep)
     if is_shadow_present(old) and is_volatile(fmt, old):
@@ -86,7 +96,7 @@ def clear_track_bits(vm: Vm, sptep: Hpa) -> int:
         vm.memory.write_once(sptep, SHADOW_NONPRESENT_VALUE)
     if not is_shadow_present(old):
         return old
-    sp = vm.frames.private[sptep >> 12]
+    sp = vm.frames.private[hpa_to_pfn(sptep)]
     count_pages(vm, role_level(sp.role), -1)
     if is_accessed(fmt, old):
         vm.frames.mark_accessed(spte_to_pfn(old))
@@ -97,5 +107,6 @@ def clear_track_bits(vm: Vm, sptep: Hpa) -> int:
 
 def clear_no_track(vm: Vm, sptep: Hpa) -> int:
     """A nonleaf or an MMIO spte goes."""
+    vm.mmu_lock.assert_exclusive()
     vm.memory.write_once(sptep, SHADOW_NONPRESENT_VALUE)
     return 0

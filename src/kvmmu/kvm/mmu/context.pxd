@@ -2,6 +2,7 @@
 cimport cython
 
 from ...addr cimport u8, u32, u64, gpa_t, hpa_t
+from .gpte cimport GpteFormat
 from .role cimport cpu_role_cr0_wp, cpu_role_efer_nx, cpu_role_pke, cpu_role_smap, cpu_role_smep
 
 cdef u64 ACC_USER, INVALID_PAGE, ONE, PFERR_FETCH, PFERR_IMPLICIT_ACCESS, PFERR_PK, PFERR_PRESENT, PFERR_RSVD
@@ -24,6 +25,7 @@ cdef class Mmu:
     cdef public u64 cpu_role            # the guest's CPU mode: base role low, extended role high
     cdef public u32 root_role           # kvm's page tables
     cdef public int fault_op            # FAULT_OP_TDP, FAULT_OP_NONPAGING, FAULT_OP_PAGING
+    cdef public GpteFormat gpte         # layout of the entries of the guest's tables
     cdef public bint can_sync           # the sync_spte op exists: entries can be out of sync
     cdef u8 permissions[16]             # indexed by PFEC bits 4:1, a bit per access triple: 1 = fault
     cdef public u32 pkru_mask           # 0: protection keys are off; else AD and WD by PFEC, RSVD = user page

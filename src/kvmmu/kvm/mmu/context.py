@@ -34,6 +34,7 @@ from .bits import (
     PT64_ROOT_5LEVEL,
     RSVD_LEVELS,
 )
+from .gpte import GPTE_64, GpteFormat
 from .role import cpu_role_cr0_wp, cpu_role_efer_nx, cpu_role_pke, cpu_role_smap, cpu_role_smep
 
 # Bits of an access that the tables are indexed by; what else a caller passes must not lead outside them.
@@ -53,6 +54,7 @@ class Mmu:
         "can_sync",
         "cpu_role",
         "fault_op",
+        "gpte",
         "guest_rsvd",
         "pae_root",
         "pdptrs",
@@ -75,6 +77,7 @@ class Mmu:
         self.root_role = 0
         self.fault_op = FAULT_OP_NONPAGING
         self.can_sync = False
+        self.gpte: GpteFormat = GPTE_64
         self.permissions = [0] * 16
         self.pkru_mask = 0
         self.guest_rsvd = [0] * 10

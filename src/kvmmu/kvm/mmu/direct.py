@@ -36,6 +36,6 @@ def direct_map(vcpu: Vcpu, fault: PageFault, leaf: Leaf) -> int:
         sptep = walk_sptep(step, fault.addr)
         sp = sptep_to_sp(vm, sptep)
         # Without A bits nobody could tell a prefetched page from a used one.
-        if not role_ad_disabled(sp.role) and role_level(sp.role) == 1 and not vm.mmu_invalidate_in_progress:
+        if not role_ad_disabled(sp.role) and role_level(sp.role) == 1 and not vm.invalidation.is_in_progress():
             prefetch_direct(vcpu, sp, sptep)
     return verdict

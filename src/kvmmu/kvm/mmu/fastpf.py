@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from ...addr import Hpa
 from ...hw.bits import PT_PRESENT, PT_WRITABLE
-from ..bits import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
-from ..guestmem import mark_page_dirty_in_slot
+from ..dirtylog import mark_page_dirty_in_slot
 from ..vcpu import Vcpu
 from ..vm import Vm
 from .fault import PageFault
 from .mmutrace import trace_fast_page_fault
 from .pages import sptep_to_sp
 from .role import role_level
-from .shadowwalk import find_last_sptep
+from .shadowwalk import begin_lockless_walk, end_lockless_walk, find_last_sptep
 from .spte import (
     SpteFormat,
     ad_enabled,
@@ -79,18 +78,29 @@ def try_fix(vcpu: Vcpu, fault: PageFault, sptep: Hpa, spte: int) -> int:
     if not vm.memory.cmpxchg(sptep, spte, new):
         return -1
     if is_writable(new) and not is_writable(spte) and fault.slot is not None:
-        mark_page_dirty_in_slot(fault.slot, fault.gfn)
+        mark_page_dirty_in_slot(vm, vcpu, fault.slot, fault.gfn)
     return RET_PF_FIXED
 
 
 def fast_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     """INVALID: take the slow path. Takes no lock."""
-    vm = vcpu.vm
-    if not may_be_fast(vm, fault):
+    if not may_be_fast(vcpu.vm, fault):
         return RET_PF_INVALID
+    begin_lockless_walk(vcpu)
+    try:
+        ret = fix_lockless(vcpu, fault)
+    finally:
+        end_lockless_walk(vcpu)
+    if ret != RET_PF_INVALID:
+        vcpu.stat.pf_fast += 1
+    return ret
+
+
+def fix_lockless(vcpu: Vcpu, fault: PageFault) -> int:
+    """Find the leaf of fault and fix it, again while others change it, at most five times; inside a lockless walk."""
+    vm = vcpu.vm
     ret = -1
     tries = 0
-    vcpu.mode = READING_SHADOW_PAGE_TABLES
     sptep: Hpa = 0  # type: ignore[assignment]
     spte = 0
     while ret < 0:
@@ -103,7 +113,4 @@ def fast_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     if vm.trace.on:
         new = vm.memory.read_once(sptep) if sptep else 0
         trace_fast_page_fault(vm.trace, vcpu.vcpu_id, fault.addr, fault.error_code, sptep, spte, new, ret)
-    vcpu.mode = OUTSIDE_GUEST_MODE
-    if ret != RET_PF_INVALID:
-        vcpu.stat.pf_fast += 1
     return ret

@@ -2,6 +2,7 @@
 cimport cython
 from ...addr cimport u32, u64, gfn_t, hva_t, pfn_t
 from ...host.mm cimport Mm
+from ..invalidation cimport Invalidation
 from ..memslots cimport Memslot, is_error_pfn, is_noslot_pfn
 from ..requests cimport has_request
 from ..vcpu cimport Vcpu
@@ -14,7 +15,6 @@ from .pages cimport is_obsolete, root_to_sp
 cdef int EFAULT, FAULT_OP_TDP, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_RETRY
 cdef u64 GUP_ERRORS, INVALID_PAGE, KVM_HVA_ERR_BAD, KVM_PFN_ERR_FAULT, KVM_PFN_ERR_RO_FAULT, KVM_PFN_NOSLOT, NO_PFN
 
-cpdef bint is_invalidated(Vm vm, u64 mmu_seq, gfn_t gfn) noexcept
 @cython.locals(mm=Mm, slot=Memslot, pfn=pfn_t, readonly=bint)
 cpdef int find_pfn(Vm vm, PageFault fault) except -1
 cpdef int handle_noslot(Vcpu vcpu, PageFault fault, u32 access) except? -99

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from errno import EFAULT
 
-from ...addr import Gfn, Pfn
+from ...addr import Pfn
 from ...host.bits import GUP_ERRORS, NO_PFN
-from ...page_types import INVALID_PAGE
 from ..bits import (
     KVM_HVA_ERR_BAD,
     KVM_PFN_ERR_FAULT,
@@ -28,16 +27,6 @@ from .fault import PageFault
 from .mmio import cache_record
 from .pages import is_obsolete, root_to_sp
 from .verdict import RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_RETRY
-
-
-def is_invalidated(vm: Vm, mmu_seq: int, gfn: Gfn) -> bool:
-    """Whether an invalidation covers gfn now, or any has ended since mmu_seq was sampled."""
-    if vm.mmu_invalidate_in_progress:
-        if vm.mmu_invalidate_range_start == INVALID_PAGE:
-            return True
-        if vm.mmu_invalidate_range_start <= gfn < vm.mmu_invalidate_range_end:
-            return True
-    return vm.mmu_invalidate_seq != mmu_seq
 
 
 def find_pfn(vm: Vm, fault: PageFault) -> int:
@@ -77,7 +66,7 @@ def handle_noslot(vcpu: Vcpu, fault: PageFault, access: int) -> int:
     fault.pfn = KVM_PFN_NOSLOT  # type: ignore[assignment]
     fault.map_writable = False
     fault.hva = KVM_HVA_ERR_BAD  # type: ignore[assignment]
-    if not vm.mmio_caching or fault.gfn > vm.max_gfn:
+    if not vm.policy.mmio_caching or fault.gfn > vm.max_gfn:
         return RET_PF_EMULATE
     return RET_PF_CONTINUE
 
@@ -85,17 +74,17 @@ def handle_noslot(vcpu: Vcpu, fault: PageFault, access: int) -> int:
 def faultin(vcpu: Vcpu, fault: PageFault, access: int) -> int:
     """Find the page of fault.gfn. CONTINUE: fault.pfn is set (a reference is held, unless MMIO); else the verdict."""
     vm = vcpu.vm
-    fault.mmu_seq = vm.mmu_invalidate_seq
+    fault.mmu_seq = vm.invalidation.sample()
     if fault.slot is None:
         return handle_noslot(vcpu, fault, access)
     if fault.slot.is_invalid():
         return RET_PF_RETRY
-    if is_invalidated(vm, fault.mmu_seq, fault.gfn):
+    if vm.invalidation.covers_unlocked(fault.gfn, fault.mmu_seq):
         return RET_PF_RETRY
     find_pfn(vm, fault)
     if is_error_pfn(fault.pfn):
         return RET_PF_EMULATE if fault.pfn == KVM_PFN_ERR_RO_FAULT else -EFAULT
-    if is_invalidated(vm, fault.mmu_seq, fault.gfn):
+    if vm.invalidation.covers_unlocked(fault.gfn, fault.mmu_seq):
         release_pfn(vm, fault.pfn)
         return RET_PF_RETRY
     return RET_PF_CONTINUE
@@ -108,7 +97,7 @@ def is_stale(vcpu: Vcpu, fault: PageFault) -> bool:
         return True
     if sp is None and has_request(vcpu, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS):
         return True
-    return fault.slot is not None and is_invalidated(vcpu.vm, fault.mmu_seq, fault.gfn)
+    return fault.slot is not None and vcpu.vm.invalidation.covers(fault.gfn, fault.mmu_seq)
 
 
 def release_pfn(vm: Vm, pfn: Pfn) -> int:

@@ -5,9 +5,10 @@ from ...hw.memory cimport PhysicalMemory
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .page cimport ShadowPage
-from .pages cimport first_gfn_sp, next_gfn_sp
+from .pages cimport count_flood, first_gfn_sp, next_gfn_sp
 from .role cimport role_direct, role_has_4_byte_gpte, role_level, role_quadrant
 from .spte cimport is_shadow_present
+from .track cimport is_anything_shadowed
 from .walker cimport gpte_place, gva_to_gpa, read_gpte
 from .zap cimport commit_zap, flush_or_zap, prepare_zap, zap_pte
 
@@ -17,7 +18,7 @@ cdef u64 _FLOOD_LIMIT
 
 @cython.locals(offset=u64, mask=u64)
 cpdef bint is_misaligned(ShadowPage sp, gpa_t gpa, u64 nr_bytes) noexcept
-cpdef bint is_flood(ShadowPage sp) noexcept
+cpdef bint is_flood(Vm vm, ShadowPage sp) except -1
 @cython.locals(offset=u64)
 cpdef hpa_t written_sptep(ShadowPage sp, gpa_t gpa) noexcept
 cpdef int nr_written(ShadowPage sp) noexcept

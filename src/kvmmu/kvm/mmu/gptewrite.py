@@ -14,9 +14,10 @@ from ...page_types import INVALID_PAGE
 from ..vcpu import Vcpu
 from ..vm import Vm
 from .page import ShadowPage
-from .pages import first_gfn_sp, next_gfn_sp
+from .pages import count_flood, first_gfn_sp, next_gfn_sp
 from .role import role_direct, role_has_4_byte_gpte, role_level, role_quadrant
 from .spte import is_shadow_present
+from .track import is_anything_shadowed
 from .walker import gpte_place, gva_to_gpa, read_gpte
 from .zap import commit_zap, flush_or_zap, prepare_zap, zap_pte
 
@@ -33,12 +34,11 @@ def is_misaligned(sp: ShadowPage, gpa: Gpa, nr_bytes: int) -> bool:
     return (offset ^ (offset + nr_bytes - 1)) & ~mask != 0 or nr_bytes < 4
 
 
-def is_flood(sp: ShadowPage) -> bool:
+def is_flood(vm: Vm, sp: ShadowPage) -> bool:
     """Count a write to sp. Level-1 pages are exempt: they go out of sync instead of being written under protection."""
     if role_level(sp.role) == 1:
         return False
-    sp.write_flooding_count += 1
-    return sp.write_flooding_count >= _FLOOD_LIMIT
+    return count_flood(vm, sp) >= _FLOOD_LIMIT
 
 
 def written_sptep(sp: ShadowPage, gpa: Gpa) -> Hpa:
@@ -92,7 +92,9 @@ def track_write(vcpu: Vcpu, gpa: Gpa, nr_bytes: int) -> int:
     Takes ``mmu_lock`` exclusively, if anything is mirrored at all.
     """
     vm = vcpu.vm
-    if vm.indirect_shadow_pages == 0:
+    # Either the count is seen here, or the store is seen by the fault that reads the table again after counting.
+    vm.gate.smp_mb()
+    if not is_anything_shadowed(vm):
         return 0
     vm.mmu_lock.write_lock()
     gfn = gpa_to_gfn(gpa)
@@ -106,7 +108,7 @@ def track_write(vcpu: Vcpu, gpa: Gpa, nr_bytes: int) -> int:
     flush = False
     sp = first_gfn_sp(vm, gfn)
     while sp is not None:
-        if is_misaligned(sp, gpa, nr_bytes) or is_flood(sp):
+        if is_misaligned(sp, gpa, nr_bytes) or is_flood(vm, sp):
             prepare_zap(vm, sp, invalid_list)
             vm.stat.mmu_flooded += 1
         elif zap_written(vcpu, sp, gpa, gpte):
@@ -139,10 +141,10 @@ def unprotect_and_retry(vcpu: Vcpu, addr: int, always: bool) -> bool:
     """
     vm = vcpu.vm
     done = False
-    if vm.indirect_shadow_pages:
+    if is_anything_shadowed(vm):
         gpa: Gpa = addr  # type: ignore[assignment]
         if not role_direct(vcpu.mmu.root_role):
-            gpa = gva_to_gpa(vcpu, addr, PFERR_WRITE)  # type: ignore[arg-type]
+            gpa = gva_to_gpa(vcpu, vcpu.walk_mmu, addr, PFERR_WRITE)  # type: ignore[arg-type]
         if gpa != INVALID_PAGE:
             done = unprotect_gfn(vm, gpa_to_gfn(gpa))
     if done or always:

@@ -4,7 +4,7 @@ from ...addr cimport u32, u64, gfn_t, hpa_t, pfn_t, pfn_to_hpa
 from ...host.frames cimport FrameAllocator
 from ...host.mm cimport Mm
 from ...hw.memory cimport PhysicalMemory
-from ..guestmem cimport mark_page_dirty_in_slot
+from ..dirtylog cimport mark_page_dirty_in_slot
 from ..memslots cimport Memslot, Memslots
 from ..requests cimport flush_remote_tlbs_gfn
 from ..vcpu cimport Vcpu
@@ -23,7 +23,7 @@ from .unsync cimport try_to_unsync
 from .zap cimport drop_parent_pte
 from .pages cimport sptep_to_sp
 
-cdef int CAUSE_MAP, CAUSE_UNSYNC, PTE_PREFETCH_NUM, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_SPURIOUS
+cdef int CAUSE_PERMISSION, CAUSE_REMAP, CAUSE_MAP, CAUSE_UNSYNC, PTE_PREFETCH_NUM, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_SPURIOUS
 cdef int RET_PF_WRITE_PROTECTED
 cdef u64 ACC_EXEC, ACC_USER, ACC_WRITE, KVM_PFN_NOSLOT, NO_PFN, PT_PAGE_SIZE, PT_WRITABLE, SPTE_MMU_PRESENT
 cdef u64 SPTE_TDP_AD_DISABLED
@@ -53,7 +53,7 @@ cpdef Leaf make_leaf()
 cpdef u64 make_spte(Vcpu vcpu, ShadowPage sp, Leaf leaf, u64 old_spte) except? 0x5A5A5A5A5A
 @cython.locals(vm=Vm, level=int, old=u64)
 cpdef int replace_present(Vcpu vcpu, ShadowPage sp, hpa_t sptep, Leaf leaf) except -1
-@cython.locals(vm=Vm, level=int, state=int, flush=bint, spte=u64, old=u64, nr_unsync=u64, verdict=int)
+@cython.locals(vm=Vm, level=int, found=int, flush=bint, spte=u64, old=u64, nr_unsync=u64, verdict=int)
 cpdef int set_leaf(Vcpu vcpu, ShadowPage sp, hpa_t sptep, Leaf leaf) except -1
 @cython.locals(slot=Memslot)
 cpdef Memslot prefetch_slot(Vcpu vcpu, gfn_t gfn, u32 access)

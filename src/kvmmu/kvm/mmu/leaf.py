@@ -12,7 +12,7 @@ from ...errors import KvmBug
 from ...host.bits import NO_PFN
 from ...hw.bits import PT_PAGE_SIZE, PT_WRITABLE
 from ..bits import KVM_PFN_NOSLOT
-from ..guestmem import mark_page_dirty_in_slot
+from ..dirtylog import mark_page_dirty_in_slot
 from ..memslots import Memslot
 from ..requests import flush_remote_tlbs_gfn
 from ..vcpu import Vcpu
@@ -36,10 +36,17 @@ from .spte import (
     spte_to_pfn,
 )
 from .unsync import try_to_unsync
-from .verdict import CAUSE_MAP, CAUSE_UNSYNC, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED
+from .verdict import (
+    CAUSE_MAP,
+    CAUSE_PERMISSION,
+    CAUSE_REMAP,
+    CAUSE_UNSYNC,
+    RET_PF_EMULATE,
+    RET_PF_FIXED,
+    RET_PF_SPURIOUS,
+    RET_PF_WRITE_PROTECTED,
+)
 from .zap import drop_parent_pte
-
-# CAUSE_MAP, CAUSE_REMAP, CAUSE_PERMISSION by what was there before.
 
 
 class Leaf:
@@ -107,7 +114,7 @@ def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
         spte |= PT_WRITABLE | fmt.mmu_writable_mask
         # An old leaf with bit 1 set was allowed to be writable already: its D is left to the hardware.
         if not (is_last(old_spte, level) and is_writable(old_spte)):
-            if try_to_unsync(vcpu.vm, leaf.gfn, leaf.can_unsync, leaf.prefetch):
+            if try_to_unsync(vcpu.vm, leaf.slot, leaf.gfn, leaf.can_unsync, leaf.prefetch):
                 leaf.wrprot = True
                 spte &= ~(PT_WRITABLE | fmt.mmu_writable_mask)
             elif not role_ad_disabled(sp.role):
@@ -117,33 +124,38 @@ def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
     if is_rsvd_spte(vcpu.mmu, spte, level):
         raise KvmBug(f"reserved bits in a new spte: {spte:#x} ({describe_spte(spte, fmt, level)})")
     if is_writable(spte) and leaf.slot is not None and leaf.slot.is_dirty_logged():
-        mark_page_dirty_in_slot(leaf.slot, leaf.gfn)
+        mark_page_dirty_in_slot(vcpu.vm, vcpu, leaf.slot, leaf.gfn)
     return spte
 
 
 def replace_present(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
-    """What a present spte at sptep means for leaf: 0 nothing was there, 1 dropped, so flush, 2 the same pfn."""
+    """Make room at sptep for leaf, and say what that means: the cause of a fault that installs it.
+
+    CAUSE_MAP: nothing was there. CAUSE_REMAP: a table or another page was, and is dropped, so TLBs must be flushed.
+    CAUSE_PERMISSION: the same page is mapped already.
+    """
     vm = vcpu.vm
     level = role_level(sp.role)
     old = vm.memory.read_once(sptep)
     if not is_shadow_present(old):
-        return 0
+        return CAUSE_MAP
     if level > 1 and not is_large(old):
         drop_parent_pte(vm, sptep_to_sp(vm, spte_to_child(old)), sptep)
-        return 1
+        return CAUSE_REMAP
     if spte_to_pfn(old) != leaf.pfn:
         drop_spte(vm, sptep)
-        return 1
-    return 2
+        return CAUSE_REMAP
+    return CAUSE_PERMISSION
 
 
 def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
     """Install leaf at sptep of sp. Returns FIXED, SPURIOUS, WRITE_PROTECTED, or EMULATE for an MMIO spte."""
     vm = vcpu.vm
+    vm.mmu_lock.assert_exclusive()
     level = role_level(sp.role)
-    state = replace_present(vcpu, sp, sptep, leaf)
-    flush = state == 1
-    leaf.cause = CAUSE_MAP + state
+    found = replace_present(vcpu, sp, sptep, leaf)
+    flush = found == CAUSE_REMAP
+    leaf.cause = found
     if leaf.pfn == KVM_PFN_NOSLOT:
         vcpu.stat.pf_mmio_spte_created += 1
         mark_mmio_spte(vcpu, sptep, leaf.gfn, leaf.access)
@@ -167,7 +179,7 @@ def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
         verdict = RET_PF_WRITE_PROTECTED
     if flush:
         flush_remote_tlbs_gfn(vm, leaf.gfn, level)
-    if state == 2:
+    if found == CAUSE_PERMISSION:
         set_translation(vm, sp, sptep_index(sptep), leaf.gfn, leaf.access)
     else:
         rmap_add(vm, leaf.slot, sptep, leaf.gfn, leaf.access)  # type: ignore[arg-type]

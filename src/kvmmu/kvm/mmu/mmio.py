@@ -20,7 +20,7 @@ from .spte import make_mmio
 
 def generation(vcpu: Vcpu) -> int:
     """The memslot generation of the vCPU's address space, in-progress flag (bit 63) included."""
-    return vcpu.memslots().generation
+    return vcpu.memslots().read_generation(vcpu.gate)
 
 
 def mark_mmio_spte(vcpu: Vcpu, sptep: Hpa, gfn: Gfn, access: int) -> int:

@@ -3,8 +3,11 @@
 
 ``page_fault()`` is the entry (``kvm_mmu_page_fault``): MMIO first, then the op of the MMU's mode
 (``paging_page_fault()`` for a guest with page tables under shadow paging, ``direct_page_fault()`` otherwise), then what
-the verdict means for the guest. Each stage is a call and an early return; the lock is taken and dropped in sight.
-Reference: "Page-fault pipeline", "MMIO" handle_mmio_page_fault.
+the verdict means for the guest. The two ops differ in what comes before the lock; ``map_fault()`` is what both do under
+it. Each stage is a call and an early return. Reference: "Page-fault pipeline", "MMIO" handle_mmio_page_fault.
+
+Numbers: a verdict is RET_PF_* or, if negative, an errno for userspace. What must be emulated is no number of that kind
+but ``vcpu.emultype``, EMULTYPE_* bits, 0 for nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from ...hw.bits import (
     PFERR_WRITE,
 )
 from ...page_types import INVALID_PAGE
-from ..bits import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
+from ..bits import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
 from ..exception import queue_exception
 from ..vcpu import Vcpu
 from ..vm import Vm
@@ -32,6 +35,7 @@ from .bits import (
     ACC_WRITE,
     FAULT_OP_NONPAGING,
     FAULT_OP_PAGING,
+    KVM_MMU_ROOT_CURRENT,
     MIN_FREE_FRAMES,
     MMIO_SPTE_GEN_MASK,
 )
@@ -41,13 +45,22 @@ from .fastpf import fast_page_fault
 from .fault import PageFault, cause_of, make_fault
 from .faultin import faultin, is_stale, release_pfn
 from .gptewrite import unprotect_and_retry
-from .leaf import make_leaf
+from .leaf import Leaf, make_leaf
 from .mmio import cache_record, generation, match_gpa, match_gva
 from .mmutrace import trace_check_mmio_spte, trace_handle_mmio_page_fault
 from .resync import invalidate_addr
 from .role import cpu_role_cr0_wp, cpu_role_smep, role_direct
 from .shadow import fetch
-from .shadowwalk import clear_flood_counts, is_dummy_root, walk_level, walk_next, walk_sptep, walk_start
+from .shadowwalk import (
+    begin_lockless_walk,
+    clear_flood_counts,
+    end_lockless_walk,
+    is_dummy_root,
+    walk_level,
+    walk_next,
+    walk_sptep,
+    walk_start,
+)
 from .spte import describe_spte, is_mmio, is_shadow_present, mmio_access, mmio_generation, mmio_gfn
 from .track import is_write_tracked
 from .verdict import (
@@ -57,7 +70,6 @@ from .verdict import (
     EMULTYPE_ALLOW_RETRY_PF,
     EMULTYPE_PF,
     EMULTYPE_WRITE_PF_TO_SP,
-    RESUME,
     RET_PF_CONTINUE,
     RET_PF_EMULATE,
     RET_PF_FIXED,
@@ -72,15 +84,130 @@ from .zap import make_pages_available
 _PFERR_PT_WRITE = PFERR_GUEST_PAGE | PFERR_WRITE | PFERR_PRESENT
 
 
+def page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
+    """Handle one fault (``kvm_mmu_page_fault``): ``addr`` is a gva, or a gpa under nested paging.
+
+    Return 0, or a negative errno that ends KVM_RUN. After 0 ``vcpu.emultype`` says what kvm must do: nothing, let the
+    guest go on; or EMULTYPE_* bits, emulate the access (MMIO, or a write to a mirrored table). ``vcpu.fault_cause`` is
+    what the fault was about. Takes ``mmu_lock``.
+    """
+    vcpu.emultype = 0
+    vcpu.fault_cause = CAUSE_RETRY
+    if vcpu.mmu.root_hpa == INVALID_PAGE:
+        return 0
+    verdict = RET_PF_INVALID
+    if error_code & PFERR_RSVD:
+        verdict = handle_mmio_page_fault(vcpu, addr, role_direct(vcpu.mmu.root_role))
+        if verdict == RET_PF_EMULATE:
+            vcpu.fault_cause = CAUSE_MMIO_CACHED
+            vcpu.emultype = EMULTYPE_PF
+            return 0
+    if verdict == RET_PF_INVALID:
+        verdict = do_page_fault(vcpu, addr, error_code)
+    if verdict < 0:
+        return verdict
+    if verdict == RET_PF_WRITE_PROTECTED:
+        verdict = handle_write_protected(vcpu, addr, error_code)
+    elif verdict == RET_PF_EMULATE:
+        vcpu.emultype |= EMULTYPE_PF
+    count_verdict(vcpu, verdict)
+    if verdict != RET_PF_EMULATE:
+        vcpu.emultype = 0
+    return 0
+
+
+def do_page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
+    """The op of the MMU's mode, with its cause noted; a verdict or a negative errno."""
+    vcpu.stat.pf_taken += 1
+    fault = make_fault(addr, error_code)
+    if vcpu.mmu.fault_op == FAULT_OP_PAGING:
+        verdict = paging_page_fault(vcpu, fault)
+    else:
+        verdict = direct_page_fault(vcpu, fault)
+    if verdict == RET_PF_INVALID:
+        raise KvmBug(f"the slow path cannot tell either: {fault!r}")
+    vcpu.fault_cause = cause_of(fault, verdict)
+    if fault.write_fault_to_shadow_pgtable:
+        vcpu.emultype |= EMULTYPE_WRITE_PF_TO_SP
+    return verdict
+
+
+def paging_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
+    """Shadow paging, guest paging on: walk the guest's tables, then mirror what they say."""
+    gw = vcpu.guest_walk
+    if not walk_addr(vcpu, vcpu.mmu, gw, fault.addr, fault.error_code & ~PFERR_RSVD):  # type: ignore[arg-type]
+        fault.cause = CAUSE_GUEST
+        if not fault.prefetch:
+            inject_page_fault(vcpu, gw)
+        return RET_PF_RETRY
+    fault.gfn = gw.gfn
+    fault.max_level = gw.level
+    fault.slot = vcpu.gfn_to_memslot(fault.gfn)
+    if is_tracked_write(vcpu, fault):
+        clear_flood_counts(vcpu, fault.addr)
+        return RET_PF_WRITE_PROTECTED
+    verdict = topup_caches(vcpu.vm)
+    if verdict:
+        return verdict
+    verdict = faultin(vcpu, fault, gw.pte_access)
+    if verdict != RET_PF_CONTINUE:
+        return verdict
+    leaf = make_leaf()
+    leaf.access = effective_access(vcpu, fault, gw)
+    return map_fault(vcpu, fault, gw, leaf)
+
+
+def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
+    """No guest tables in the way: nested paging, or a guest without paging."""
+    fault.gfn = gpa_to_gfn(fault.addr)  # type: ignore[arg-type]
+    fault.slot = vcpu.gfn_to_memslot(fault.gfn)
+    if vcpu.mmu.fault_op == FAULT_OP_NONPAGING:
+        fault.max_level = 2
+    if is_dummy_root(vcpu.vm, vcpu.mmu.root_hpa):
+        return RET_PF_RETRY
+    if is_tracked_write(vcpu, fault):
+        return RET_PF_WRITE_PROTECTED
+    verdict = fast_page_fault(vcpu, fault)
+    if verdict != RET_PF_INVALID:
+        return verdict
+    verdict = topup_caches(vcpu.vm)
+    if verdict:
+        return verdict
+    verdict = faultin(vcpu, fault, ACC_ALL)
+    if verdict != RET_PF_CONTINUE:
+        return verdict
+    return map_fault(vcpu, fault, None, make_leaf())
+
+
+def map_fault(vcpu: Vcpu, fault: PageFault, gw: GuestWalk | None, leaf: Leaf) -> int:
+    """Map the page that ``faultin()`` found, as ``gw`` says (None: a direct MMU), and drop its reference.
+
+    Takes ``mmu_lock`` exclusively. Reclaim comes before the test for staleness: it may zap the root itself.
+    """
+    vm = vcpu.vm
+    pfn = fault.pfn
+    vm.mmu_lock.write_lock()
+    try:
+        verdict = make_pages_available(vm)
+        if verdict == 0:
+            verdict = RET_PF_RETRY
+            if not is_stale(vcpu, fault):
+                verdict = direct_map(vcpu, fault, leaf) if gw is None else fetch(vcpu, fault, gw, leaf)
+    finally:
+        vm.mmu_lock.write_unlock()
+        release_pfn(vm, pfn)
+    return verdict
+
+
 def topup_caches(vm: Vm) -> int:
-    """Everything that the fault may need under the lock must be at hand before it is taken."""
+    """Everything that the fault may need under the lock must be at hand before it is taken: 0, or -ENOMEM."""
     return 0 if vm.frames.nr_free >= MIN_FREE_FRAMES else -ENOMEM
 
 
 def inject_page_fault(vcpu: Vcpu, gw: GuestWalk) -> int:
     """Queue the ``#PF`` that walk ``gw`` ended with; first forget a stale translation that would repeat it forever."""
     if gw.error_code & PFERR_PRESENT and not gw.error_code & PFERR_RSVD:
-        invalidate_addr(vcpu, gw.fault_address, 1)  # type: ignore[arg-type]
+        invalidate_addr(vcpu, gw.fault_address, KVM_MMU_ROOT_CURRENT)  # type: ignore[arg-type]
     vcpu.stat.pf_guest += 1
     if queue_exception(vcpu, PF_VECTOR, True, gw.error_code) == PF_VECTOR:
         vcpu.exception_address = gw.fault_address
@@ -92,7 +219,7 @@ def is_tracked_write(vcpu: Vcpu, fault: PageFault) -> bool:
     """A write to a present, write-tracked page: it must not be let through."""
     if fault.rsvd or not fault.present or not fault.write:
         return False
-    return is_write_tracked(vcpu.vm, fault.gfn)
+    return is_write_tracked(vcpu.vm, fault.slot, fault.gfn)
 
 
 def effective_access(vcpu: Vcpu, fault: PageFault, gw: GuestWalk) -> int:
@@ -107,85 +234,19 @@ def effective_access(vcpu: Vcpu, fault: PageFault, gw: GuestWalk) -> int:
     return access
 
 
-def paging_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
-    """Shadow paging, guest paging on: walk the guest's tables, then mirror what they say."""
-    vm = vcpu.vm
-    gw = vcpu.guest_walk
-    if not walk_addr(vcpu, gw, fault.addr, fault.error_code & ~PFERR_RSVD):  # type: ignore[arg-type]
-        fault.cause = CAUSE_GUEST
-        if not fault.prefetch:
-            inject_page_fault(vcpu, gw)
-        return RET_PF_RETRY
-    fault.gfn = gw.gfn
-    fault.max_level = gw.level
-    fault.slot = vcpu.gfn_to_memslot(fault.gfn)
-    if is_tracked_write(vcpu, fault):
-        clear_flood_counts(vcpu, fault.addr)
-        return RET_PF_WRITE_PROTECTED
-    verdict = topup_caches(vm)
-    if verdict:
-        return verdict
-    verdict = faultin(vcpu, fault, gw.pte_access)
-    if verdict != RET_PF_CONTINUE:
-        return verdict
-    leaf = make_leaf()
-    leaf.access = effective_access(vcpu, fault, gw)
-    pfn = fault.pfn
-    vm.mmu_lock.write_lock()
-    verdict = make_pages_available(vm)
-    if verdict == 0:
-        verdict = RET_PF_RETRY
-        if not is_stale(vcpu, fault):
-            verdict = fetch(vcpu, fault, gw, leaf)
-    vm.mmu_lock.write_unlock()
-    release_pfn(vm, pfn)
-    return verdict
-
-
-def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
-    """No guest tables in the way: nested paging, or a guest without paging."""
-    vm = vcpu.vm
-    fault.gfn = gpa_to_gfn(fault.addr)  # type: ignore[arg-type]
-    fault.slot = vcpu.gfn_to_memslot(fault.gfn)
-    if vcpu.mmu.fault_op == FAULT_OP_NONPAGING:
-        fault.max_level = 2
-    if is_dummy_root(vm, vcpu.mmu.root_hpa):
-        return RET_PF_RETRY
-    if is_tracked_write(vcpu, fault):
-        return RET_PF_WRITE_PROTECTED
-    verdict = fast_page_fault(vcpu, fault)
-    if verdict != RET_PF_INVALID:
-        return verdict
-    verdict = topup_caches(vm)
-    if verdict:
-        return verdict
-    verdict = faultin(vcpu, fault, ACC_ALL)
-    if verdict != RET_PF_CONTINUE:
-        return verdict
-    leaf = make_leaf()
-    pfn = fault.pfn
-    vm.mmu_lock.write_lock()
-    verdict = make_pages_available(vm)
-    if verdict == 0:
-        verdict = RET_PF_RETRY
-        if not is_stale(vcpu, fault):
-            verdict = direct_map(vcpu, fault, leaf)
-    vm.mmu_lock.write_unlock()
-    release_pfn(vm, pfn)
-    return verdict
-
-
 def walk_for_mmio(vcpu: Vcpu, addr: int) -> int:
     """The last spte on the way to addr, found without the lock; 0: no walk. Reserved bits on the way are a bug."""
     spte = 0
-    vcpu.mode = READING_SHADOW_PAGE_TABLES
-    step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
-    while step:
-        spte = vcpu.vm.memory.read_once(walk_sptep(step, addr))
-        if is_shadow_present(spte) and is_rsvd_spte(vcpu.mmu, spte, walk_level(step)):
-            raise KvmBug(f"reserved bits in {spte:#x}: {describe_spte(spte, vcpu.vm.fmt, walk_level(step))}")
-        step = walk_next(step, spte)
-    vcpu.mode = OUTSIDE_GUEST_MODE
+    begin_lockless_walk(vcpu)
+    try:
+        step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
+        while step:
+            spte = vcpu.vm.memory.read_once(walk_sptep(step, addr))
+            if is_shadow_present(spte) and is_rsvd_spte(vcpu.mmu, spte, walk_level(step)):
+                raise KvmBug(f"reserved bits in {spte:#x}: {describe_spte(spte, vcpu.vm.fmt, walk_level(step))}")
+            step = walk_next(step, spte)
+    finally:
+        end_lockless_walk(vcpu)
     return spte
 
 
@@ -225,64 +286,18 @@ def count_verdict(vcpu: Vcpu, verdict: int) -> int:
     return 0
 
 
-def do_page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
-    """The op of the MMU's mode, with its cause noted."""
-    vcpu.stat.pf_taken += 1
-    fault = make_fault(addr, error_code)
-    if vcpu.mmu.fault_op == FAULT_OP_PAGING:
-        verdict = paging_page_fault(vcpu, fault)
-    else:
-        verdict = direct_page_fault(vcpu, fault)
-    if verdict == RET_PF_INVALID:
-        raise KvmBug(f"the slow path cannot tell either: {fault!r}")
-    vcpu.fault_cause = cause_of(fault, verdict)
-    if fault.write_fault_to_shadow_pgtable:
-        vcpu.exit_action = EMULTYPE_WRITE_PF_TO_SP
-    return verdict
-
-
 def handle_write_protected(vcpu: Vcpu, addr: int, error_code: int) -> int:
-    """RETRY if the page was unprotected, else the EMULTYPE_* bits to emulate with."""
+    """RETRY if the page was unprotected; else EMULATE, with EMULTYPE_* bits added to ``vcpu.emultype``."""
     direct = role_direct(vcpu.mmu.root_role)
+    vcpu.emultype |= EMULTYPE_PF
     if vcpu.last_retry_eip == vcpu.rip and vcpu.last_retry_addr == addr:
-        return EMULTYPE_PF
+        return RET_PF_EMULATE
     vcpu.last_retry_eip = 0
     vcpu.last_retry_addr = 0
     if match_gpa(vcpu, addr) if direct else match_gva(vcpu, addr):  # type: ignore[arg-type]
-        return EMULTYPE_PF
+        return RET_PF_EMULATE
     if (direct and error_code & _PFERR_PT_WRITE == _PFERR_PT_WRITE) or (not direct and vcpu.exception_reinjected):
         if unprotect_and_retry(vcpu, addr, False):
             return RET_PF_RETRY
-    return EMULTYPE_PF | EMULTYPE_ALLOW_RETRY_PF
-
-
-def page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
-    """Handle one fault (``kvm_mmu_page_fault``): ``addr`` is a gva, or a gpa under nested paging.
-
-    Return RESUME, EMULTYPE_* bits (emulate the access, MMIO or a write to a mirrored table), or a negative errno for
-    userspace. Takes ``mmu_lock``. ``vcpu.fault_cause`` says afterwards what the fault was about.
-    """
-    direct = role_direct(vcpu.mmu.root_role)
-    if vcpu.mmu.root_hpa == INVALID_PAGE:
-        vcpu.fault_cause = CAUSE_RETRY
-        return RESUME
-    verdict = RET_PF_INVALID
-    vcpu.exit_action = 0
-    if error_code & PFERR_RSVD:
-        vcpu.fault_cause = CAUSE_MMIO_CACHED
-        verdict = handle_mmio_page_fault(vcpu, addr, direct)
-        if verdict == RET_PF_EMULATE:
-            return EMULTYPE_PF
-        vcpu.fault_cause = CAUSE_RETRY
-    if verdict == RET_PF_INVALID:
-        verdict = do_page_fault(vcpu, addr, error_code)
-    if verdict < 0:
-        return verdict
-    flags = EMULTYPE_PF
-    if verdict == RET_PF_WRITE_PROTECTED:
-        flags = handle_write_protected(vcpu, addr, error_code)
-        if flags == RET_PF_RETRY:
-            return RESUME
-        verdict = RET_PF_EMULATE
-    count_verdict(vcpu, verdict)
-    return flags | vcpu.exit_action if verdict == RET_PF_EMULATE else RESUME
+    vcpu.emultype |= EMULTYPE_ALLOW_RETRY_PF
+    return RET_PF_EMULATE

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, hpa_t, pfn_t, gfn_to_gpa, hpa_to_pfn
+from ...addr cimport u32, u64, gfn_t, hpa_t, pfn_t, gfn_to_gpa, hpa_to_pfn, pfn_to_hpa
 from ...host.frames cimport FrameAllocator
 from ...hw.memory cimport PhysicalMemory
 from ..memslots cimport Memslot, Memslots
@@ -9,7 +9,7 @@ from .page cimport ShadowPage, make_page
 from .role cimport (role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm)
 
 cdef int ENTRIES
-cdef u64 ACC_ALL, INVALID_PAGE, SHADOW_NONPRESENT_VALUE, U64
+cdef u64 ROLE_INVALID, ACC_ALL, INVALID_PAGE, SHADOW_NONPRESENT_VALUE, U64
 
 cdef u64 _GOLDEN_RATIO_64
 
@@ -17,7 +17,11 @@ cpdef int hash_bucket(gfn_t gfn) noexcept
 cpdef ShadowPage sptep_to_sp(Vm vm, hpa_t sptep)
 cpdef int sptep_index(hpa_t sptep) noexcept
 cpdef ShadowPage root_to_sp(Vm vm, hpa_t root)
-cpdef bint is_obsolete(Vm vm, ShadowPage sp) noexcept
+cpdef bint is_obsolete(Vm vm, ShadowPage sp) except -1
+cpdef int mark_invalid(Vm vm, ShadowPage sp) except -1
+cpdef int next_valid_gen(Vm vm) except -1
+cpdef int clear_flood_count(Vm vm, ShadowPage sp) except -1
+cpdef int count_flood(Vm vm, ShadowPage sp) except -1
 cpdef bint has_gptes(ShadowPage sp) noexcept
 cpdef gfn_t sp_gfn(Vm vm, ShadowPage sp, int index) except? 0x5A5A5A5A5A
 cpdef u32 sp_access(Vm vm, ShadowPage sp, int index) except? 0x5A5A

@@ -6,11 +6,11 @@ Reference: "Data structures" (kvm_mmu_page), "Shadow pages" lookup and alloc.
 
 from __future__ import annotations
 
-from ...addr import Gfn, Hpa, gfn_to_gpa, hpa_to_pfn
+from ...addr import Gfn, Hpa, gfn_to_gpa, hpa_to_pfn, pfn_to_hpa
 from ...page_types import ENTRIES, INVALID_PAGE, U64
 from ..memslots import Memslot
 from ..vm import Vm
-from .bits import ACC_ALL, SHADOW_NONPRESENT_VALUE
+from .bits import ACC_ALL, ROLE_INVALID, SHADOW_NONPRESENT_VALUE
 from .page import ShadowPage, make_page
 from .role import role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm
 
@@ -24,7 +24,7 @@ def hash_bucket(gfn: Gfn) -> int:
 
 def sptep_to_sp(vm: Vm, sptep: Hpa) -> ShadowPage:
     """The page whose table holds ``sptep`` (``page_private`` of its frame)."""
-    return vm.frames.private[sptep >> 12]  # type: ignore[no-any-return]
+    return vm.frames.private[hpa_to_pfn(sptep)]  # type: ignore[no-any-return]
 
 
 def sptep_index(sptep: Hpa) -> int:
@@ -36,12 +36,52 @@ def root_to_sp(vm: Vm, root: Hpa) -> ShadowPage | None:
     """The shadow page of ``root``; None for a special table, the dummy root, or no root."""
     if root == INVALID_PAGE:
         return None
-    return vm.frames.private[root >> 12]  # type: ignore[no-any-return]
+    return vm.frames.private[hpa_to_pfn(root)]  # type: ignore[no-any-return]
 
 
 def is_obsolete(vm: Vm, sp: ShadowPage) -> bool:
-    """Zapped while in use, or made before the last fast zap-all."""
-    return role_invalid(sp.role) or sp.mmu_valid_gen != vm.mmu_valid_gen
+    """Zapped while in use, or made before the last fast zap-all; needs no lock."""
+    if vm.gate.armed:
+        vm.gate.announce("read", sp, "role")
+    if role_invalid(sp.role):
+        return True
+    if vm.gate.armed:
+        vm.gate.announce("read", vm, "mmu_valid_gen")
+    return sp.mmu_valid_gen != vm.mmu_valid_gen
+
+
+def mark_invalid(vm: Vm, sp: ShadowPage) -> int:
+    """``sp`` is zapped, and may live on as a root only; ``mmu_lock`` exclusive."""
+    vm.mmu_lock.assert_exclusive()
+    if vm.gate.armed:
+        vm.gate.announce("write", sp, "role")
+    sp.role |= ROLE_INVALID
+    return 0
+
+
+def next_valid_gen(vm: Vm) -> int:
+    """Make every page that exists obsolete; ``mmu_lock`` exclusive."""
+    vm.mmu_lock.assert_exclusive()
+    if vm.gate.armed:
+        vm.gate.announce("write", vm, "mmu_valid_gen")
+    vm.mmu_valid_gen = 0 if vm.mmu_valid_gen else 1
+    return 0
+
+
+def clear_flood_count(vm: Vm, sp: ShadowPage) -> int:
+    """The guest uses this table: what was written to it so far is no flood; needs no lock."""
+    if vm.gate.armed:
+        vm.gate.announce("write", sp, "write_flooding_count")
+    sp.write_flooding_count = 0
+    return 0
+
+
+def count_flood(vm: Vm, sp: ShadowPage) -> int:
+    """One more emulated write to the table that ``sp`` mirrors; return how many since its last use."""
+    if vm.gate.armed:
+        vm.gate.announce("add", sp, "write_flooding_count")
+    sp.write_flooding_count += 1
+    return sp.write_flooding_count
 
 
 def has_gptes(sp: ShadowPage) -> bool:
@@ -93,12 +133,13 @@ def first_gfn_sp(vm: Vm, gfn: Gfn) -> ShadowPage | None:
 
 def alloc_page(vm: Vm, gfn: Gfn, role: int) -> ShadowPage:
     """Header, table filled with the nonpresent value, and a translation array for indirect pages up to level 3."""
+    vm.mmu_lock.assert_exclusive()
     pfn = vm.frames.alloc()
-    spt: Hpa = pfn << 12  # type: ignore[assignment]
+    spt = pfn_to_hpa(pfn)
     vm.memory.fill_words(spt, SHADOW_NONPRESENT_VALUE, ENTRIES)
     sp = make_page(gfn, role, spt)
     if not role_direct(role) and role_level(role) <= 3:
-        sp.shadowed_translation = vm.frames.alloc() << 12  # type: ignore[assignment]
+        sp.shadowed_translation = pfn_to_hpa(vm.frames.alloc())
     vm.frames.private[pfn] = sp
     sp.mmu_valid_gen = vm.mmu_valid_gen
     head = vm.active_mmu_pages
@@ -128,6 +169,7 @@ def list_del(sp: ShadowPage) -> int:
 
 def free_page(vm: Vm, sp: ShadowPage) -> int:
     """Out of the hash, frames back. The caller has unlinked, flushed, and taken sp off the active list."""
+    vm.mmu_lock.assert_exclusive()
     if sp.hash_prev is not None:
         sp.hash_prev.hash_next = sp.hash_next
     else:

@@ -4,11 +4,12 @@ from ...addr cimport u32, u64, gfn_t, gpa_t, hpa_t, gva_t, gfn_to_gpa
 from ...hw.memory cimport PhysicalMemory
 from ..memslots cimport Memslot
 from ..requests cimport flush_remote_tlbs_gfn, make_request
-from ..svm cimport flush_tlb_gva
 from ..vcpu cimport Vcpu
+from ..vendor cimport Vendor
 from ..vm cimport Vm
 from .change cimport clear_no_track, update_spte
 from .context cimport Mmu, is_rsvd_bits_set
+from .gpte cimport GpteFormat, gpte_access, gpte_to_gfn, is_present_gpte, protect_clean
 from .leaf cimport Leaf, make_leaf, make_spte
 from .mmio cimport clear_any_gva, clear_gva, mark_mmio_spte
 from .page cimport ShadowPage
@@ -17,8 +18,8 @@ from .rmap cimport drop_spte, write_protect_gfn
 from .role cimport cpu_role_level, role_access, role_direct, role_has_4_byte_gpte, role_level, role_quadrant
 from .shadowwalk cimport walk_level, walk_next, walk_sptep, walk_start
 from .spte cimport is_host_writable, is_mmio, mmio_gfn, spte_to_child, spte_to_pfn
-from .unsync cimport UnsyncWalk, unlink_unsync_page, unsync_walk
-from .walker cimport gpte_access, gpte_place, gpte_to_gfn, protect_clean, read_gpte
+from .unsync cimport UnsyncWalk, is_unsync, leads_to_unsync, unlink_unsync_page, unsync_walk
+from .walker cimport gpte_place, read_gpte
 from .zap cimport flush_or_zap, prepare_zap, zap_pte
 
 cdef u64 INVALID_PAGE, PT_ACCESSED, PT_PRESENT, SHADOW_NONPRESENT_VALUE, U64
@@ -30,7 +31,7 @@ cpdef bint is_syncable(Vcpu vcpu, ShadowPage sp) except -1
 cpdef bint is_invalid_gpte(Vcpu vcpu, u64 gpte) except -1
 @cython.locals(offset=u64)
 cpdef hpa_t gpte_table(Vcpu vcpu, ShadowPage sp) except? 0x5A5A5A5A5A
-@cython.locals(vm=Vm, sptep=hpa_t, gpte=u64, gfn=gfn_t, access=u32, spte=u64, size=int)
+@cython.locals(vm=Vm, fmt=GpteFormat, sptep=hpa_t, gpte=u64, gfn=gfn_t, access=u32, spte=u64, size=int)
 cpdef int sync_spte(Vcpu vcpu, ShadowPage sp, int index, hpa_t table) except -99
 @cython.locals(leaf=Leaf)
 cpdef int sync_access(Vcpu vcpu, ShadowPage sp, hpa_t sptep, gfn_t gfn, u32 access) except -99

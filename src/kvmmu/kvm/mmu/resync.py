@@ -9,10 +9,8 @@ Reference: "Unsync / sync", "Roots, CR3, PCID, invalidation instructions" invali
 from __future__ import annotations
 
 from ...addr import Gfn, Gva, Hpa, gfn_to_gpa
-from ...hw.bits import PT_ACCESSED, PT_PRESENT
 from ...page_types import INVALID_PAGE, U64
 from ..requests import flush_remote_tlbs_gfn
-from ..svm import flush_tlb_gva
 from ..vcpu import Vcpu
 from ..vm import Vm
 from .bits import (
@@ -24,6 +22,7 @@ from .bits import (
 )
 from .change import clear_no_track, update_spte
 from .context import is_rsvd_bits_set
+from .gpte import gpte_access, gpte_to_gfn, is_present_gpte, protect_clean
 from .leaf import make_leaf, make_spte
 from .mmio import clear_any_gva, clear_gva, mark_mmio_spte
 from .page import ShadowPage
@@ -32,8 +31,8 @@ from .rmap import drop_spte, write_protect_gfn
 from .role import cpu_role_level, role_access, role_direct, role_has_4_byte_gpte, role_quadrant
 from .shadowwalk import walk_level, walk_next, walk_sptep, walk_start
 from .spte import is_host_writable, is_mmio, mmio_gfn, spte_to_child, spte_to_pfn
-from .unsync import UnsyncWalk, unlink_unsync_page, unsync_walk
-from .walker import gpte_access, gpte_place, gpte_to_gfn, protect_clean, read_gpte
+from .unsync import UnsyncWalk, is_unsync, leads_to_unsync, unlink_unsync_page, unsync_walk
+from .walker import gpte_place, read_gpte
 from .zap import flush_or_zap, prepare_zap, zap_pte
 
 _SYNC_ROLE_IGNORED = ROLE_LEVEL_MASK | ROLE_ACCESS_MASK | ROLE_QUADRANT_MASK | ROLE_PASSTHROUGH
@@ -49,7 +48,7 @@ def is_syncable(vcpu: Vcpu, sp: ShadowPage) -> bool:
 
 def is_invalid_gpte(vcpu: Vcpu, gpte: int) -> bool:
     """Whether a level-1 gpte may not be mapped ahead of an access: not present, not accessed, reserved bits."""
-    if gpte & PT_PRESENT == 0 or gpte & PT_ACCESSED == 0:
+    if not is_present_gpte(vcpu.mmu.gpte, gpte) or gpte & vcpu.mmu.gpte.accessed_mask == 0:
         return True
     return is_rsvd_bits_set(vcpu.mmu, gpte, 1)
 
@@ -62,6 +61,7 @@ def gpte_table(vcpu: Vcpu, sp: ShadowPage) -> Hpa:
 
 def sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, table: Hpa) -> int:
     """Make one entry agree with its gpte. 0: it does; 1: it changed so that TLBs must be flushed; -1: unreadable."""
+    vcpu.vm.mmu_lock.assert_exclusive()
     vm = vcpu.vm
     sptep: Hpa = sp.spt + (index << 3)  # type: ignore[assignment]
     spte = vm.memory.read_once(sptep)
@@ -71,11 +71,12 @@ def sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, table: Hpa) -> int:
         return _FAILED
     size = 4 if role_has_4_byte_gpte(sp.role) else 8
     gpte = read_gpte(vcpu, table + index * size, size)  # type: ignore[arg-type]
+    fmt = vcpu.mmu.gpte
     if is_invalid_gpte(vcpu, gpte):
         drop_spte(vm, sptep)
         return 1
     gfn = gpte_to_gfn(gpte)
-    access = protect_clean(role_access(sp.role) & gpte_access(gpte), gpte)
+    access = protect_clean(fmt, role_access(sp.role) & gpte_access(fmt, gpte), gpte)
     if is_mmio(vm.fmt, spte):
         if gfn != mmio_gfn(vm.fmt, spte):
             clear_no_track(vm, sptep)
@@ -106,6 +107,7 @@ def sync_access(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, gfn: Gfn, access: int) -
 
 def sync_page(vcpu: Vcpu, sp: ShadowPage, invalid_list: list[ShadowPage]) -> int:
     """Make every entry of sp agree. 0 or 1 as sync_spte(); -1: sp was zapped, to invalid_list."""
+    vcpu.vm.mmu_lock.assert_exclusive()
     failed = not is_syncable(vcpu, sp)
     flush = 0
     if not failed:
@@ -165,7 +167,9 @@ def sync_children(vcpu: Vcpu, parent: ShadowPage) -> int:
 def is_unsync_root(vm: Vm, root: Hpa) -> bool:
     """Whether ``root`` is or leads to an unsync page; tested without the lock, after the guest's writes."""
     sp = root_to_sp(vm, root)
-    return sp is not None and (sp.unsync or sp.unsync_children != 0)
+    # The guest's stores to its tables were made before it asked for this: what made them possible is seen now.
+    vm.gate.smp_rmb()
+    return sp is not None and leads_to_unsync(vm, sp)
 
 
 def sync_roots(vcpu: Vcpu) -> int:
@@ -200,7 +204,7 @@ def invalidate_root(vcpu: Vcpu, addr: Gva, root: Hpa) -> int:
     while step:
         sptep = walk_sptep(step, addr)
         sp = sptep_to_sp(vm, sptep)
-        if sp.unsync:
+        if is_unsync(vm, sp):
             ret = sync_spte(vcpu, sp, (sptep >> 3) & 511, gpte_table(vcpu, sp))
             if ret < 0:
                 zap_pte(vm, sp, sptep)
@@ -226,7 +230,7 @@ def invalidate_addr(vcpu: Vcpu, addr: Gva, roots: int) -> int:
     """
     if is_noncanonical(vcpu.vm, addr):
         return 0
-    flush_tlb_gva(vcpu, addr)
+    vcpu.vm.vendor.flush_tlb_gva(vcpu, addr)
     if not vcpu.mmu.can_sync:
         return 0
     clear_gva(vcpu, addr)

@@ -47,5 +47,3 @@ cpdef bint spte_write_protect(Vm vm, hpa_t sptep, bint pt_protect) except -1
 cpdef bint rmap_write_protect(Vm vm, u64 head, bint pt_protect) except -1
 @cython.locals(level=int, done=bint)
 cpdef bint write_protect_gfn(Vm vm, Memslot slot, gfn_t gfn, int min_level) except -1
-@cython.locals(level=int, at=u64, last=u64, flush=bint)
-cpdef bint zap_slot_range(Vm vm, Memslot slot, gfn_t start_gfn, gfn_t end_gfn) except -1

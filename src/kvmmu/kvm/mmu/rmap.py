@@ -154,7 +154,11 @@ def pte_list_next(vm: Vm, place: int) -> int:
 
 
 def rmap_add(vm: Vm, slot: Memslot, sptep: Hpa, gfn: Gfn, access: int) -> int:
-    """A leaf was installed at sptep: note its translation, count it, enter it into the rmap of its gfn and level."""
+    """A leaf was installed at sptep: note its translation, count it, enter it into the rmap of its gfn and level.
+
+    ``mmu_lock`` exclusive. More than 1000 entries before it, and all of them go again.
+    """
+    vm.mmu_lock.assert_exclusive()
     sp = sptep_to_sp(vm, sptep)
     level = role_level(sp.role)
     set_translation(vm, sp, sptep_index(sptep), gfn, access)
@@ -173,6 +177,7 @@ def rmap_add(vm: Vm, slot: Memslot, sptep: Hpa, gfn: Gfn, access: int) -> int:
 
 def rmap_remove(vm: Vm, sptep: Hpa) -> int:
     """The inverse of rmap_add(), by the page's own idea of gfn, level and address space."""
+    vm.mmu_lock.assert_exclusive()
     sp = sptep_to_sp(vm, sptep)
     gfn = sp_gfn(vm, sp, sptep_index(sptep))
     slot = slot_of_sp(vm, sp, gfn)
@@ -239,22 +244,3 @@ def write_protect_gfn(vm: Vm, slot: Memslot, gfn: Gfn, min_level: int) -> bool:
         if rmap_write_protect(vm, slot.rmap[slot.offset[level] + slot.index(gfn, level)], True):
             done = True
     return done
-
-
-def zap_slot_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
-    """Zap the leaves of every level that map ``[start_gfn, end_gfn)`` of ``slot``; ``mmu_lock`` exclusive.
-
-    Return whether TLBs must be flushed.
-    """
-    vm.mmu_lock.assert_exclusive()
-    flush = False
-    if slot.rmap_array is None:
-        return False
-    for level in range(1, 4):
-        at = slot.offset[level] + slot.index(start_gfn, level)
-        last = slot.offset[level] + slot.index(end_gfn - 1, level)  # type: ignore[arg-type]
-        while at <= last:
-            if zap_rmap(vm, slot, at):
-                flush = True
-            at += 1
-    return flush

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, hpa_t, gpa_t
+from ...addr cimport u32, u64, gfn_t, hpa_t, gpa_t, hpa_to_pfn, pfn_to_hpa
 from ...hw.memory cimport PhysicalMemory
 from ..memslots cimport Memslots
 from ..requests cimport make_request
-from ..svm cimport flush_tlb_current, load_mmu_pgd
+from ..policy cimport Policy
 from ..vcpu cimport Vcpu
+from ..vendor cimport Vendor
 from ..vm cimport Vm
 from .context cimport Mmu
 from .mmio cimport clear_any_gva
 from .page cimport ShadowPage
-from .pages cimport is_obsolete, root_to_sp, sptep_to_sp
+from .pages cimport clear_flood_count, is_obsolete, root_to_sp, sptep_to_sp
 from .resync cimport is_unsync_root, sync_roots
 from .role cimport cpu_role_level, role_direct, role_invalid, role_level, role_with_level, role_with_quadrant
 from .shadow cimport get_page
@@ -18,9 +19,9 @@ from .shadowwalk cimport is_dummy_root
 from .spte cimport SpteFormat, spte_to_child
 from .zap cimport commit_zap, make_pages_available, prepare_zap
 from .pagefault cimport topup_caches
-from .walker cimport read_pdptr
+from .walker cimport guest_pgd, read_pdptr
 
-cdef int KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT
+cdef int KVM_MMU_NUM_PREV_ROOTS, KVM_MMU_ROOT_CURRENT, KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT
 cdef u64 INVALID_PAGE, ONE, PT_PRESENT, SPTE_BASE_ADDR_MASK
 
 @cython.locals(role=u32, sp=ShadowPage)
@@ -49,7 +50,8 @@ cpdef bint find_cached_root(Vm vm, Mmu mmu, u64 pgd) except -1
 cpdef int new_pgd(Vcpu vcpu, u64 pgd) except -1
 @cython.locals(sp=ShadowPage)
 cpdef bint is_obsolete_root(Vm vm, hpa_t root) except -1
-@cython.locals(vm=Vm, mmu=Mmu, roots=u32, i=int)
 cpdef int free_obsolete_roots(Vcpu vcpu) except -1
+@cython.locals(roots=u32, i=int)
+cpdef int free_obsolete_of(Vm vm, Mmu mmu) except -1
 @cython.locals(roots=u32, i=int)
 cpdef int sync_prev_roots(Vcpu vcpu) except -1

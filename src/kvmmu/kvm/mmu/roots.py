@@ -7,42 +7,41 @@ dummy root (the zero page). Reference: "Roots, CR3, PCID, invalidation instructi
 
 from __future__ import annotations
 
-from ...addr import Gfn, Hpa
+from ...addr import Gfn, Hpa, hpa_to_pfn, pfn_to_hpa
 from ...errors import KvmBug
 from ...hw.bits import PT_PRESENT
-from ...page_types import INVALID_PAGE, ONE
-from ..bits import KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT
+from ...page_types import ENTRIES, INVALID_PAGE, ONE
+from ..bits import KVM_ADDRESS_SPACE_NUM, KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT
 from ..requests import make_request
-from ..svm import flush_tlb_current, load_mmu_pgd
 from ..vcpu import Vcpu
 from ..vm import Vm
-from .bits import KVM_MMU_ROOTS_ALL, SPTE_BASE_ADDR_MASK
+from .bits import KVM_MMU_NUM_PREV_ROOTS, KVM_MMU_ROOT_CURRENT, KVM_MMU_ROOTS_ALL, SPTE_BASE_ADDR_MASK
 from .context import Mmu
 from .mmio import clear_any_gva
 from .page import ShadowPage
 from .pagefault import topup_caches
-from .pages import is_obsolete, root_to_sp
+from .pages import clear_flood_count, is_obsolete, root_to_sp
 from .resync import is_unsync_root, sync_roots
 from .role import cpu_role_level, role_direct, role_invalid, role_level, role_with_level, role_with_quadrant
 from .shadow import get_page
 from .shadowwalk import is_dummy_root
 from .spte import spte_to_child
-from .walker import read_pdptr
+from .walker import guest_pgd, read_pdptr
 from .zap import commit_zap, make_pages_available, prepare_zap
 
 
 def create_mmu(vcpu: Vcpu) -> None:
     """Give a new vCPU its PAE root, a table of four entries, all absent."""
-    pfn = vcpu.vm.frames.alloc()
-    vcpu.mmu.pae_root = pfn << 12  # type: ignore[assignment]
-    vcpu.vm.memory.fill_words(vcpu.mmu.pae_root, 0, 512)
+    vcpu.root_mmu.pae_root = pfn_to_hpa(vcpu.vm.frames.alloc())
+    vcpu.vm.memory.fill_words(vcpu.root_mmu.pae_root, 0, ENTRIES)
 
 
 def destroy_mmu(vcpu: Vcpu) -> None:
     """Free every root of a vCPU that goes, and its PAE root."""
-    free_roots(vcpu.vm, vcpu.mmu, KVM_MMU_ROOTS_ALL)
-    vcpu.vm.frames.put(vcpu.mmu.pae_root >> 12)  # type: ignore[arg-type]
-    vcpu.mmu.pae_root = 0  # type: ignore[assignment]
+    free_roots(vcpu.vm, vcpu.root_mmu, KVM_MMU_ROOTS_ALL)
+    free_roots(vcpu.vm, vcpu.guest_mmu, KVM_MMU_ROOTS_ALL)
+    vcpu.vm.frames.put(hpa_to_pfn(vcpu.root_mmu.pae_root))
+    vcpu.root_mmu.pae_root = Hpa(0)
 
 
 def alloc_root(vcpu: Vcpu, gfn: Gfn, quadrant: int, level: int) -> Hpa:
@@ -75,10 +74,10 @@ def alloc_shadow_roots(vcpu: Vcpu) -> int:
     mmu = vcpu.mmu
     vm = vcpu.vm
     slots = vcpu.memslots()
-    pgd = vcpu.cr3
+    pgd = guest_pgd(vcpu, mmu)
     root_gfn: Gfn = (pgd & SPTE_BASE_ADDR_MASK) >> 12  # type: ignore[assignment]
     if not slots.is_visible_gfn(root_gfn):
-        mmu.root_hpa = vm.frames.zero_pfn << 12  # type: ignore[assignment]
+        mmu.root_hpa = pfn_to_hpa(vm.frames.zero_pfn)
         return 0
     entries: list[int] = []
     if cpu_role_level(mmu.cpu_role) == 3:
@@ -101,7 +100,7 @@ def visible_pdptrs(vcpu: Vcpu) -> list[int]:
     slots = vcpu.memslots()
     entries = []
     for i in range(4):
-        entry = read_pdptr(vcpu, i)
+        entry = read_pdptr(vcpu, vcpu.mmu, i)
         if entry & PT_PRESENT and not slots.is_visible_gfn((entry & SPTE_BASE_ADDR_MASK) >> 12):  # type: ignore[arg-type]
             entry = 0
         entries.append(entry)
@@ -128,14 +127,15 @@ def alloc_pae_roots(vcpu: Vcpu, root_gfn: Gfn, pdptrs: list[int]) -> int:
 
 def first_shadow_root(vm: Vm) -> None:
     """Before the VM's first shadow root: give every slot rmap and write-track arrays, then publish the fact."""
-    if vm.shadow_root_allocated:
+    if vm.is_shadow_root_allocated():
         return
     vm.slots_arch_lock.lock()
-    for slots in vm.memslots:
+    for as_id in range(KVM_ADDRESS_SPACE_NUM):
+        slots = vm.slots_of(as_id)
         for slot in slots.slots:
             slot.alloc_rmap()
             slot.alloc_write_track()
-    vm.shadow_root_allocated = True
+    vm.set_shadow_root_allocated()
     vm.slots_arch_lock.unlock()
 
 
@@ -156,9 +156,9 @@ def load(vcpu: Vcpu) -> int:
     if ret:
         return ret
     sync_roots(vcpu)
-    load_mmu_pgd(vcpu)
+    vm.vendor.load_mmu_pgd(vcpu)
     # Where the root came from, and what the TLB holds of it, is unknown.
-    flush_tlb_current(vcpu)
+    vm.vendor.flush_tlb_current(vcpu)
     return 0
 
 
@@ -265,13 +265,13 @@ def new_pgd(vcpu: Vcpu, pgd: int) -> int:
     if not find_cached_root(vm, mmu, pgd):
         return 0
     make_request(vcpu, KVM_REQ_LOAD_MMU_PGD)
-    if vm.flush_on_reuse:
+    if vm.policy.flush_on_reuse:
         make_request(vcpu, KVM_REQ_MMU_SYNC)
         make_request(vcpu, KVM_REQ_TLB_FLUSH_CURRENT)
     clear_any_gva(vcpu)
     if not role_direct(mmu.root_role):
         sp = root_to_sp(vm, mmu.root_hpa)
-        sp.write_flooding_count = 0  # type: ignore[union-attr]
+        clear_flood_count(vm, sp)  # type: ignore[arg-type]
     return 0
 
 
@@ -284,11 +284,15 @@ def is_obsolete_root(vm: Vm, root: Hpa) -> bool:
 
 
 def free_obsolete_roots(vcpu: Vcpu) -> int:
-    """Drop the current and previous roots that were zapped or made before the last fast zap-all."""
-    vm = vcpu.vm
-    mmu = vcpu.mmu
-    roots = 1 if is_obsolete_root(vm, mmu.root_hpa) else 0
-    for i in range(3):
+    """Drop the roots that were zapped or made before the last fast zap-all, of both contexts that have roots."""
+    free_obsolete_of(vcpu.vm, vcpu.root_mmu)
+    return free_obsolete_of(vcpu.vm, vcpu.guest_mmu)
+
+
+def free_obsolete_of(vm: Vm, mmu: Mmu) -> int:
+    """Drop the obsolete roots among the current and the previous ones of ``mmu``."""
+    roots = KVM_MMU_ROOT_CURRENT if is_obsolete_root(vm, mmu.root_hpa) else 0
+    for i in range(KVM_MMU_NUM_PREV_ROOTS):
         if is_obsolete_root(vm, mmu.prev_hpa[i]):
             roots |= ONE << (i + 1)
     return free_roots(vm, mmu, roots)
@@ -305,5 +309,6 @@ def sync_prev_roots(vcpu: Vcpu) -> int:
 
 def unload(vcpu: Vcpu) -> None:
     """Drop all roots and the gva half of the MMIO record (``kvm_mmu_unload``); the next entry loads a new root."""
-    free_roots(vcpu.vm, vcpu.mmu, KVM_MMU_ROOTS_ALL)
+    free_roots(vcpu.vm, vcpu.root_mmu, KVM_MMU_ROOTS_ALL)
+    free_roots(vcpu.vm, vcpu.guest_mmu, KVM_MMU_ROOTS_ALL)
     clear_any_gva(vcpu)

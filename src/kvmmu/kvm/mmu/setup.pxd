@@ -5,8 +5,10 @@ from ...addr cimport u32, u64
 from ..vcpu cimport Vcpu
 from .context cimport EntryRules, Mmu, reset_guest_rsvd, reset_shadow_rsvd, update_permission_bitmask, update_pkru_mask
 from .role cimport calc_cpu_role, calc_shadow_root_role, calc_tdp_root_role, role_level
-from .role cimport cpu_role_efer_nx, cpu_role_level, cpu_role_paging, cpu_role_pse
+from .gpte cimport GpteFormat
+from .role cimport cpu_role_efer_nx, cpu_role_has_4_byte_gpte, cpu_role_level, cpu_role_paging, cpu_role_pse
 
+cdef int PT32E_ROOT_LEVEL
 cdef u64 CR0_PG, CR4_PAE, EFER_LMA, EXT_VALID, ONE, ROLE_INVALID
 
 cdef int _U64_BITS
@@ -17,6 +19,7 @@ cpdef bint init_mmu(Vcpu vcpu) except -1
 cpdef int forget_roles(Vcpu vcpu) except -1
 cpdef u32 _calc_root_role(Vcpu vcpu, u64 cpu_role) except? 0x5A5A5A5A
 cpdef int _choose_ops(Vcpu vcpu, Mmu mmu) except -1
+cpdef GpteFormat choose_gpte(u64 cpu_role)
 @cython.locals(rules=EntryRules)
 cpdef EntryRules guest_rules(Vcpu vcpu, u64 cpu_role)
 @cython.locals(rules=EntryRules)

@@ -11,13 +11,15 @@ from ...errors import KvmBug
 from ...hw.bits import CR0_PG, CR4_PAE, EFER_LMA
 from ...page_types import ONE
 from ..vcpu import Vcpu
-from .bits import EXT_VALID, FAULT_OP_NONPAGING, FAULT_OP_PAGING, FAULT_OP_TDP, ROLE_INVALID
+from .bits import EXT_VALID, FAULT_OP_NONPAGING, FAULT_OP_PAGING, FAULT_OP_TDP, PT32E_ROOT_LEVEL, ROLE_INVALID
 from .context import EntryRules, Mmu, reset_guest_rsvd, reset_shadow_rsvd, update_permission_bitmask, update_pkru_mask
+from .gpte import GPTE_2_LEVEL, GPTE_64, GPTE_PAE, GpteFormat
 from .role import (
     calc_cpu_role,
     calc_shadow_root_role,
     calc_tdp_root_role,
     cpu_role_efer_nx,
+    cpu_role_has_4_byte_gpte,
     cpu_role_level,
     cpu_role_paging,
     cpu_role_pse,
@@ -28,12 +30,12 @@ _U64_BITS = 64
 
 
 def init_mmu(vcpu: Vcpu) -> bool:
-    """Bring ``vcpu.mmu`` in line with the vCPU's registers and CPUID; return whether a role changed.
+    """Bring ``vcpu.root_mmu`` in line with the vCPU's registers and CPUID; return whether a role changed.
 
     Nothing is done while both roles stay what they are. Roots are the caller's business, and no lock is needed: an
     MMU belongs to its vCPU. Raises ``KvmBug`` for EFER.LMA without CR4.PAE, which no register write can reach.
     """
-    mmu: Mmu = vcpu.mmu
+    mmu: Mmu = vcpu.root_mmu
     if vcpu.cr0 & CR0_PG and vcpu.efer & EFER_LMA and not vcpu.cr4 & CR4_PAE:
         raise KvmBug(f"vcpu {vcpu.vcpu_id}: EFER.LMA without CR4.PAE (cr4 {vcpu.cr4:#x}, efer {vcpu.efer:#x})")
     cpu_role = calc_cpu_role(vcpu.cr0, vcpu.cr4, vcpu.efer, vcpu.smm)
@@ -44,6 +46,7 @@ def init_mmu(vcpu: Vcpu) -> bool:
     mmu.root_role = root_role
     _choose_ops(vcpu, mmu)
     if cpu_role_paging(cpu_role):
+        mmu.gpte = choose_gpte(cpu_role)
         reset_guest_rsvd(mmu, guest_rules(vcpu, cpu_role))
         update_permission_bitmask(mmu)
         update_pkru_mask(mmu)
@@ -56,9 +59,9 @@ def forget_roles(vcpu: Vcpu) -> int:
 
     The rest of the root's role stays, since freeing the roots still asks it whether they are direct.
     """
-    mmu: Mmu = vcpu.mmu
-    mmu.root_role |= ROLE_INVALID
-    mmu.cpu_role = mmu.cpu_role & ~EXT_VALID
+    for mmu in (vcpu.root_mmu, vcpu.guest_mmu, vcpu.nested_mmu):
+        mmu.root_role |= ROLE_INVALID
+        mmu.cpu_role = mmu.cpu_role & ~EXT_VALID
     return 0
 
 
@@ -79,6 +82,13 @@ def _choose_ops(vcpu: Vcpu, mmu: Mmu) -> int:
         mmu.fault_op = FAULT_OP_NONPAGING
     mmu.can_sync = mmu.fault_op == FAULT_OP_PAGING
     return 0
+
+
+def choose_gpte(cpu_role: int) -> GpteFormat:
+    """The layout of the guest's entries in the paging mode of ``cpu_role``."""
+    if cpu_role_has_4_byte_gpte(cpu_role):
+        return GPTE_2_LEVEL
+    return GPTE_PAE if cpu_role_level(cpu_role) == PT32E_ROOT_LEVEL else GPTE_64
 
 
 def guest_rules(vcpu: Vcpu, cpu_role: int) -> EntryRules:

@@ -11,15 +11,17 @@ from .fault cimport PageFault
 from .leaf cimport Leaf, prefetch_direct, prefetch_one, set_leaf
 from .mmutrace cimport trace_get_page, trace_spte_requested
 from .page cimport ShadowPage
-from .pages cimport alloc_page, bucket_head, has_gptes, is_obsolete, sptep_index, sptep_to_sp
+from .pages cimport alloc_page, bucket_head, clear_flood_count, has_gptes, is_obsolete, sptep_index, sptep_to_sp
 from .resync cimport is_invalid_gpte, sync_children, sync_page
 from .role cimport (child_role, cpu_role_level, role_access, role_ad_disabled, role_direct, role_invalid, role_level)
+from ..invalidation cimport Invalidation
+from .gpte cimport GpteFormat, gpte_access, gpte_to_gfn, protect_clean
 from .hugepage cimport adjust
 from .shadowwalk cimport is_dummy_root, walk_level, walk_next, walk_sptep, walk_start
 from .spte cimport is_large, is_shadow_present, make_nonleaf, spte_to_child
 from .track cimport account_shadowed
-from .unsync cimport mark_unsync
-from .walker cimport GuestWalk, gpte_access, gpte_to_gfn, is_gpte_changed, protect_clean
+from .unsync cimport is_unsync, leads_to_unsync, mark_unsync
+from .walker cimport GuestWalk, is_gpte_changed
 from .zap cimport add_parent_pte, commit_zap, drop_parent_pte, prepare_zap, zap_pte
 
 cdef int KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, PTE_PREFETCH_NUM, RET_PF_RETRY, RET_PF_SPURIOUS
@@ -42,5 +44,5 @@ cpdef u64 fetch_direct_tables(Vcpu vcpu, PageFault fault, u32 access, u64 step) 
 cpdef int fetch(Vcpu vcpu, PageFault fault, GuestWalk gw, Leaf leaf) except? -99
 @cython.locals(sptep=hpa_t, verdict=int)
 cpdef int install(Vcpu vcpu, PageFault fault, Leaf leaf, u64 step) except? -99
-@cython.locals(mem=PhysicalMemory, sp=ShadowPage, place=hpa_t, i=int, gpte=u64)
+@cython.locals(mem=PhysicalMemory, fmt=GpteFormat, sp=ShadowPage, place=hpa_t, i=int, gpte=u64)
 cpdef int prefetch_gptes(Vcpu vcpu, GuestWalk gw, hpa_t sptep, Leaf leaf) except -1

@@ -16,11 +16,12 @@ from ..vcpu import Vcpu
 from .bits import PTE_PREFETCH_NUM
 from .change import set_spte
 from .fault import PageFault
+from .gpte import gpte_access, gpte_to_gfn, protect_clean
 from .hugepage import adjust
 from .leaf import Leaf, prefetch_direct, prefetch_one, set_leaf
 from .mmutrace import trace_get_page, trace_spte_requested
 from .page import ShadowPage
-from .pages import alloc_page, bucket_head, has_gptes, is_obsolete, sptep_index, sptep_to_sp
+from .pages import alloc_page, bucket_head, clear_flood_count, has_gptes, is_obsolete, sptep_index, sptep_to_sp
 from .resync import is_invalid_gpte, sync_children, sync_page
 from .role import (
     child_role,
@@ -34,9 +35,9 @@ from .role import (
 from .shadowwalk import is_dummy_root, walk_level, walk_next, walk_sptep, walk_start
 from .spte import is_large, is_shadow_present, make_nonleaf, spte_to_child
 from .track import account_shadowed
-from .unsync import mark_unsync
+from .unsync import is_unsync, leads_to_unsync, mark_unsync
 from .verdict import RET_PF_RETRY, RET_PF_SPURIOUS
-from .walker import GuestWalk, gpte_access, gpte_to_gfn, is_gpte_changed, protect_clean
+from .walker import GuestWalk, is_gpte_changed
 from .zap import add_parent_pte, commit_zap, drop_parent_pte, prepare_zap, zap_pte
 
 
@@ -54,19 +55,19 @@ def find_page(vcpu: Vcpu, gfn: Gfn, role: int) -> ShadowPage | None:
             collisions += 1
         elif sp.role != role:
             # A page about to be an upper table must not stay writable as somebody's level-1 table.
-            if role_level(role) > 1 and sp.unsync:
+            if role_level(role) > 1 and is_unsync(vm, sp):
                 prepare_zap(vm, sp, invalid_list)
         elif role_direct(role):
             found = sp
             break
         else:
-            if sp.unsync:
+            if is_unsync(vm, sp):
                 ret = sync_page(vcpu, sp, invalid_list)
                 if ret < 0:
                     break
                 if ret > 0:
                     flush_remote_tlbs(vm)
-            sp.write_flooding_count = 0
+            clear_flood_count(vm, sp)
             found = sp
             break
         sp = sp.hash_next
@@ -115,7 +116,7 @@ def link_page(vcpu: Vcpu, sptep: Hpa, sp: ShadowPage) -> int:
         flush_remote_tlbs(vm)
     set_spte(vm, sptep, make_nonleaf(vm.fmt, sp.spt, role_ad_disabled(sp.role)))
     add_parent_pte(vm, sp, sptep)
-    if sp.unsync or sp.unsync_children:
+    if leads_to_unsync(vm, sp):
         mark_unsync(vm, sptep)
     return 0
 
@@ -138,7 +139,7 @@ def fetch_tables(vcpu: Vcpu, fault: PageFault, gw: GuestWalk, step: int) -> int:
     mem = vcpu.vm.memory
     while step:
         sptep = walk_sptep(step, fault.addr)
-        sptep_to_sp(vcpu.vm, sptep).write_flooding_count = 0
+        clear_flood_count(vcpu.vm, sptep_to_sp(vcpu.vm, sptep))
         if walk_level(step) == gw.level:
             return step
         level = walk_level(step) - 1
@@ -146,7 +147,7 @@ def fetch_tables(vcpu: Vcpu, fault: PageFault, gw: GuestWalk, step: int) -> int:
         if sp is not None and sp.unsync_children:
             sync_children(vcpu, sp)
         # The table below is protected now (or can be written only by leaving a trace): is the walk still true?
-        if is_gpte_changed(vcpu, gw, level):
+        if is_gpte_changed(vcpu, vcpu.mmu, gw, level):
             return 0
         if sp is not None:
             link_page(vcpu, sptep, sp)
@@ -196,7 +197,7 @@ def fetch(vcpu: Vcpu, fault: PageFault, gw: GuestWalk, leaf: Leaf) -> int:
     top = cpu_role_level(mmu.cpu_role)
     if top == 3:
         top = 2
-    if is_gpte_changed(vcpu, gw, top) or mmu.root_hpa == INVALID_PAGE:
+    if is_gpte_changed(vcpu, vcpu.mmu, gw, top) or mmu.root_hpa == INVALID_PAGE:
         return RET_PF_RETRY
     if is_dummy_root(vm, mmu.root_hpa):
         make_request(vcpu, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
@@ -221,11 +222,12 @@ def prefetch_gptes(vcpu: Vcpu, gw: GuestWalk, sptep: Hpa, leaf: Leaf) -> int:
     """Map the neighbours of sptep that the guest has mapped and used; the first that cannot be ends it."""
     vm = vcpu.vm
     sp = sptep_to_sp(vm, sptep)
-    if role_level(sp.role) > 1 or vm.mmu_invalidate_in_progress:
+    if role_level(sp.role) > 1 or vm.invalidation.is_in_progress():
         return 0
     if role_direct(sp.role):
         return prefetch_direct(vcpu, sp, sptep)
     mem = vm.memory
+    fmt = vcpu.mmu.gpte
     leaf.host_writable = True
     leaf.prefetch = True
     leaf.write_fault = False
@@ -237,7 +239,7 @@ def prefetch_gptes(vcpu: Vcpu, gw: GuestWalk, sptep: Hpa, leaf: Leaf) -> int:
                 zap_pte(vm, sp, place)
                 return 0
             leaf.gfn = gpte_to_gfn(gpte)
-            leaf.access = protect_clean(role_access(sp.role) & gpte_access(gpte), gpte)
+            leaf.access = protect_clean(fmt, role_access(sp.role) & gpte_access(fmt, gpte), gpte)
             if not prefetch_one(vcpu, sp, place, leaf):
                 return 0
         place += 8  # type: ignore[assignment]

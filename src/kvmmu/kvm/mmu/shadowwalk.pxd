@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u64, hpa_t
+from ...addr cimport u64, hpa_t, pfn_to_hpa
 from ...hw.memory cimport PhysicalMemory
+from ..mode cimport begin_reading, end_reading
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .context cimport Mmu
 from .page cimport ShadowPage
-from .pages cimport sptep_to_sp
+from .pages cimport clear_flood_count, sptep_to_sp
 from .role cimport role_level
 from .spte cimport is_last, is_shadow_present
 
-cdef int OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
 cdef u64 INVALID_PAGE, SPTE_BASE_ADDR_MASK
 
 cdef u64 _LEVEL_MASK
@@ -23,7 +23,9 @@ cpdef int walk_level(u64 step) noexcept
 @cython.locals(index=u64)
 cpdef hpa_t walk_sptep(u64 step, u64 addr) noexcept
 cpdef u64 walk_next(u64 step, u64 spte) noexcept
+cpdef int begin_lockless_walk(Vcpu vcpu) except -1
+cpdef int end_lockless_walk(Vcpu vcpu) except -1
 @cython.locals(step=u64, sptep=hpa_t)
 cpdef hpa_t find_last_sptep(Vcpu vcpu, u64 addr) except? 0x5A5A5A5A5A
-@cython.locals(step=u64, sp=ShadowPage, sptep=hpa_t)
+@cython.locals(step=u64, sptep=hpa_t)
 cpdef int clear_flood_counts(Vcpu vcpu, u64 addr) except -1

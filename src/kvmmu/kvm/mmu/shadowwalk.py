@@ -8,13 +8,13 @@ Reference: "Roots, CR3, PCID, invalidation instructions", walk start.
 
 from __future__ import annotations
 
-from ...addr import Hpa
+from ...addr import Hpa, pfn_to_hpa
 from ...page_types import INVALID_PAGE
-from ..bits import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
+from ..mode import begin_reading, end_reading
 from ..vcpu import Vcpu
 from ..vm import Vm
 from .bits import SPTE_BASE_ADDR_MASK
-from .pages import sptep_to_sp
+from .pages import clear_flood_count, sptep_to_sp
 from .role import role_level
 from .spte import is_last, is_shadow_present
 
@@ -24,7 +24,7 @@ _INDEX_MASK = 0xFF8
 
 def is_dummy_root(vm: Vm, root: Hpa) -> bool:
     """Whether ``root`` is the zero page, which stands for a guest CR3 that lies in no slot."""
-    return root == vm.frames.zero_pfn << 12
+    return root == pfn_to_hpa(vm.frames.zero_pfn)
 
 
 def walk_start(vcpu: Vcpu, root: Hpa, addr: int) -> int:
@@ -59,10 +59,23 @@ def walk_next(step: int, spte: int) -> int:
     return (spte & SPTE_BASE_ADDR_MASK) | ((step & _LEVEL_MASK) - 1)
 
 
+def begin_lockless_walk(vcpu: Vcpu) -> int:
+    """From here to :func:`end_lockless_walk` no table that can be reached is freed; takes no lock.
+
+    A remote flush, which comes before every freeing, waits for the vCPU's mode (``walk_shadow_page_lockless_begin``).
+    """
+    return begin_reading(vcpu)
+
+
+def end_lockless_walk(vcpu: Vcpu) -> int:
+    """The walk is over, also where it raises: nothing that it found may be used any more."""
+    return end_reading(vcpu)
+
+
 def find_last_sptep(vcpu: Vcpu, addr: int) -> Hpa:
     """Location of the last entry on the way to ``addr``, present or not; 0 if there is no walk.
 
-    Takes no lock: the caller's mode is READING_SHADOW_PAGE_TABLES as long as it uses the result.
+    Takes no lock: the caller is inside a lockless walk as long as it uses the result.
     """
     sptep: Hpa = 0  # type: ignore[assignment]
     step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
@@ -74,12 +87,13 @@ def find_last_sptep(vcpu: Vcpu, addr: int) -> Hpa:
 
 def clear_flood_counts(vcpu: Vcpu, addr: int) -> int:
     """The guest uses these tables: what was written to them so far is no flood. Takes no lock."""
-    vcpu.mode = READING_SHADOW_PAGE_TABLES
-    step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
-    while step:
-        sptep = walk_sptep(step, addr)
-        sp = sptep_to_sp(vcpu.vm, sptep)
-        sp.write_flooding_count = 0
-        step = walk_next(step, vcpu.vm.memory.read_once(sptep))
-    vcpu.mode = OUTSIDE_GUEST_MODE
+    begin_lockless_walk(vcpu)
+    try:
+        step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
+        while step:
+            sptep = walk_sptep(step, addr)
+            clear_flood_count(vcpu.vm, sptep_to_sp(vcpu.vm, sptep))
+            step = walk_next(step, vcpu.vm.memory.read_once(sptep))
+    finally:
+        end_lockless_walk(vcpu)
     return 0

@@ -49,7 +49,7 @@ cpdef bint is_dirty(SpteFormat fmt, u64 spte) noexcept
 cpdef bint is_executable(SpteFormat fmt, u64 spte) noexcept
 cpdef bint is_access_tracked(SpteFormat fmt, u64 spte) noexcept
 cpdef bint is_volatile(SpteFormat fmt, u64 spte) noexcept
-cpdef u64 mark_for_access_track(SpteFormat fmt, u64 spte) noexcept
+cpdef u64 mark_for_access_track(SpteFormat fmt, u64 spte) except? 0x5A5A5A5A5A
 cpdef u64 restore_access_track(SpteFormat fmt, u64 spte) noexcept
 @cython.locals(spte=u64)
 cpdef u64 make_nonleaf(SpteFormat fmt, hpa_t child, bint ad_disabled) noexcept

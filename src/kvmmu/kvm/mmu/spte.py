@@ -291,6 +291,7 @@ def mark_for_access_track(fmt: SpteFormat, spte: int) -> int:
         return spte & ~fmt.accessed_mask
     if is_access_tracked(fmt, spte):
         return spte
+    check_writable_triple(fmt, spte)
     return (
         spte | ((spte & SHADOW_ACC_TRACK_SAVED_BITS_MASK) << SHADOW_ACC_TRACK_SAVED_BITS_SHIFT)
     ) & ~fmt.acc_track_mask

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ...addr cimport u32, u64, gfn_t
-from ..memslots cimport Memslot, Memslots
+from ..memslots cimport Memslot
 from ..requests cimport flush_remote_tlbs, flush_remote_tlbs_gfn
 from ..vm cimport Vm
 from .page cimport ShadowPage
@@ -9,12 +9,18 @@ from .pages cimport slot_of_sp
 from .rmap cimport write_protect_gfn
 from .role cimport role_level
 
+cdef int KVM_ADDRESS_SPACE_NUM
+
 cpdef int count_lpage(Memslot slot, gfn_t gfn, int nr) except -1
-@cython.locals(at=u64)
+@cython.locals(at=u64, count=int)
+cpdef int change_write_track(Vm vm, Memslot slot, gfn_t gfn, int nr) except -1
 cpdef int add_gfn(Vm vm, Memslot slot, gfn_t gfn) except -1
 cpdef int remove_gfn(Vm vm, Memslot slot, gfn_t gfn) except -1
-@cython.locals(as_id=int, slots=Memslots, slot=Memslot)
-cpdef bint is_write_tracked(Vm vm, gfn_t gfn) except -1
+@cython.locals(count=int)
+cpdef bint is_tracked_in(Vm vm, Memslot slot, gfn_t gfn) except -1
+@cython.locals(as_id=int, other=Memslot)
+cpdef bint is_write_tracked(Vm vm, Memslot slot, gfn_t gfn) except -1
+cpdef bint is_anything_shadowed(Vm vm) except -1
 @cython.locals(slot=Memslot)
 cpdef int account_shadowed(Vm vm, ShadowPage sp) except -1
 @cython.locals(slot=Memslot)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from ...addr import Gfn
 from ...errors import KvmBug
-from ..memslots import Memslot, Memslots
+from ..bits import KVM_ADDRESS_SPACE_NUM
+from ..memslots import Memslot
 from ..requests import flush_remote_tlbs, flush_remote_tlbs_gfn
 from ..vm import Vm
 from .page import ShadowPage
@@ -26,12 +27,22 @@ def count_lpage(slot: Memslot, gfn: Gfn, nr: int) -> int:
     return 0
 
 
-def add_gfn(vm: Vm, slot: Memslot, gfn: Gfn) -> int:
-    """Track writes to gfn: count, forbid large pages, protect what maps it now."""
+def change_write_track(vm: Vm, slot: Memslot, gfn: Gfn, nr: int) -> int:
+    """The write-track count of ``gfn`` by ``nr`` (1 or -1); :class:`KvmBug` beyond 65535 or below 0."""
     at = slot.index(gfn, 1)
-    if slot.gfn_write_track[at] == 65535:
-        raise KvmBug(f"write tracking of gfn {gfn:#x}: more than 65535 pages")
-    slot.gfn_write_track[at] += 1
+    count = slot.gfn_write_track[at] + nr
+    if count < 0 or count > 65535:
+        raise KvmBug(f"write tracking of gfn {gfn:#x}: {count} pages; a count has 16 bits and never ends below 0")
+    if vm.gate.armed:
+        vm.gate.announce("write", slot, ("gfn_write_track", at))
+    slot.gfn_write_track[at] = count
+    return 0
+
+
+def add_gfn(vm: Vm, slot: Memslot, gfn: Gfn) -> int:
+    """Track writes to gfn: count, forbid large pages, protect what maps it now; ``mmu_lock`` exclusive."""
+    vm.mmu_lock.assert_exclusive()
+    change_write_track(vm, slot, gfn, 1)
     count_lpage(slot, gfn, 1)
     if write_protect_gfn(vm, slot, gfn, 1):
         flush_remote_tlbs(vm)
@@ -39,27 +50,54 @@ def add_gfn(vm: Vm, slot: Memslot, gfn: Gfn) -> int:
 
 
 def remove_gfn(vm: Vm, slot: Memslot, gfn: Gfn) -> int:
-    """Undo one ``add_gfn()``; what was protected stays so until it is written."""
-    if slot.gfn_write_track[slot.index(gfn, 1)] == 0:
-        raise KvmBug(f"write tracking of gfn {gfn:#x} ends more often than it began")
-    slot.gfn_write_track[slot.index(gfn, 1)] -= 1
+    """Undo one ``add_gfn()``; what was protected stays so until it is written; ``mmu_lock`` exclusive."""
+    vm.mmu_lock.assert_exclusive()
+    change_write_track(vm, slot, gfn, -1)
     count_lpage(slot, gfn, -1)
     return 0
 
 
-def is_write_tracked(vm: Vm, gfn: Gfn) -> bool:
-    """Whether ``gfn`` holds a tracked table in any address space; ``mmu_lock`` held, or a retry will follow."""
-    for as_id in range(2):
-        slots: Memslots = vm.memslots[as_id]
-        slot = slots.find(gfn)
-        if slot is not None and slot.write_track_array is not None and slot.gfn_write_track[slot.index(gfn, 1)]:
-            return True
+def is_tracked_in(vm: Vm, slot: Memslot, gfn: Gfn) -> bool:
+    """Whether ``slot``, which holds ``gfn``, counts a tracked table there."""
+    if slot.write_track_array is None:
+        return False
+    if vm.gate.armed:
+        vm.gate.announce("read", slot, ("gfn_write_track", slot.index(gfn, 1)))
+    count: int = slot.gfn_write_track[slot.index(gfn, 1)]
+    return count != 0
+
+
+def is_write_tracked(vm: Vm, slot: Memslot | None, gfn: Gfn) -> bool:
+    """Whether ``gfn``, which ``slot`` holds, is a tracked table in any address space.
+
+    ``mmu_lock`` held, or a retry will follow. The slot in hand is not searched for again; that of the other address
+    space is, and with None both are.
+    """
+    if slot is not None and is_tracked_in(vm, slot, gfn):
+        return True
+    for as_id in range(KVM_ADDRESS_SPACE_NUM):
+        if slot is None or as_id != slot.as_id:
+            other = vm.gfn_to_memslot(gfn, as_id)
+            if other is not None and is_tracked_in(vm, other, gfn):
+                return True
     return False
+
+
+def is_anything_shadowed(vm: Vm) -> bool:
+    """Whether kvm mirrors any guest table: without one, writes have no consequences; needs no lock."""
+    if vm.gate.armed:
+        vm.gate.announce("read", vm, "indirect_shadow_pages")
+    return vm.indirect_shadow_pages != 0
 
 
 def account_shadowed(vm: Vm, sp: ShadowPage) -> int:
     """A guest table at ``sp.gfn`` is mirrored from now on; the count, tested without the lock, comes first."""
+    vm.mmu_lock.assert_exclusive()
+    if vm.gate.armed:
+        vm.gate.announce("write", vm, "indirect_shadow_pages")
     vm.indirect_shadow_pages += 1
+    # An emulated write either sees the count, or was made before the guest's table is read again.
+    vm.gate.smp_mb()
     slot = slot_of_sp(vm, sp, sp.gfn)
     if slot is None:
         raise KvmBug(f"shadow page without a slot: {sp!r}")
@@ -73,6 +111,9 @@ def account_shadowed(vm: Vm, sp: ShadowPage) -> int:
 
 def unaccount_shadowed(vm: Vm, sp: ShadowPage) -> int:
     """Undo ``account_shadowed()``: the guest table at ``sp.gfn`` is no longer mirrored by ``sp``."""
+    vm.mmu_lock.assert_exclusive()
+    if vm.gate.armed:
+        vm.gate.announce("write", vm, "indirect_shadow_pages")
     vm.indirect_shadow_pages -= 1
     slot = slot_of_sp(vm, sp, sp.gfn)
     if slot is None:

@@ -2,6 +2,7 @@
 cimport cython
 from ...addr cimport u32, u64, gfn_t, hpa_t
 from ...hw.memory cimport PhysicalMemory
+from ..memslots cimport Memslot
 from ..vm cimport Vm
 from .mmutrace cimport trace_sync_page, trace_unsync_page
 from .page cimport ShadowPage
@@ -35,8 +36,10 @@ cpdef int clear_unsync_child_bit(ShadowPage sp, int index) except -1
 cpdef int mark_unsync(Vm vm, hpa_t sptep) except -1
 @cython.locals(place=u64)
 cpdef int mark_parents_unsync(Vm vm, ShadowPage sp) except -1
+cpdef bint is_unsync(Vm vm, ShadowPage sp) except -1
+cpdef bint leads_to_unsync(Vm vm, ShadowPage sp) except -1
 @cython.locals(sp=ShadowPage, locked=bint)
-cpdef int try_to_unsync(Vm vm, gfn_t gfn, bint can_unsync, bint prefetch) except? -99
+cpdef int try_to_unsync(Vm vm, Memslot slot, gfn_t gfn, bint can_unsync, bint prefetch) except? -99
 cpdef int unsync_page(Vm vm, ShadowPage sp) except -1
 cpdef int unlink_unsync_page(Vm vm, ShadowPage sp) except -1
 cpdef int unsync_walk(Vm vm, ShadowPage sp, UnsyncWalk walk) except? -99

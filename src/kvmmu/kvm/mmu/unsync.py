@@ -13,6 +13,7 @@ from errno import EEXIST, EPERM
 
 from ...addr import Gfn, Hpa
 from ...errors import KvmBug
+from ..memslots import Memslot
 from ..vm import Vm
 from .bits import KVM_PAGE_ARRAY_NR
 from .mmutrace import trace_sync_page, trace_unsync_page
@@ -99,6 +100,8 @@ def mark_unsync(vm: Vm, sptep: Hpa) -> int:
     if sp.is_unsync_child(sptep_index(sptep)):
         return 0
     sp.set_unsync_child(sptep_index(sptep))
+    if vm.gate.armed:
+        vm.gate.announce("write", sp, "unsync_children")
     sp.unsync_children += 1
     if sp.unsync_children > 1:
         return 0
@@ -114,36 +117,62 @@ def mark_parents_unsync(vm: Vm, sp: ShadowPage) -> int:
     return 0
 
 
-def try_to_unsync(vm: Vm, gfn: Gfn, can_unsync: bool, prefetch: bool) -> int:
-    """May a writable leaf map gfn? 0: yes, the level-1 pages that mirror it are unsync now; else a negative errno."""
-    if is_write_tracked(vm, gfn):
+def is_unsync(vm: Vm, sp: ShadowPage) -> bool:
+    """Whether ``sp`` may differ from its guest table."""
+    if vm.gate.armed:
+        vm.gate.announce("read", sp, "unsync")
+    return sp.unsync
+
+
+def leads_to_unsync(vm: Vm, sp: ShadowPage) -> bool:
+    """Whether ``sp`` or a page below it is unsync; needs no lock, if the caller has ordered its own reads."""
+    if is_unsync(vm, sp):
+        return True
+    if vm.gate.armed:
+        vm.gate.announce("read", sp, "unsync_children")
+    return sp.unsync_children != 0
+
+
+def try_to_unsync(vm: Vm, slot: Memslot | None, gfn: Gfn, can_unsync: bool, prefetch: bool) -> int:
+    """May a writable leaf map ``gfn`` of ``slot``? 0: yes, the level-1 pages that mirror it are unsync now.
+
+    Else a negative errno: -EPERM, a table that must stay in sync; -EEXIST, only a prefetch. ``mmu_lock`` held.
+    """
+    vm.mmu_lock.assert_held()
+    if is_write_tracked(vm, slot, gfn):
         return -EPERM
     locked = False
     sp = first_gfn_sp(vm, gfn)
     while sp is not None:
         if not can_unsync:
             return -EPERM
-        if not sp.unsync:
+        if not is_unsync(vm, sp):
             if prefetch:
                 return -EEXIST
             if not locked:
                 locked = True
                 vm.mmu_unsync_pages_lock.lock()
-            if not sp.unsync:
+            # Another fault may have been faster before the lock was taken.
+            if not is_unsync(vm, sp):
                 unsync_page(vm, sp)
         sp = next_gfn_sp(vm, sp.hash_next, gfn)
     if locked:
         vm.mmu_unsync_pages_lock.unlock()
+    # The page is seen unsync before the spte that lets the guest write its table.
+    vm.gate.smp_wmb()
     return 0
 
 
 def unsync_page(vm: Vm, sp: ShadowPage) -> int:
     """Let ``sp`` go out of sync; ``mmu_unsync_pages_lock`` held."""
+    vm.mmu_unsync_pages_lock.assert_held()
     if role_level(sp.role) != 1:
         raise KvmBug(f"only level 1 may be unsync: {sp!r}")
     if vm.trace.on:
         trace_unsync_page(vm.trace, sp)
     vm.stat.mmu_unsync += 1
+    if vm.gate.armed:
+        vm.gate.announce("write", sp, "unsync")
     sp.unsync = True
     return mark_parents_unsync(vm, sp)
 
@@ -154,6 +183,8 @@ def unlink_unsync_page(vm: Vm, sp: ShadowPage) -> int:
         raise KvmBug(f"not unsync: {sp!r}")
     if vm.trace.on:
         trace_sync_page(vm.trace, sp)
+    if vm.gate.armed:
+        vm.gate.announce("write", sp, "unsync")
     sp.unsync = False
     vm.stat.mmu_unsync -= 1
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How a page fault ends (RET_PF_*), what it was about (CAUSE_*), and what its exit asks for (RESUME, EMULTYPE_*).
+"""How a page fault ends (RET_PF_*), what it was about (CAUSE_*), and what its exit asks for (EMULTYPE_*).
 
 Reference: "Page-fault pipeline", result codes.
 """
@@ -57,8 +57,8 @@ CAUSES = (
     "error",
 )
 
-#: What ``page_fault()`` returns: let the guest go on; or emulate, with EMULTYPE_* bits; or a negative errno.
-RESUME = 1
+#: What kvm must do after a page-fault exit, bits of ``vcpu.emultype``: emulate; unprotect and retry if the instruction
+#: is no writer of page tables; not that, because the table maps itself.
 EMULTYPE_PF = 1 << 6
 EMULTYPE_ALLOW_RETRY_PF = 1 << 3
 EMULTYPE_WRITE_PF_TO_SP = 1 << 8

@@ -4,11 +4,13 @@ cimport cython
 from ...addr cimport u8, u32, u64, gva_t, gpa_t, gfn_t, hva_t, hpa_t, gpa_to_gfn, page_offset
 from ...host.mm cimport Mm
 from ...hw.memory cimport PhysicalMemory
-from ..guestmem cimport gpa_to_hpa, mark_page_dirty_in_slot
+from ..dirtylog cimport mark_page_dirty_in_slot
+from ..guestmem cimport gpa_to_hpa
 from ..memslots cimport Memslot, Memslots, is_error_hva
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .context cimport Mmu, is_rsvd_bits_set, permission_fault
+from .gpte cimport GpteFormat, gpte_access, is_present_gpte, protect_clean
 from .mmutrace cimport trace_pagetable_walk, trace_paging_element, trace_set_accessed_bit, trace_set_dirty_bit
 from .mmutrace cimport trace_walker_error
 from .role cimport cpu_role_efer_nx, cpu_role_has_4_byte_gpte, cpu_role_level, cpu_role_paging, cpu_role_pse
@@ -22,8 +24,6 @@ cdef u64 SPTE_BASE_ADDR_MASK, U32, U64
 cdef int _FAILED
 cdef int _DONE
 cdef int _RESTART
-cdef u64 _NO_NX
-cdef int _NX_SHIFT
 cdef u64 _PSE36_MASK
 cdef int _PSE36_SHIFT
 cdef u64 _PDPTE_RSVD
@@ -56,35 +56,31 @@ cdef class GuestWalk:
     cpdef u64 prefetch_pte(self, int i) noexcept
 
 @cython.locals(outcome=int)
-cpdef bint walk_addr(Vcpu vcpu, GuestWalk gw, gva_t addr, u64 access) except -1
+cpdef bint walk_addr(Vcpu vcpu, Mmu mmu, GuestWalk gw, gva_t addr, u64 access) except -1
 @cython.locals(gpte=u64, pkey=u32, is_write=bint)
-cpdef int _try_walk(Vcpu vcpu, GuestWalk gw, gva_t addr, u64 access) except -1
-@cython.locals(vm=Vm, mmu=Mmu, mm=Mm, memory=PhysicalMemory, slots=Memslots, slot=Memslot, level=int, is_narrow=bint,
-               may_be_large=bint, index_bits=int, size_shift=int, index_mask=u64, nx_mask=u64, pte=u64, rights=u64,
-               table=u64, index=u64, gpa=gpa_t, gfn=gfn_t, hva=hva_t, hpa=hpa_t)
-cpdef bint _descend(Vcpu vcpu, GuestWalk gw, gva_t addr) except -1
-cpdef u64 read_pdptr(Vcpu vcpu, int index) except? 0x5A5A5A5A5A
-@cython.locals(gpte=u64, is_narrow=bint, index_bits=int, below=u64, gpa=gpa_t)
+cpdef int _try_walk(Vcpu vcpu, Mmu mmu, GuestWalk gw, gva_t addr, u64 access) except -1
+@cython.locals(vm=Vm, fmt=GpteFormat, mm=Mm, memory=PhysicalMemory, slots=Memslots, slot=Memslot, level=int,
+               may_be_large=bint, pte=u64, rights=u64, table=u64, index=u64, gpa=gpa_t, gfn=gfn_t, hva=hva_t, hpa=hpa_t)
+cpdef bint _descend(Vcpu vcpu, Mmu mmu, GuestWalk gw, gva_t addr) except -1
+cpdef u64 guest_pgd(Vcpu vcpu, Mmu mmu) noexcept
+cpdef gpa_t translate_table_gpa(Vcpu vcpu, Mmu mmu, gpa_t gpa) except? 0x5A5A5A5A5A
+cpdef u64 read_pdptr(Vcpu vcpu, Mmu mmu, int index) except? 0x5A5A5A5A5A
+@cython.locals(gpte=u64, below=u64, gpa=gpa_t)
 cpdef int _translate(Mmu mmu, GuestWalk gw, gva_t addr) except -1
-@cython.locals(vm=Vm, level=int, old=u64, new=u64, outcome=int)
-cpdef int _update_accessed_dirty(Vcpu vcpu, GuestWalk gw, bint is_write) except -1
+@cython.locals(vm=Vm, fmt=GpteFormat, level=int, old=u64, new=u64, outcome=int)
+cpdef int _update_accessed_dirty(Vcpu vcpu, Mmu mmu, GuestWalk gw, bint is_write) except -1
 @cython.locals(vm=Vm, gfn=gfn_t, hpa=hpa_t, is_stored=bint)
-cpdef int _store_gpte(Vcpu vcpu, GuestWalk gw, int level, u64 new) except -1
-@cython.locals(mmu=Mmu)
-cpdef int _make_fault(Vcpu vcpu, GuestWalk gw, gva_t addr, u64 access) except -1
+cpdef int _store_gpte(Vcpu vcpu, Mmu mmu, GuestWalk gw, int level, u64 new) except -1
+cpdef int _make_fault(Vcpu vcpu, Mmu mmu, GuestWalk gw, gva_t addr, u64 access) except -1
 
-cpdef u32 gpte_access(u64 gpte) noexcept
-cpdef u32 protect_clean(u32 access, u64 gpte) noexcept
-cpdef gfn_t gpte_to_gfn(u64 gpte) noexcept
-cpdef int gpte_size(Vcpu vcpu) noexcept
 # Where the gpte at gpa lies in host memory; INVALID_PAGE when it cannot be read without a fault of the host's.
 @cython.locals(gfn=gfn_t, slot=Memslot, hva=hva_t, hpte=u64)
 cpdef hpa_t gpte_place(Vcpu vcpu, gpa_t gpa) except? 0x5A5A5A5A5A
 cpdef u64 read_gpte(Vcpu vcpu, hpa_t place, int size) except? 0x5A5A5A5A5A
 @cython.locals(size=int, gpa=gpa_t, base=gpa_t, place=hpa_t, i=int)
-cpdef bint is_gpte_changed(Vcpu vcpu, GuestWalk gw, int level) except -1
-cpdef gpa_t gva_to_gpa_walk(Vcpu vcpu, GuestWalk gw, gva_t gva, u64 access) except? 0x5A5A5A5A5A
-cpdef gpa_t gva_to_gpa(Vcpu vcpu, gva_t gva, u64 access) except? 0x5A5A5A5A5A
+cpdef bint is_gpte_changed(Vcpu vcpu, Mmu mmu, GuestWalk gw, int level) except -1
+cpdef gpa_t gva_to_gpa_walk(Vcpu vcpu, Mmu mmu, GuestWalk gw, gva_t gva, u64 access) except? 0x5A5A5A5A5A
+cpdef gpa_t gva_to_gpa(Vcpu vcpu, Mmu mmu, gva_t gva, u64 access) except? 0x5A5A5A5A5A
 # PDPTRS_BAD (0), PDPTRS_SAME or PDPTRS_CHANGED.
-@cython.locals(memory=PhysicalMemory, mmu=Mmu, place=hpa_t, reserved=u64, entry=u64, entries=list, i=int, result=int)
-cpdef int load_pdptrs(Vcpu vcpu, u64 cr3) except -1
+@cython.locals(memory=PhysicalMemory, table=gpa_t, place=hpa_t, reserved=u64, entry=u64, entries=list, i=int, result=int)
+cpdef int load_pdptrs(Vcpu vcpu, Mmu mmu, u64 cr3) except -1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The software walk of the guest's page tables: what the fault path and the emulator see of them.
 
-One walk for 2-level, PAE, 4- and 5-level tables, driven by the vCPU's CPU role: entry size and index bits are two
-numbers, everything else is the same code. Guest memory is reached as user memory of the process that owns the VM, so
+One walk for 2-level, PAE, 4- and 5-level tables, driven by an MMU's CPU role and the row of its entries' format: of
+the vCPU's own, or of another context. Guest memory is reached as user memory of the process that owns the VM, so
 a read may fault a page in and a store may break copy on write. A/D bits are set by cmpxchg after the permission
 check, and a lost race restarts the walk.
 
@@ -24,29 +24,26 @@ from ...hw.bits import (
     PFERR_RSVD,
     PFERR_USER,
     PFERR_WRITE,
-    PT_ACCESSED,
-    PT_DIRTY,
-    PT_NX,
     PT_PAGE_SIZE,
     PT_PKEY_SHIFT,
     PT_PRESENT,
 )
 from ...hw.memory import PhysicalMemory
 from ...page_types import INVALID_PAGE, ONE, PAGE_SHIFT, U32, U64
-from ..guestmem import gpa_to_hpa, mark_page_dirty_in_slot
+from ..dirtylog import mark_page_dirty_in_slot
+from ..guestmem import gpa_to_hpa
 from ..memslots import Memslots, is_error_hva
 from ..vcpu import Vcpu
 from ..vm import Vm
 from .bits import (
-    ACC_WRITE,
     PDPTRS_BAD,
     PDPTRS_CHANGED,
     PDPTRS_SAME,
-    PT32E_ROOT_LEVEL,
     PTE_PREFETCH_NUM,
     SPTE_BASE_ADDR_MASK,
 )
 from .context import Mmu, is_rsvd_bits_set, permission_fault
+from .gpte import GpteFormat, gpte_access, is_present_gpte, protect_clean
 from .mmutrace import (
     trace_pagetable_walk,
     trace_paging_element,
@@ -56,7 +53,6 @@ from .mmutrace import (
 )
 from .role import (
     cpu_role_efer_nx,
-    cpu_role_has_4_byte_gpte,
     cpu_role_level,
     cpu_role_paging,
     cpu_role_pse,
@@ -68,8 +64,6 @@ _FAILED = 0
 _DONE = 1
 _RESTART = 2
 
-_NO_NX = 0
-_NX_SHIFT = 63
 # Bits 16:13 of a 4M entry are address bits 35:32 (PSE-36); KVM knows no wider form.
 _PSE36_MASK = 0xF << 13
 _PSE36_SHIFT = 19
@@ -149,8 +143,8 @@ class GuestWalk:
         return f"<GuestWalk {entries} level {self.level} access {self.pte_access:#x} gpa {self.gpa:#x}>"
 
 
-def walk_addr(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> bool:
-    """Translate ``addr`` by the guest's tables for ``access``; fill ``gw`` and say whether it is allowed.
+def walk_addr(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva, access: int) -> bool:
+    """Translate ``addr`` by the guest's tables of ``mmu`` for ``access``; fill ``gw``, say whether it is allowed.
 
     ``access`` has the bits of a page-fault error code (W, U, F), plus bit 48 for an implicit supervisor access. The
     guest uses paging. Sets A and D as hardware would, and marks the pages of tables that it changed dirty. Takes no
@@ -160,59 +154,51 @@ def walk_addr(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> bool:
         trace_pagetable_walk(vcpu.vm.trace, addr, access & U32)
     if vcpu.efer & EFER_LMA and not vcpu.cr4 & CR4_PAE:
         raise KvmBug(f"vcpu {vcpu.vcpu_id}: EFER.LMA without CR4.PAE (cr4 {vcpu.cr4:#x}, efer {vcpu.efer:#x})")
-    outcome = _try_walk(vcpu, gw, addr, access)
+    outcome = _try_walk(vcpu, mmu, gw, addr, access)
     while outcome == _RESTART:
-        outcome = _try_walk(vcpu, gw, addr, access)
+        outcome = _try_walk(vcpu, mmu, gw, addr, access)
     if outcome == _DONE:
         return True
-    _make_fault(vcpu, gw, addr, access)
+    _make_fault(vcpu, mmu, gw, addr, access)
     return False
 
 
 # One attempt: down to the leaf, permissions, translation, A/D bits.
-def _try_walk(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> int:
+def _try_walk(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva, access: int) -> int:
     gw.error_code = 0
-    if not _descend(vcpu, gw, addr):
+    if not _descend(vcpu, mmu, gw, addr):
         return _FAILED
     gpte = gw.ptes[gw.level]
     # A 4-byte entry has no bits up there, and so key 0.
     pkey = (gpte >> PT_PKEY_SHIFT) & 15
-    gw.error_code = permission_fault(vcpu.mmu, gw.pte_access, pkey, access, vcpu.rflags, vcpu.pkru)
+    gw.error_code = permission_fault(mmu, gw.pte_access, pkey, access, vcpu.rflags, vcpu.pkru)
     if gw.error_code:
         return _FAILED
-    _translate(vcpu.mmu, gw, addr)
+    _translate(mmu, gw, addr)
     is_write = (access & PFERR_WRITE) != 0
     if not is_write:
-        gw.pte_access = protect_clean(gw.pte_access, gpte)
+        gw.pte_access = protect_clean(mmu.gpte, gw.pte_access, gpte)
         if gw.all_accessed:
             return _DONE
-    elif gw.all_accessed and (gpte & PT_DIRTY) != 0:
+    elif gw.all_accessed and (gpte & mmu.gpte.dirty_mask) != 0:
         return _DONE
-    return _update_accessed_dirty(vcpu, gw, is_write)
+    return _update_accessed_dirty(vcpu, mmu, gw, is_write)
 
 
 # Read the entries from the root to the leaf. False: not present, reserved (error_code says so), or not readable.
-def _descend(vcpu: Vcpu, gw: GuestWalk, addr: Gva) -> bool:
+def _descend(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva) -> bool:
     vm: Vm = vcpu.vm
-    mmu: Mmu = vcpu.mmu
+    fmt: GpteFormat = mmu.gpte
     mm: Mm = vm.mm
     memory: PhysicalMemory = vm.memory
     slots: Memslots = vcpu.memslots()
     level = cpu_role_level(mmu.cpu_role)
-    is_narrow = cpu_role_has_4_byte_gpte(mmu.cpu_role)
-    may_be_large = not is_narrow or cpu_role_pse(mmu.cpu_role)
-    index_bits = 10 if is_narrow else 9
-    size_shift = 2 if is_narrow else 3
-    index_mask = (ONE << index_bits) - 1
-    # NX is inverted, so that rights of all levels can be ANDed; a 4-byte entry has no bit there to invert.
-    nx_mask = _NO_NX if is_narrow else PT_NX
-    pte = vcpu.cr3
-    rights = U64
-    if is_narrow:
-        pte &= U32
-        rights = U32
-    elif level == PT32E_ROOT_LEVEL:
-        pte = read_pdptr(vcpu, (addr >> 30) & 3)
+    may_be_large = fmt.size == 8 or cpu_role_pse(mmu.cpu_role)
+    pte = guest_pgd(vcpu, mmu) & fmt.width_mask
+    # NX is inverted on the way, so that the rights of all levels can be ANDed.
+    rights = fmt.width_mask
+    if fmt.has_pdptrs:
+        pte = read_pdptr(vcpu, mmu, (addr >> 30) & 3)
         if vm.trace.on:
             trace_paging_element(vm.trace, pte, level)
         if not pte & PT_PRESENT:
@@ -223,11 +209,11 @@ def _descend(vcpu: Vcpu, gw: GuestWalk, addr: Gva) -> bool:
     while True:
         gw.level = level
         table = pte & SPTE_BASE_ADDR_MASK
-        index = (addr >> (PAGE_SHIFT + (level - 1) * index_bits)) & index_mask
-        gpa = table + (index << size_shift)
-        gfn = gpa_to_gfn(table)  # type: ignore[arg-type]
-        gw.table_gfn[level] = gfn
-        gw.pte_gpa[level] = gpa
+        index = (addr >> (PAGE_SHIFT + (level - 1) * fmt.index_bits)) & fmt.index_mask
+        gw.table_gfn[level] = gpa_to_gfn(table)  # type: ignore[arg-type]
+        gw.pte_gpa[level] = table + (index << fmt.size_shift)
+        gpa = translate_table_gpa(vcpu, mmu, gw.pte_gpa[level])  # type: ignore[arg-type]
+        gfn = gpa_to_gfn(gpa)
         slot = slots.find(gfn)
         if slot is None or not slot.is_visible():
             return False
@@ -235,14 +221,14 @@ def _descend(vcpu: Vcpu, gw: GuestWalk, addr: Gva) -> bool:
         hpa = mm.user_access(hva, False)  # type: ignore[arg-type]
         if hpa == INVALID_PAGE:
             return False
-        pte = memory.read_once32(hpa) if is_narrow else memory.read_once(hpa)
+        pte = memory.read_once32(hpa) if fmt.size == 4 else memory.read_once(hpa)
         gw.pte_hva[level] = hva
         gw.pte_writable[level] = not slot.is_readonly()
         if vm.trace.on:
             trace_paging_element(vm.trace, pte, level)
-        gw.pt_access[level] = gpte_access(rights ^ nx_mask)
-        rights &= pte ^ nx_mask
-        if not pte & PT_PRESENT:
+        gw.pt_access[level] = gpte_access(fmt, rights ^ fmt.nx_mask)
+        rights &= pte ^ fmt.nx_mask
+        if not is_present_gpte(fmt, pte):
             return False
         if is_rsvd_bits_set(mmu, pte, level):
             gw.error_code = PFERR_RSVD | PFERR_PRESENT
@@ -251,28 +237,39 @@ def _descend(vcpu: Vcpu, gw: GuestWalk, addr: Gva) -> bool:
         if level == 1 or (may_be_large and pte & PT_PAGE_SIZE):
             break
         level -= 1
-    gw.all_accessed = (rights & PT_ACCESSED) != 0
-    gw.pte_access = gpte_access(rights ^ nx_mask)
+    gw.all_accessed = (rights & fmt.accessed_mask) != 0
+    gw.pte_access = gpte_access(fmt, rights ^ fmt.nx_mask)
     return True
+
+
+def guest_pgd(vcpu: Vcpu, mmu: Mmu) -> int:
+    """The root of the guest's tables that ``mmu`` walks: CR3 (``kvm_mmu_get_guest_pgd``)."""
+    return vcpu.cr3
+
+
+def translate_table_gpa(vcpu: Vcpu, mmu: Mmu, gpa: Gpa) -> Gpa:
+    """Where a table of the guest lies, whose entries name ``gpa``: there (``kvm_translate_gpa``).
+
+    The one place through which table addresses go: those of a guest's guest are another guest's gpas.
+    """
+    return gpa
 
 
 # PDPTE of a PAE guest. With nested paging the processor has no PDPTE registers: memory is what counts, and one that
 # cannot be loaded leaves the last good ones (svm_cache_reg()).
-def read_pdptr(vcpu: Vcpu, index: int) -> int:
+def read_pdptr(vcpu: Vcpu, mmu: Mmu, index: int) -> int:
     """The guest's PDPTE ``index``: as cached when CR3 was loaded, or from memory under nested paging."""
     if vcpu.vm.tdp_enabled:
-        load_pdptrs(vcpu, vcpu.cr3)
-    return vcpu.mmu.pdptrs[index]
+        load_pdptrs(vcpu, mmu, guest_pgd(vcpu, mmu))
+    return mmu.pdptrs[index]
 
 
 # Frame and address that the leaf gives to addr.
 def _translate(mmu: Mmu, gw: GuestWalk, addr: Gva) -> int:
     gpte = gw.ptes[gw.level]
-    is_narrow = cpu_role_has_4_byte_gpte(mmu.cpu_role)
-    index_bits = 10 if is_narrow else 9
-    below = (ONE << (PAGE_SHIFT + (gw.level - 1) * index_bits)) - 1
+    below = (ONE << (PAGE_SHIFT + (gw.level - 1) * mmu.gpte.index_bits)) - 1
     gpa = (gpte & SPTE_BASE_ADDR_MASK & ~below) | (addr & below)
-    if is_narrow and gw.level > 1:
+    if mmu.gpte.size == 4 and gw.level > 1:
         gpa += (gpte & _PSE36_MASK) << _PSE36_SHIFT
     gw.gpa = gpa  # type: ignore[assignment]
     gw.gfn = gpa_to_gfn(gpa)  # type: ignore[arg-type]
@@ -281,22 +278,23 @@ def _translate(mmu: Mmu, gw: GuestWalk, addr: Gva) -> int:
 
 # Set A in every entry of the walk, and for a write D in the leaf. The traces fire before the store is known to
 # happen; a table in a read-only slot is left alone.
-def _update_accessed_dirty(vcpu: Vcpu, gw: GuestWalk, is_write: bool) -> int:
+def _update_accessed_dirty(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, is_write: bool) -> int:
     vm: Vm = vcpu.vm
+    fmt: GpteFormat = mmu.gpte
     level = gw.max_level
     while level >= gw.level:
         old = gw.ptes[level]
         new = old
-        if not old & PT_ACCESSED:
+        if not old & fmt.accessed_mask:
             if vm.trace.on:
                 trace_set_accessed_bit(vm.trace, gw.pte_gpa[level])  # type: ignore[arg-type]
-            new |= PT_ACCESSED
-        if is_write and level == gw.level and not old & PT_DIRTY:
+            new |= fmt.accessed_mask
+        if is_write and level == gw.level and not old & fmt.dirty_mask:
             if vm.trace.on:
                 trace_set_dirty_bit(vm.trace, gw.pte_gpa[level])  # type: ignore[arg-type]
-            new |= PT_DIRTY
+            new |= fmt.dirty_mask
         if new != old and gw.pte_writable[level]:
-            outcome = _store_gpte(vcpu, gw, level, new)
+            outcome = _store_gpte(vcpu, mmu, gw, level, new)
             if outcome != _DONE:
                 return outcome
         level -= 1
@@ -304,26 +302,25 @@ def _update_accessed_dirty(vcpu: Vcpu, gw: GuestWalk, is_write: bool) -> int:
 
 
 # Replace the entry that the walk read at level by new, if it is still there.
-def _store_gpte(vcpu: Vcpu, gw: GuestWalk, level: int, new: int) -> int:
+def _store_gpte(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, level: int, new: int) -> int:
     vm: Vm = vcpu.vm
-    gfn: Gfn = gw.table_gfn[level]  # type: ignore[assignment]
+    gfn = gpa_to_gfn(translate_table_gpa(vcpu, mmu, gw.pte_gpa[level]))  # type: ignore[arg-type]
     hpa = vm.mm.user_access(gw.pte_hva[level], True)  # type: ignore[arg-type]
     if hpa == INVALID_PAGE:
         return _FAILED
-    if cpu_role_has_4_byte_gpte(vcpu.mmu.cpu_role):
+    if mmu.gpte.size == 4:
         is_stored = vm.memory.cmpxchg32(hpa, gw.ptes[level], new)
     else:
         is_stored = vm.memory.cmpxchg(hpa, gw.ptes[level], new)
     if not is_stored:
         return _RESTART
-    mark_page_dirty_in_slot(vcpu.gfn_to_memslot(gfn), gfn)
+    mark_page_dirty_in_slot(vm, vcpu, vcpu.gfn_to_memslot(gfn), gfn)
     gw.ptes[level] = new
     return _DONE
 
 
 # Complete the error code. A fetch is told apart with NX or SMEP only (KVM asks EFER.NX even of 2-level guests).
-def _make_fault(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> int:
-    mmu: Mmu = vcpu.mmu
+def _make_fault(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva, access: int) -> int:
     gw.error_code |= access & (PFERR_WRITE | PFERR_USER)
     if access & PFERR_FETCH and (cpu_role_efer_nx(mmu.cpu_role) or cpu_role_smep(mmu.cpu_role)):
         gw.error_code |= PFERR_FETCH
@@ -331,28 +328,6 @@ def _make_fault(vcpu: Vcpu, gw: GuestWalk, addr: Gva, access: int) -> int:
     if vcpu.vm.trace.on:
         trace_walker_error(vcpu.vm.trace, gw.error_code)
     return 0
-
-
-def gpte_access(gpte: int) -> int:
-    """Access triple that the present guest entry ``gpte`` alone allows; 4-byte entries are always executable."""
-    return (gpte & 7) ^ (gpte >> _NX_SHIFT)
-
-
-def protect_clean(access: int, gpte: int) -> int:
-    """``access`` without WRITE while D of the leaf ``gpte`` is clear, so that the first write is noticed."""
-    if gpte & PT_DIRTY:
-        return access
-    return access & ~ACC_WRITE
-
-
-def gpte_to_gfn(gpte: int) -> Gfn:
-    """Guest frame that the 4K leaf or directory entry ``gpte`` names."""
-    return gpa_to_gfn(gpte & SPTE_BASE_ADDR_MASK)  # type: ignore[arg-type]
-
-
-def gpte_size(vcpu: Vcpu) -> int:
-    """Bytes of an entry of the guest's tables: 4 or 8."""
-    return 4 if cpu_role_has_4_byte_gpte(vcpu.mmu.cpu_role) else 8
 
 
 def gpte_place(vcpu: Vcpu, gpa: Gpa) -> Hpa:
@@ -381,13 +356,13 @@ def read_gpte(vcpu: Vcpu, place: Hpa, size: int) -> int:
     return vcpu.vm.memory.read_once(place)
 
 
-def is_gpte_changed(vcpu: Vcpu, gw: GuestWalk, level: int) -> bool:
-    """Whether the guest entry at ``level`` is no longer what ``gw`` read, or cannot be read now.
+def is_gpte_changed(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, level: int) -> bool:
+    """Whether the guest entry at ``level`` of the tables of ``mmu`` is no longer what ``gw`` read, or unreadable now.
 
     At level 1 the aligned group of 8 entries around it is read, and kept for prefetch (``prefetch_ptes``). Any lock
     may be held. Source: reference "fetch".
     """
-    size = gpte_size(vcpu)
+    size = mmu.gpte.size
     gpa = gw.pte_gpa[level]
     if level > 1:
         place = gpte_place(vcpu, gpa)  # type: ignore[arg-type]
@@ -401,28 +376,28 @@ def is_gpte_changed(vcpu: Vcpu, gw: GuestWalk, level: int) -> bool:
     return gw.prefetch_ptes[(gpa - base) // size] != gw.ptes[1]
 
 
-def gva_to_gpa_walk(vcpu: Vcpu, gw: GuestWalk, gva: Gva, access: int) -> Gpa:
+def gva_to_gpa_walk(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, gva: Gva, access: int) -> Gpa:
     """Guest physical address of ``gva`` for ``access`` (:func:`walk_addr`), or ``INVALID_PAGE``: the fault is in gw.
 
     Without paging a gva is its gpa and nothing is read or traced.
     """
-    if not cpu_role_paging(vcpu.mmu.cpu_role):
+    if not cpu_role_paging(mmu.cpu_role):
         gw.error_code = 0
         gw.gpa = gva  # type: ignore[assignment]
         gw.gfn = gpa_to_gfn(gva)  # type: ignore[arg-type]
         return gw.gpa
-    if walk_addr(vcpu, gw, gva, access):
+    if walk_addr(vcpu, mmu, gw, gva, access):
         return gw.gpa
     return INVALID_PAGE  # type: ignore[return-value]
 
 
-def gva_to_gpa(vcpu: Vcpu, gva: Gva, access: int) -> Gpa:
+def gva_to_gpa(vcpu: Vcpu, mmu: Mmu, gva: Gva, access: int) -> Gpa:
     """:func:`gva_to_gpa_walk` for a caller that does not ask for the fault."""
-    return gva_to_gpa_walk(vcpu, GuestWalk(), gva, access)
+    return gva_to_gpa_walk(vcpu, mmu, GuestWalk(), gva, access)
 
 
-def load_pdptrs(vcpu: Vcpu, cr3: int) -> int:
-    """Read the four PDPTEs of a PAE guest whose CR3 is to be ``cr3`` into ``vcpu.mmu.pdptrs``.
+def load_pdptrs(vcpu: Vcpu, mmu: Mmu, cr3: int) -> int:
+    """Read the four PDPTEs of a PAE guest whose CR3 is to be ``cr3`` into ``mmu.pdptrs``.
 
     ``PDPTRS_BAD`` (0): one is present with a reserved bit set, or the table cannot be read; the caller raises #GP and
     nothing has changed. Else ``PDPTRS_SAME`` or ``PDPTRS_CHANGED``: after a change the caller, without TDP, frees the
@@ -430,8 +405,8 @@ def load_pdptrs(vcpu: Vcpu, cr3: int) -> int:
     Source: reference "Guest page-table walker", PDPTR load.
     """
     memory: PhysicalMemory = vcpu.vm.memory
-    mmu: Mmu = vcpu.mmu
-    place = gpa_to_hpa(vcpu.memslots(), vcpu.vm.mm, cr3 & _PDPT_MASK, False)  # type: ignore[arg-type]
+    table = translate_table_gpa(vcpu, mmu, cr3 & _PDPT_MASK)  # type: ignore[arg-type]
+    place = gpa_to_hpa(vcpu.memslots(), vcpu.vm.mm, table, False)
     if place == INVALID_PAGE:
         return PDPTRS_BAD
     reserved = vcpu.reserved_gpa_bits | _PDPTE_RSVD

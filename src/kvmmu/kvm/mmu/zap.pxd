@@ -7,15 +7,15 @@ from ..vm cimport Vm
 from .change cimport clear_no_track
 from .mmutrace cimport trace_prepare_zap_page, trace_zap_all_fast
 from .page cimport ShadowPage
-from .pages cimport free_page, has_gptes, is_obsolete, list_del, sptep_index, sptep_to_sp
+from .pages cimport free_page, has_gptes, is_obsolete, list_del, mark_invalid, next_valid_gen, sptep_to_sp
 from .rmap cimport drop_spte, pte_list_add, pte_list_first, pte_list_remove, pte_list_sptep
 from .role cimport role_invalid, role_level
 from .spte cimport is_last, is_mmio, is_shadow_present, spte_to_child
 from .track cimport unaccount_shadowed
-from .unsync cimport UnsyncWalk, mark_unsync, unlink_unsync_page, unsync_walk
+from .unsync cimport UnsyncWalk, is_unsync, unlink_unsync_page, unsync_walk
 
 cdef int ENOSPC, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
-cdef u64 KVM_MIN_FREE_MMU_PAGES, KVM_REFILL_PAGES, PAGE_SIZE, ROLE_INVALID, SHADOW_NONPRESENT_VALUE
+cdef u64 KVM_MIN_FREE_MMU_PAGES, KVM_REFILL_PAGES, PAGE_SIZE, SHADOW_NONPRESENT_VALUE
 
 cpdef int add_parent_pte(Vm vm, ShadowPage sp, hpa_t sptep) except -1
 cpdef int drop_parent_pte(Vm vm, ShadowPage sp, hpa_t sptep) except -1

@@ -17,32 +17,35 @@ from ...page_types import PAGE_SIZE
 from ..bits import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 from ..requests import flush_remote_tlbs, make_all_cpus_request
 from ..vm import Vm
-from .bits import KVM_MIN_FREE_MMU_PAGES, KVM_REFILL_PAGES, ROLE_INVALID, SHADOW_NONPRESENT_VALUE
+from .bits import KVM_MIN_FREE_MMU_PAGES, KVM_REFILL_PAGES, SHADOW_NONPRESENT_VALUE
 from .change import clear_no_track
 from .mmutrace import trace_prepare_zap_page, trace_zap_all_fast
 from .page import ShadowPage
-from .pages import free_page, has_gptes, is_obsolete, list_del, sptep_to_sp
+from .pages import free_page, has_gptes, is_obsolete, list_del, mark_invalid, next_valid_gen, sptep_to_sp
 from .rmap import drop_spte, pte_list_add, pte_list_first, pte_list_remove, pte_list_sptep
 from .role import role_invalid, role_level
 from .spte import is_last, is_mmio, is_shadow_present, spte_to_child
 from .track import unaccount_shadowed
-from .unsync import UnsyncWalk, unlink_unsync_page, unsync_walk
+from .unsync import UnsyncWalk, is_unsync, unlink_unsync_page, unsync_walk
 
 
 def add_parent_pte(vm: Vm, sp: ShadowPage, sptep: Hpa) -> int:
     """The entry at ``sptep`` links ``sp`` from now on."""
+    vm.mmu_lock.assert_exclusive()
     sp.parent_ptes = pte_list_add(vm, sp.parent_ptes, sptep)
     return 0
 
 
 def drop_parent_pte(vm: Vm, sp: ShadowPage, sptep: Hpa) -> int:
     """Unlink sp from the entry at sptep; sp itself stays as it is."""
+    vm.mmu_lock.assert_exclusive()
     sp.parent_ptes = pte_list_remove(vm, sp.parent_ptes, sptep)
     return clear_no_track(vm, sptep)
 
 
 def zap_pte(vm: Vm, sp: ShadowPage, sptep: Hpa) -> int:
     """Whatever sptep holds, it holds nothing afterwards. A child table stays active, hashed and reusable."""
+    vm.mmu_lock.assert_exclusive()
     spte = vm.memory.read_once(sptep)
     if is_shadow_present(spte):
         if is_last(spte, role_level(sp.role)):
@@ -105,7 +108,7 @@ def prepare_zap(vm: Vm, sp: ShadowPage, invalid_list: list[ShadowPage]) -> int:
     unlink_parents(vm, sp)
     if not role_invalid(sp.role) and has_gptes(sp):
         unaccount_shadowed(vm, sp)
-    if sp.unsync:
+    if is_unsync(vm, sp):
         unlink_unsync_page(vm, sp)
     zapped_root = False
     if sp.root_count == 0:
@@ -118,7 +121,7 @@ def prepare_zap(vm: Vm, sp: ShadowPage, invalid_list: list[ShadowPage]) -> int:
         zapped_root = not is_obsolete(vm, sp)
         if not role_invalid(sp.role):
             list_del(sp)
-    sp.role |= ROLE_INVALID
+    mark_invalid(vm, sp)
     if zapped_root:
         make_all_cpus_request(vm, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
     return nr
@@ -131,6 +134,7 @@ def is_unstable(sp: ShadowPage, nr: int) -> bool:
 
 def commit_zap(vm: Vm, invalid_list: list[ShadowPage]) -> int:
     """Flush remote TLBs, then free every page on ``invalid_list`` and empty it; ``mmu_lock`` exclusive."""
+    vm.mmu_lock.assert_exclusive()
     if not invalid_list:
         return 0
     flush_remote_tlbs(vm)
@@ -162,7 +166,11 @@ def available_pages(vm: Vm) -> int:
 
 
 def zap_oldest(vm: Vm, nr_to_zap: int) -> int:
-    """Zap from the tail of the active list, in order of creation, sparing roots in use. Returns how many."""
+    """Zap from the tail of the active list, in order of creation, sparing roots in use; ``mmu_lock`` exclusive.
+
+    Return how many.
+    """
+    vm.mmu_lock.assert_exclusive()
     invalid_list: list[ShadowPage] = []
     total = 0
     sp = vm.active_mmu_pages.link_prev
@@ -211,7 +219,7 @@ def zap_all_fast(vm: Vm) -> None:
     vm.mmu_lock.write_lock()
     if vm.trace.on:
         trace_zap_all_fast(vm.trace, vm.mmu_valid_gen, vm.n_used_mmu_pages)
-    vm.mmu_valid_gen = 0 if vm.mmu_valid_gen else 1
+    next_valid_gen(vm)
     make_all_cpus_request(vm, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
     zap_obsolete_pages(vm)
     vm.mmu_lock.write_unlock()

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ...addr cimport u64, gfn_t, hpa_t
+from ..memslots cimport Memslot
+from ..requests cimport flush_remote_tlbs
+from ..vm cimport Vm
+from .hugepage cimport max_mapping_level
+from .page cimport ShadowPage
+from .pages cimport sptep_to_sp
+from .rmap cimport (drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect, zap_rmap)
+from .role cimport role_direct, role_level
+
+cdef int KVM_MAX_HUGEPAGE_LEVEL
+cdef u64 ONE
+
+@cython.locals(level=int, at=u64, last=u64, flush=bint)
+cpdef bint unmap_gfn_range(Vm vm, Memslot slot, gfn_t start_gfn, gfn_t end_gfn) except -1
+@cython.locals(flush=bint)
+cpdef bint write_protect_slot(Vm vm, Memslot slot) except -1
+@cython.locals(changed=bint)
+cpdef bint collapse_slot(Vm vm, Memslot slot) except -1
+@cython.locals(i=int, gfn=gfn_t)
+cpdef int write_protect_masked(Vm vm, Memslot slot, gfn_t base_gfn, u64 mask) except -1
+@cython.locals(level=int, at=u64, end=u64, flush=bint)
+cpdef bint write_protect_rmaps(Vm vm, Memslot slot) except -1
+@cython.locals(place=u64, sptep=hpa_t, sp=ShadowPage)
+cpdef bint zap_one_collapsible(Vm vm, Memslot slot, u64 at) except -1
+@cython.locals(level=int, at=u64, end=u64, flush=bint)
+cpdef bint zap_collapsible(Vm vm, Memslot slot) except -1

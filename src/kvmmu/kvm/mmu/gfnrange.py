@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Ranges of gfns, between those who speak of them (the host's notifier, dirty logging, slot changes) and kvm's tables.
+
+Each pass goes to the rmaps of the shadow pages. A *notifier* pass comes with ``mmu_lock`` held exclusively, because its
+caller has more to do under it. A *slot* pass takes the lock itself, in the mode that each kind of table needs. The pass
+over a mask of 64 pages comes with the lock held, as the dirty log's reader holds it from word to word.
+Reference: "MMU notifiers", handlers; "Dirty logging"; "Huge pages and the NX mitigation", collapse.
+"""
+
+from __future__ import annotations
+
+from ...addr import Gfn
+from ...page_types import ONE
+from ..memslots import Memslot
+from ..requests import flush_remote_tlbs
+from ..vm import Vm
+from .bits import KVM_MAX_HUGEPAGE_LEVEL
+from .hugepage import max_mapping_level
+from .pages import sptep_to_sp
+from .rmap import drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect, zap_rmap
+from .role import role_direct, role_level
+
+
+def unmap_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
+    """Zap the leaves of every level that map ``[start_gfn, end_gfn)`` of ``slot``; ``mmu_lock`` held exclusively.
+
+    Return whether TLBs must be flushed before the lock is dropped.
+    """
+    vm.mmu_lock.assert_exclusive()
+    if slot.rmap_array is None:
+        return False
+    flush = False
+    for level in range(1, KVM_MAX_HUGEPAGE_LEVEL + 1):
+        at = slot.offset[level] + slot.index(start_gfn, level)
+        last = slot.offset[level] + slot.index(end_gfn - 1, level)  # type: ignore[arg-type]
+        while at <= last:
+            if zap_rmap(vm, slot, at):
+                flush = True
+            at += 1
+    return flush
+
+
+def write_protect_slot(vm: Vm, slot: Memslot) -> bool:
+    """Take W (not MMU-writable) from every leaf of ``slot``; takes ``mmu_lock`` exclusively where there are rmaps.
+
+    Return whether TLBs must be flushed; it may be done after the lock, see "What must be flushed when".
+    """
+    if slot.rmap_array is None:
+        return False
+    vm.mmu_lock.write_lock()
+    flush = write_protect_rmaps(vm, slot)
+    vm.mmu_lock.write_unlock()
+    return flush
+
+
+def collapse_slot(vm: Vm, slot: Memslot) -> bool:
+    """Zap every leaf of ``slot`` that a larger page could replace; takes ``mmu_lock`` exclusively.
+
+    Return whether anything went; what went is no longer in any TLB.
+    """
+    if slot.rmap_array is None:
+        return False
+    vm.mmu_lock.write_lock()
+    changed = zap_collapsible(vm, slot)
+    if changed:
+        flush_remote_tlbs(vm)
+    vm.mmu_lock.write_unlock()
+    return changed
+
+
+def write_protect_masked(vm: Vm, slot: Memslot, base_gfn: Gfn, mask: int) -> int:
+    """Take W from the 4K leaves of the gfns whose bit is set in ``mask`` (bit 0: ``base_gfn``); the caller flushes.
+
+    ``mmu_lock`` held exclusively. Larger leaves are left alone: a logged slot has none that can be written.
+    """
+    vm.mmu_lock.assert_exclusive()
+    if slot.rmap_array is None:
+        return 0
+    for i in range(64):
+        if (mask >> i) & ONE:
+            gfn: Gfn = base_gfn + i  # type: ignore[assignment]
+            rmap_write_protect(vm, slot.rmap[slot.offset[1] + slot.index(gfn, 1)], False)
+    return 0
+
+
+# The passes over rmaps.
+
+
+def write_protect_rmaps(vm: Vm, slot: Memslot) -> bool:
+    """:func:`write_protect_slot` over the rmaps of ``slot``, lock held."""
+    flush = False
+    for level in range(1, KVM_MAX_HUGEPAGE_LEVEL + 1):
+        at = slot.offset[level]
+        end = at + slot.nr_entries[level]
+        while at < end:
+            if slot.rmap[at] and rmap_write_protect(vm, slot.rmap[at], False):
+                flush = True
+            at += 1
+    return flush
+
+
+def zap_one_collapsible(vm: Vm, slot: Memslot, at: int) -> bool:
+    """Zap the first leaf of one rmap that a larger page could replace; False: there is none (any more)."""
+    place = pte_list_first(slot.rmap[at])
+    while place:
+        sptep = pte_list_sptep(vm, place)
+        sp = sptep_to_sp(vm, sptep)
+        if role_direct(sp.role) and slot.contains(sp.gfn):
+            if role_level(sp.role) < max_mapping_level(vm, slot, sp.gfn, KVM_MAX_HUGEPAGE_LEVEL):
+                drop_spte(vm, sptep)
+                return True
+        place = pte_list_next(vm, place)
+    return False
+
+
+def zap_collapsible(vm: Vm, slot: Memslot) -> bool:
+    """:func:`collapse_slot` over the rmaps of ``slot``, lock held; the caller flushes if this says so."""
+    flush = False
+    for level in range(1, KVM_MAX_HUGEPAGE_LEVEL):
+        at = slot.offset[level]
+        end = at + slot.nr_entries[level]
+        while at < end:
+            while zap_one_collapsible(vm, slot, at):
+                flush = True
+            at += 1
+    return flush

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ..sync cimport Gate
+from .vcpu cimport Vcpu
+
+cdef int EXITING_GUEST_MODE, IN_GUEST_MODE, OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
+
+@cython.locals(gate=Gate)
+cpdef int enter_guest_mode(Vcpu vcpu) except -1
+@cython.locals(gate=Gate)
+cpdef int leave_guest_mode(Vcpu vcpu) except -1
+@cython.locals(gate=Gate)
+cpdef int begin_reading(Vcpu vcpu) except -1
+@cython.locals(gate=Gate)
+cpdef int end_reading(Vcpu vcpu) except -1
+@cython.locals(gate=Gate, old=int)
+cpdef int kick(Vcpu vcpu) except -1
+cpdef int wait_for_reading(Vcpu vcpu) except -1

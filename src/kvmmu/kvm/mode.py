@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where a vCPU is, as remote flushes see it: in the guest, outside, or reading kvm's tables without a lock.
+
+The owner of ``vcpu.mode``. A sender of a request that must be acted upon looks at the mode after it made the request;
+the vCPU looks at its requests after it set the mode: one of the two sees the other. Reference: "TLB flush rules, vCPU
+modes, requests".
+"""
+
+from __future__ import annotations
+
+from .bits import EXITING_GUEST_MODE, IN_GUEST_MODE, OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
+from .vcpu import Vcpu
+
+
+def enter_guest_mode(vcpu: Vcpu) -> int:
+    """The vCPU is about to run the guest; the caller then passes a full barrier and looks at its requests."""
+    gate = vcpu.gate
+    gate.smp_store_release()
+    if gate.armed:
+        gate.announce("write", vcpu, "mode")
+    vcpu.mode = IN_GUEST_MODE
+    return 0
+
+
+def leave_guest_mode(vcpu: Vcpu) -> int:
+    """The CPU is back in kvm, where a remote flush does not interrupt it. Return 0."""
+    gate = vcpu.gate
+    if gate.armed:
+        gate.announce("write", vcpu, "mode")
+    vcpu.mode = OUTSIDE_GUEST_MODE
+    return 0
+
+
+def begin_reading(vcpu: Vcpu) -> int:
+    """A lockless walk of kvm's tables begins: a remote flush, and with it the freeing of tables, waits for its end."""
+    gate = vcpu.gate
+    if gate.armed:
+        gate.announce("write", vcpu, "mode")
+    vcpu.mode = READING_SHADOW_PAGE_TABLES
+    gate.smp_mb()
+    return 0
+
+
+def end_reading(vcpu: Vcpu) -> int:
+    """The lockless walk is over. Return 0."""
+    gate = vcpu.gate
+    gate.smp_store_release()
+    if gate.armed:
+        gate.announce("write", vcpu, "mode")
+    vcpu.mode = OUTSIDE_GUEST_MODE
+    return 0
+
+
+def kick(vcpu: Vcpu) -> int:
+    """Make the vCPU leave the guest, if it is there; return its old mode (``kvm_vcpu_exiting_guest_mode``)."""
+    gate = vcpu.gate
+    gate.smp_mb()
+    if gate.armed:
+        gate.announce("cmpxchg", vcpu, "mode")
+    old = vcpu.mode
+    if old == IN_GUEST_MODE:
+        vcpu.mode = EXITING_GUEST_MODE
+    return old
+
+
+def wait_for_reading(vcpu: Vcpu) -> int:
+    """Wait until the vCPU has acknowledged an interrupt: a lockless walk, during which it takes none, is over.
+
+    A guest that runs acknowledges at once. Return 0; :class:`~kvmmu.errors.KvmBug` if the walk is the caller's own.
+    """
+    if vcpu.mode == READING_SHADOW_PAGE_TABLES:
+        vcpu.gate.wait("ipi", vcpu, vcpu.is_not_reading)
+    return 0

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Policy: what a parameter, or the design of an era of KVM, decides; fixed when a VM is made.
+
+Rooms ask ``vm.policy`` where the kernel would ask a module parameter, so that each decision has one name and one place.
+What a host *is* (address bits, table levels, the format of sptes) is not decided and stands in the VM itself.
+Reference: "Parameters, statistics, debugfs, tracepoints", module parameters.
+"""
+
+from __future__ import annotations
+
+from ..params import Params
+
+
+class Policy:
+    """The decisions of one VM. ``mmio_caching`` is the format's word: a host may have no reserved bit to spare.
+
+    All fields are booleans, and none changes.
+    """
+
+    __slots__ = ("flush_on_reuse", "mmio_caching")
+
+    def __init__(self, params: Params, *, mmio_caching: bool) -> None:
+        self.mmio_caching = mmio_caching
+        self.flush_on_reuse = params.flush_on_reuse
+
+    def __repr__(self) -> str:
+        return f"<Policy mmio_caching {self.mmio_caching} flush_on_reuse {self.flush_on_reuse}>"
