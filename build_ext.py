@@ -9,7 +9,7 @@ Environment:
 
 ``KVMMU_PURE=1``              build interpreted
 ``KVMMU_REQUIRE_COMPILED=1``  fail rather than fall back
-``KVMMU_CFLAGS``              replaces ``-O2``, for a fast build while developing (``-O0``)
+``KVMMU_CFLAGS``              replaces ``-O2`` and its like, for a fast build while developing (``-O0``)
 
 A build goes on where the last one ended, in the same ``build/``: a room is translated and compiled again when it, a
 header that it uses, or a setting has changed, or when the last build was interrupted in it.
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import gc
 import importlib.machinery
 import importlib.util
 import multiprocessing
@@ -99,6 +100,30 @@ COMPILED = [
 #: Cython's own helpers (memoryviews above all), compiled once for all rooms. An extension, but not a room.
 SHARED = "kvmmu._cyutility"
 
+#: How far the compiler optimises; ``docs/performance.md`` has what each step costs and brings.
+OPTIMISE = "-O2"
+
+#: Rooms that every record of a replay runs through: they get more.
+OFTEN = ["hw/cpu", "hw/memory", "hw/paging", "hw/tdp", "hw/tlb", "record/reader", "replay/player"]
+
+#: Rooms that run once per register change, guest, exception or event that somebody watches: they get less.
+SELDOM = [
+    "tracepoint",
+    "kvm/exception",
+    "kvm/insn",
+    "kvm/kvmtrace",
+    "kvm/sregs",
+    "kvm/stats",
+    "kvm/svm",
+    "kvm/vm",
+    "kvm/mmu/context",
+    "kvm/mmu/dirty",
+    "kvm/mmu/mmutrace",
+    "kvm/mmu/roots",
+    "kvm/mmu/setup",
+    "record/encoder",
+]
+
 #: STYLE section 3: types come from the header, and the checks that Python makes are made by the tests instead.
 DIRECTIVES = {
     "annotation_typing": False,
@@ -110,7 +135,10 @@ DIRECTIVES = {
 }
 
 #: Signed overflow wraps, as the words of the modelled machine do. Cython compares sizes of either sign on purpose.
-FLAGS = ["-fwrapv", "-fno-strict-overflow", "-g0", "-Wno-sign-compare"]
+FLAGS = ["-fwrapv", "-fno-strict-overflow", "-g0", "-fno-asynchronous-unwind-tables", "-Wno-sign-compare"]
+
+#: Small files: no names of local functions, no gaps between sections. Not with ``KVMMU_CFLAGS``: profilers need names.
+LINKS = ["-Wl,-s", "-Wl,-z,noseparate-code"]
 
 #: Says why a build is interpreted; read by ``kvmmu --version``.
 NOTE = "_build_note.txt"
@@ -171,15 +199,21 @@ def extensions() -> list[Extension]:
             raise SystemExit(f"kvmmu: KVMMU_REQUIRE_COMPILED is set, and the rooms cannot be compiled: {why}")
         print(f"kvmmu: building interpreted (about 100 times slower): {why}", file=sys.stderr)
         return []
-    flags = [*shlex.split(os.environ.get("KVMMU_CFLAGS", "-O2")), *FLAGS]
-    return [
-        # Generated as a whole, and the largest: the first.
-        Extension(SHARED, [f"src/{SHARED.replace('.', '/')}.c"], extra_compile_args=flags),
-        *(
-            Extension("kvmmu." + room.replace("/", "."), [f"src/kvmmu/{room}.py"], extra_compile_args=flags)
-            for room in COMPILED
-        ),
-    ]
+    # The largest comes first, so that no CPU waits for it in the end.
+    shared = Extension(SHARED, [f"src/{SHARED.replace('.', '/')}.c"], **_compiler_settings("-O1"))
+    return [shared, *(_extension(room) for room in COMPILED)]
+
+
+def _extension(room: str) -> Extension:
+    optimise = "-O3" if room in OFTEN else "-O1" if room in SELDOM else OPTIMISE
+    return Extension("kvmmu." + room.replace("/", "."), [f"src/kvmmu/{room}.py"], **_compiler_settings(optimise))
+
+
+def _compiler_settings(optimise: str) -> dict[str, list[str]]:
+    own = os.environ.get("KVMMU_CFLAGS")
+    if own is not None:
+        return {"extra_compile_args": [*shlex.split(own), *FLAGS]}
+    return {"extra_compile_args": [optimise, *FLAGS], "extra_link_args": LINKS}
 
 
 def _builds() -> bool:
@@ -214,7 +248,9 @@ class BuildRooms(build_ext):
                 for number, extension in enumerate(self.extensions)
             }
             for done in concurrent.futures.as_completed(pending):
-                progress.note(done.result(), is_room=pending[done] != SHARED)
+                was_compiled = done.result()
+                if pending[done] != SHARED:
+                    progress.note(was_compiled)
             progress.end()
         finally:
             progress.leave_line()
@@ -225,7 +261,8 @@ class BuildRooms(build_ext):
         ext.sources = _translate(ext, bool(self.force))
         built = pathlib.Path(self.get_ext_fullpath(ext.name))
         before = built.stat().st_mtime_ns if built.exists() else 0
-        with _step(pathlib.Path(self.build_temp, ext.name + ".made"), repr(ext.extra_compile_args)) as is_stale:
+        settings = repr((ext.extra_compile_args, ext.extra_link_args))
+        with _step(pathlib.Path(self.build_temp, ext.name + ".made"), settings) as is_stale:
             if is_stale:
                 built.unlink(missing_ok=True)
             super().build_extension(ext)
@@ -236,9 +273,11 @@ _command: BuildRooms
 
 
 def _become_worker(command: BuildRooms) -> None:
-    # An interrupt ends a worker without a word; the parent has the last one.
+    # An interrupt ends a worker without a word; the parent has the last one. Cython's trees are large and live as long as
+    # a room's translation: looking for cycles in them at every turn is a fifth of its time.
     global _command  # noqa: PLW0603
     _command = command
+    gc.set_threshold(200_000, 20, 20)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -278,22 +317,21 @@ def _step(stamp: pathlib.Path, settings: str) -> Iterator[bool]:
 
 
 class _Progress:
-    # How many rooms are done, on standard error: in place on a terminal, now and then a line elsewhere.
+    # How many rooms are compiled, on standard error: in place on a terminal, now and then a line elsewhere.
 
     def __init__(self, rooms: int) -> None:
         self.rooms = rooms
-        self.done = 0
+        self.current = 0
         self.compiled = 0
         self.start = self.said = time.monotonic()
         self.on_terminal = sys.stderr.isatty()
         self.is_within_line = False
 
-    def note(self, was_compiled: bool, *, is_room: bool) -> None:
-        if not is_room:
-            return
-        self.done += 1
+    def note(self, was_compiled: bool) -> None:
+        # One more room is up to date.
+        self.current += 1
         self.compiled += was_compiled
-        text = f"kvmmu: compiled {self.done} of {self.rooms} rooms"
+        text = f"kvmmu: {self.current} of {self.rooms} rooms are compiled"
         if self.on_terminal:
             print(f"\r{text}", end="", file=sys.stderr, flush=True)
             self.is_within_line = True
@@ -307,9 +345,13 @@ class _Progress:
             self.is_within_line = False
 
     def end(self) -> None:
-        self.leave_line()
+        # What was done, in place of the count.
         seconds = time.monotonic() - self.start
-        print(f"kvmmu: {self.compiled} of {self.rooms} rooms were new, {seconds:.0f} s", file=sys.stderr, flush=True)
+        text = f"kvmmu: compiled {self.compiled} of {self.rooms} rooms, {seconds:.0f} s"
+        if not self.compiled:
+            text = f"kvmmu: all {self.rooms} rooms were compiled already, {seconds:.0f} s"
+        print(f"\r\x1b[K{text}" if self.is_within_line else text, file=sys.stderr, flush=True)
+        self.is_within_line = False
 
 
 class BuildSources(build_py):
