@@ -273,8 +273,8 @@ _command: BuildRooms
 
 
 def _become_worker(command: BuildRooms) -> None:
-    # An interrupt ends a worker without a word; the parent has the last one. Cython's trees are large and live as long as
-    # a room's translation: looking for cycles in them at every turn is a fifth of its time.
+    # An interrupt ends a worker without a word; the parent has the last one. Cython's trees are large and live
+    # as long as a room's translation: looking for cycles in them at every turn is a fifth of its time.
     global _command  # noqa: PLW0603
     _command = command
     gc.set_threshold(200_000, 20, 20)
