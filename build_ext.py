@@ -9,25 +9,35 @@ Environment:
 
 ``KVMMU_PURE=1``              build interpreted
 ``KVMMU_REQUIRE_COMPILED=1``  fail rather than fall back
-``KVMMU_CFLAGS``              replaces ``-O3``, for a fast build while developing (``-O0``)
+``KVMMU_CFLAGS``              replaces ``-O2`` and its like, for a fast build while developing (``-O0``)
+
+A build goes on where the last one ended, in the same ``build/``: a room is translated and compiled again when it, a
+header that it uses, or a setting has changed, or when the last build was interrupted in it.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import gc
 import importlib.machinery
 import importlib.util
+import multiprocessing
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from typing import Any
+import time
+from collections.abc import Iterator
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
 
 #: Every compiled room, party by party. ``tests/test_headers.py`` holds it equal to the set of ``.pxd`` files.
 COMPILED = [
@@ -94,6 +104,33 @@ COMPILED = [
     "replay/player",
 ]
 
+#: Cython's own helpers (memoryviews above all), compiled once for all rooms. An extension, but not a room.
+SHARED = "kvmmu._cyutility"
+
+#: How far the compiler optimises; ``docs/performance.md`` has what each step costs and brings.
+OPTIMISE = "-O2"
+
+#: Rooms that every record of a replay runs through: they get more.
+OFTEN = ["hw/cpu", "hw/memory", "hw/paging", "hw/tdp", "hw/tlb", "record/reader", "replay/player"]
+
+#: Rooms that run once per register change, guest, exception or event that somebody watches: they get less.
+SELDOM = [
+    "tracepoint",
+    "kvm/exception",
+    "kvm/insn",
+    "kvm/kvmtrace",
+    "kvm/sregs",
+    "kvm/stats",
+    "kvm/svm",
+    "kvm/vm",
+    "kvm/mmu/context",
+    "kvm/mmu/dirty",
+    "kvm/mmu/mmutrace",
+    "kvm/mmu/roots",
+    "kvm/mmu/setup",
+    "record/encoder",
+]
+
 #: STYLE section 3: types come from the header, and the checks that Python makes are made by the tests instead.
 DIRECTIVES = {
     "annotation_typing": False,
@@ -105,12 +142,16 @@ DIRECTIVES = {
 }
 
 #: Signed overflow wraps, as the words of the modelled machine do. Cython compares sizes of either sign on purpose.
-FLAGS = ["-fwrapv", "-fno-strict-overflow", "-g0", "-Wno-sign-compare"]
+FLAGS = ["-fwrapv", "-fno-strict-overflow", "-g0", "-fno-asynchronous-unwind-tables", "-Wno-sign-compare"]
+
+#: Small files: no names of local functions, no gaps between sections. Not with ``KVMMU_CFLAGS``: profilers need names.
+LINKS = ["-Wl,-s", "-Wl,-z,noseparate-code"]
 
 #: Says why a build is interpreted; read by ``kvmmu --version``.
 NOTE = "_build_note.txt"
 
-_JOBS = 2
+_TRANSLATED = "build/cython"
+_SAY_EVERY = 10.0  # seconds between two lines of progress where nobody watches a terminal
 _SOURCES = pathlib.Path(__file__).parent / "src" / "kvmmu"
 
 
@@ -153,7 +194,7 @@ def _toolchain_obstacle() -> str | None:
 
 
 def extensions() -> list[Extension]:
-    """One extension for each room of :data:`COMPILED`; none where rooms cannot be compiled.
+    """:data:`SHARED` and one extension for each room of :data:`COMPILED`; none where rooms cannot be compiled.
 
     Raises :class:`SystemExit` where ``KVMMU_REQUIRE_COMPILED`` forbids to fall back.
     """
@@ -165,11 +206,21 @@ def extensions() -> list[Extension]:
             raise SystemExit(f"kvmmu: KVMMU_REQUIRE_COMPILED is set, and the rooms cannot be compiled: {why}")
         print(f"kvmmu: building interpreted (about 100 times slower): {why}", file=sys.stderr)
         return []
-    optimise = shlex.split(os.environ.get("KVMMU_CFLAGS", "-O3"))
-    return [
-        Extension("kvmmu." + room.replace("/", "."), [f"src/kvmmu/{room}.py"], extra_compile_args=[*optimise, *FLAGS])
-        for room in COMPILED
-    ]
+    # The largest comes first, so that no CPU waits for it in the end.
+    shared = Extension(SHARED, [f"src/{SHARED.replace('.', '/')}.c"], **_compiler_settings("-O1"))
+    return [shared, *(_extension(room) for room in COMPILED)]
+
+
+def _extension(room: str) -> Extension:
+    optimise = "-O3" if room in OFTEN else "-O1" if room in SELDOM else OPTIMISE
+    return Extension("kvmmu." + room.replace("/", "."), [f"src/kvmmu/{room}.py"], **_compiler_settings(optimise))
+
+
+def _compiler_settings(optimise: str) -> dict[str, list[str]]:
+    own = os.environ.get("KVMMU_CFLAGS")
+    if own is not None:
+        return {"extra_compile_args": [*shlex.split(own), *FLAGS]}
+    return {"extra_compile_args": [optimise, *FLAGS], "extra_link_args": LINKS}
 
 
 def _builds() -> bool:
@@ -178,34 +229,136 @@ def _builds() -> bool:
 
 
 class BuildRooms(build_ext):
-    """``build_ext`` that translates the rooms to C first."""
+    """``build_ext`` that translates each room to C first, says how far it is, and can be interrupted."""
 
     def finalize_options(self) -> None:
-        """Compile two rooms at a time unless told otherwise."""
+        """Compile as many rooms at a time as there are CPUs unless told otherwise."""
         super().finalize_options()
-        self.parallel: int = vars(self)["parallel"] or _JOBS
+        self.parallel: int = int(vars(self)["parallel"] or len(os.sched_getaffinity(0)))
 
     def run(self) -> None:
         """Compile every room, or none."""
         _settle(_SOURCES if self.inplace else pathlib.Path(self.build_lib, "kvmmu"), self.extensions)
         if self.extensions:
-            self._translate()
             super().run()
 
-    def _translate(self) -> None:
-        from Cython.Build import cythonize
-
-        translated: list[Any] = cythonize(
-            [Extension(extension.name, list(extension.sources)) for extension in self.extensions],
-            build_dir="build/cython",
-            compiler_directives=DIRECTIVES,
-            nthreads=_JOBS,
-            quiet=True,
-            force=bool(self.force),
+    def build_extensions(self) -> None:
+        """Translate and compile what changed, each room in a process of its own."""
+        progress = _Progress(sum(extension.name != SHARED for extension in self.extensions))
+        # Forked, so that each process finds this command as it is.
+        workers = concurrent.futures.ProcessPoolExecutor(
+            self.parallel, multiprocessing.get_context("fork"), _become_worker, (self,)
         )
-        sources = {extension.name: extension.sources for extension in translated}
-        for extension in self.extensions:
-            extension.sources = sources[extension.name]
+        try:
+            pending = {
+                workers.submit(_build_extension, number): extension.name
+                for number, extension in enumerate(self.extensions)
+            }
+            for done in concurrent.futures.as_completed(pending):
+                was_compiled = done.result()
+                if pending[done] != SHARED:
+                    progress.note(was_compiled)
+            progress.end()
+        finally:
+            progress.leave_line()
+            workers.shutdown(cancel_futures=True)
+
+    def build_extension(self, ext: Extension) -> bool:
+        """Bring one extension up to date; whether it had to be compiled. Runs in a worker."""
+        ext.sources = _translate(ext, bool(self.force))
+        built = pathlib.Path(self.get_ext_fullpath(ext.name))
+        before = built.stat().st_mtime_ns if built.exists() else 0
+        settings = repr((ext.extra_compile_args, ext.extra_link_args))
+        with _step(pathlib.Path(self.build_temp, ext.name + ".made"), settings) as is_stale:
+            if is_stale:
+                built.unlink(missing_ok=True)
+            super().build_extension(ext)
+        return built.stat().st_mtime_ns != before
+
+
+_command: BuildRooms
+
+
+def _become_worker(command: BuildRooms) -> None:
+    # An interrupt ends a worker without a word; the parent has the last one. Cython's trees are large and live
+    # as long as a room's translation: looking for cycles in them at every turn is a fifth of its time.
+    global _command  # noqa: PLW0603
+    _command = command
+    gc.set_threshold(200_000, 20, 20)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _build_extension(number: int) -> bool:
+    return _command.build_extension(_command.extensions[number])
+
+
+def _translate(extension: Extension, force: bool) -> list[str]:
+    # Names of the C files of an extension, newer than all that they are made from.
+    from Cython.Build import cythonize
+    from Cython.Compiler.Errors import CompileError as TranslationError
+
+    settings = {"compiler_directives": DIRECTIVES, "shared_utility_qualified_name": SHARED}
+    with _step(pathlib.Path(_TRANSLATED, extension.name + ".made"), repr(settings)) as is_stale:
+        try:
+            (translated,) = cythonize(
+                [Extension(extension.name, list(extension.sources))],
+                build_dir=_TRANSLATED,
+                quiet=True,
+                force=force or is_stale,
+                **settings,
+            )
+        except TranslationError:
+            raise CompileError(f"{extension.sources[0]}: Cython refuses it, for the reason above") from None
+    return list(translated.sources)
+
+
+@contextlib.contextmanager
+def _step(stamp: pathlib.Path, settings: str) -> Iterator[bool]:
+    # A step of the build, whose stamp holds the settings that it was last done with. Yields whether what the last time
+    # left is of no use: it did not end, or had other settings. Cython and setuptools themselves go by age alone.
+    is_stale = not stamp.is_file() or stamp.read_text(encoding="utf-8") != settings
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    stamp.unlink(missing_ok=True)
+    yield is_stale
+    stamp.write_text(settings, encoding="utf-8")
+
+
+class _Progress:
+    # How many rooms are compiled, on standard error: in place on a terminal, now and then a line elsewhere.
+
+    def __init__(self, rooms: int) -> None:
+        self.rooms = rooms
+        self.current = 0
+        self.compiled = 0
+        self.start = self.said = time.monotonic()
+        self.on_terminal = sys.stderr.isatty()
+        self.is_within_line = False
+
+    def note(self, was_compiled: bool) -> None:
+        # One more room is up to date.
+        self.current += 1
+        self.compiled += was_compiled
+        text = f"kvmmu: {self.current} of {self.rooms} rooms are compiled"
+        if self.on_terminal:
+            print(f"\r{text}", end="", file=sys.stderr, flush=True)
+            self.is_within_line = True
+        elif time.monotonic() - self.said >= _SAY_EVERY:
+            print(text, file=sys.stderr, flush=True)
+            self.said = time.monotonic()
+
+    def leave_line(self) -> None:
+        if self.is_within_line:
+            print(file=sys.stderr, flush=True)
+            self.is_within_line = False
+
+    def end(self) -> None:
+        # What was done, in place of the count.
+        seconds = time.monotonic() - self.start
+        text = f"kvmmu: compiled {self.compiled} of {self.rooms} rooms, {seconds:.0f} s"
+        if not self.compiled:
+            text = f"kvmmu: all {self.rooms} rooms were compiled already, {seconds:.0f} s"
+        print(f"\r\x1b[K{text}" if self.is_within_line else text, file=sys.stderr, flush=True)
+        self.is_within_line = False
 
 
 class BuildSources(build_py):

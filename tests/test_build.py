@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import io
+import itertools
 import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -88,7 +91,7 @@ def test_an_interpreted_build_is_refused_where_a_compiled_one_is_required() -> N
 
 @pytest.mark.parametrize(
     ("environment", "named"),
-    [({"KVMMU_PURE": "1"}, "KVMMU_PURE"), ({"CC": "no-such-compiler"}, "no-such-compiler")],
+    [({"KVMMU_PURE": "1"}, "KVMMU_PURE"), ({"CC": "no-such-compiler"}, "no-such-compiler"), ({"CC": "false"}, "false")],
 )
 def test_building_says_why_it_falls_back(environment: dict[str, str], named: str) -> None:
     program = "import build_ext; print(build_ext.extensions())"
@@ -103,9 +106,54 @@ def test_building_says_why_it_falls_back(environment: dict[str, str], named: str
     assert named in refused.stderr
 
 
-def test_every_room_has_an_extension_where_nothing_is_missing() -> None:
-    program = "import build_ext; print(len(build_ext.extensions()), len(build_ext.COMPILED))"
+def test_every_room_and_what_they_share_has_an_extension_where_nothing_is_missing() -> None:
+    program = "import build_ext; print(len(build_ext.extensions()), 1 + len(build_ext.COMPILED))"
     done = run_python("-c", program, PYTHONPATH=str(house.ROOT), KVMMU_REQUIRE_COMPILED="1")
     assert done.returncode == 0, done.stderr
     made, listed = done.stdout.split()
     assert made == listed
+
+
+def progress_of(rooms: int, *, is_terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a build of so many new rooms says."""
+    said = io.StringIO()
+    said.isatty = lambda: is_terminal  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", said)
+    clock = itertools.count(step=4.0)
+    settings = house.build_settings()
+    monkeypatch.setattr(settings, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    progress = settings._Progress(rooms)
+    for _ in range(rooms):
+        progress.note(was_compiled=True)
+    progress.end()
+    return said.getvalue()
+
+
+def test_a_count_is_kept_in_one_line_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, rest = progress_of(2, is_terminal=True, monkeypatch=monkeypatch).split("\r")[1:]
+    assert (first, second) == ("kvmmu: 1 of 2 rooms are compiled", "kvmmu: 2 of 2 rooms are compiled")
+    assert rest.removeprefix("\x1b[K").startswith("kvmmu: compiled 2 of 2 rooms, ")
+    assert rest.endswith("s\n")
+
+
+def test_a_count_is_a_few_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = progress_of(54, is_terminal=False, monkeypatch=monkeypatch)
+    assert "\r" not in said
+    # Every ten seconds of a clock that goes on by four at each look.
+    assert 5 < len(said.splitlines()) < 27
+    assert said.splitlines()[-1].startswith("kvmmu: compiled 54 of 54 rooms, ")
+
+
+def test_rooms_that_are_optimised_otherwise_are_compiled_rooms() -> None:
+    settings = house.build_settings()
+    listed = [*settings.OFTEN, *settings.SELDOM]
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= set(settings.COMPILED)
+
+
+def test_own_flags_replace_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = house.build_settings()
+    flags = {tuple(settings._compiler_settings(step)["extra_compile_args"]) for step in ("-O1", "-O3")}
+    assert len(flags) == 2
+    monkeypatch.setenv("KVMMU_CFLAGS", "-O0 -g")
+    assert settings._compiler_settings("-O3") == {"extra_compile_args": ["-O0", "-g", *settings.FLAGS]}

@@ -127,6 +127,10 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return package
 
 
+def test_a_hot_room_is_not_compiled_as_one_that_runs_seldom() -> None:
+    assert set(HOT) & set(house.build_settings().SELDOM) == set()
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("hot_rooms")
 @pytest.mark.parametrize("room", HOT)

@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 
 import pytest
@@ -92,10 +93,39 @@ def test_the_wheel_holds_the_whole_package_and_every_compiled_room(wheel: pathli
         packed = set(archive.namelist())
     assert shipped() - packed == set()
     assert "kvmmu/py.typed" in packed
-    for room in house.compiled_rooms():
+    for room in [*house.compiled_rooms(), "_cyutility"]:
         assert [name for name in packed if name.startswith(f"kvmmu/{room}.") and name.endswith(".so")], room
     generated = {name for name in packed if name.endswith(".c")} - shipped()
     assert generated == set()
+
+
+def test_a_wheel_of_a_built_tree_compiles_nothing_again(
+    unpacked: pathlib.Path, wheel: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    compiler = tmp_path / "cc"
+    real = sysconfig.get_config_var("CC") or "gcc"
+    compiler.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/log\nexec {real} "$@"\n', encoding="utf-8")
+    compiler.chmod(0o755)
+    command = (
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-build-isolation",
+        "--no-deps",
+        "-w",
+        tmp_path,
+        unpacked,
+    )
+    how = {"KVMMU_REQUIRE_COMPILED": "1", "KVMMU_CFLAGS": "-O0", "CC": str(compiler)}
+    run(*command, cwd=tmp_path, PIP_DISABLE_PIP_VERSION_CHECK="1", **how)
+    called = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    assert called, "not even looked whether there is a compiler"
+    assert [line for line in called if "/probe.c" not in line] == []
+    (again,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
+        assert set(first.namelist()) == set(second.namelist())
 
 
 def test_the_installed_program_says_that_it_is_compiled(installed: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -115,6 +145,7 @@ def test_a_wheel_built_interpreted_is_pure_and_says_so(unpacked: pathlib.Path, t
     (built,) = tmp_path.glob("*.whl")
     assert built.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(built) as archive:
+        assert [name for name in archive.namelist() if name.endswith(".so")] == []
         archive.extractall(tmp_path / "site")
     said = run(sys.executable, "-m", "kvmmu", "--version", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert said == f"kvmmu {kvmmu.__version__}, interpreted: built with KVMMU_PURE\n"
