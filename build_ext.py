@@ -124,7 +124,7 @@ SELDOM = [
     "kvm/svm",
     "kvm/vm",
     "kvm/mmu/context",
-    "kvm/mmu/dirty",
+    "kvm/policy",
     "kvm/mmu/mmutrace",
     "kvm/mmu/roots",
     "kvm/mmu/setup",

@@ -81,7 +81,7 @@ def test_a_read_only_slot_can_be_read() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 0xFFFF), st.binary(max_size=9000)), max_size=6))
 def test_bytes_cross_pages_and_slots_as_in_flat_memory(writes: list[tuple[int, bytes]]) -> None:
-    vm, flat, dirty = machine(), bytearray(0x10000), 0
+    vm, flat, dirty = machine()[0], bytearray(0x10000), 0
     for gpa, data in writes:
         fits = gpa + len(data) <= 0x10000
         assert write_guest(vm, 0, gpa, data) == (0 if fits else -EFAULT)

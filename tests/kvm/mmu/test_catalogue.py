@@ -615,7 +615,7 @@ def test_58_generations_wrap_in_each_address_space() -> None:
     spte = guest.world.walk(smm, VA)[-1]
     slots = guest.world.vm.slots_of(1)
     # The spte is of the generation that the next update ends with, one round of 2**19 later.
-    slots.set_generation((1 << 19) + 1 - 2)
+    slots.set_generation(guest.world.vm.gate, (1 << 19) + 1 - 2)
     guest.world.memory.write_once(spte.hpa, make_mmio(guest.world.vm.fmt, HOLE >> 12, 6, 1))
     guest.world.add_slot((1 << 16) | 1, HOLE, 4096)
     assert guest.world.vm.slots_of(1).generation & MMIO_SPTE_GEN_MASK == 1
