@@ -32,6 +32,7 @@ from setuptools.command.build_py import build_py
 #: Every compiled room, party by party. ``tests/test_headers.py`` holds it equal to the set of ``.pxd`` files.
 COMPILED = [
     "addr",
+    "ranges",
     "sync",
     "tracepoint",
     "hw/cpu",
@@ -42,6 +43,10 @@ COMPILED = [
     "hw/tlb",
     "host/frames",
     "host/mm",
+    "host/mmfault",
+    "host/notifier",
+    "host/pagetable",
+    "host/vma",
     "kvm/emulate",
     "kvm/exception",
     "kvm/guestmem",

@@ -99,7 +99,7 @@ class World:
         self.frames = FrameAllocator(self.memory)
         self.mm = Mm(self.frames)
         self.vm = Vm(self.mm, self.params)
-        self.mm.register(MmuNotifier(self.vm))
+        self.mm.chain.register(MmuNotifier(self.vm))
         self._is_closed = False
 
     def _must_be_open(self) -> None:

@@ -50,7 +50,7 @@ class Chain:
 def make(nr_frames: int = 4096) -> tuple[Mm, Chain]:
     mm = Mm(FrameAllocator(PhysicalMemory(nr_frames)))
     chain = Chain()
-    mm.register(chain)
+    mm.chain.register(chain)
     return mm, chain
 
 
@@ -104,7 +104,7 @@ def test_the_old_page_is_still_mapped_at_start_and_the_new_one_at_end() -> None:
         def invalidate_range_end(self, start: int, end: int) -> None:
             seen.append(pfn_of(mm, start))
 
-    mm.register(Looker())
+    mm.chain.register(Looker())
     new = mm.gup(hva, True)
     assert seen == [mm.frames.zero_pfn, new]
 
@@ -236,8 +236,8 @@ def test_munmap_tells_first_and_returns_every_frame() -> None:
     assert chain.ranges() == [(hva, hva + M2 + 0x4000)]
     assert mm.frames.nr_free == free
     assert mm.find_vma(hva) is None
-    assert not mm.pte_tables
-    assert not mm.pmd_tables
+    assert not mm.table.pte_tables
+    assert not mm.table.pmd_tables
 
 
 def test_a_frame_that_somebody_holds_survives_munmap() -> None:
@@ -262,7 +262,7 @@ def test_munmap_of_a_part_cuts_the_huge_page_and_keeps_the_rest() -> None:
     assert [mm.mapping_level(hva + n) for n in (0, 0x10_1000, M2)] == [1, 1, 2]
     assert mm.frames.nr_refs(first) == 511
     assert mm.frames.nr_free == free
-    assert mm.pte_tables == {hva >> 21}
+    assert mm.table.pte_tables == {hva >> 21}
     mm.munmap(hva, 2 * M2)
     assert mm.frames.nr_refs(first) == 0
     assert mm.frames.nr_free == free + 1024
@@ -336,12 +336,12 @@ def test_a_page_made_writable_again_needs_no_fault_but_the_zero_page_does() -> N
 
 def test_the_chain_can_be_left() -> None:
     mm, chain = make()
-    mm.unregister(chain)
+    mm.chain.unregister(chain)
     hva = mm.mmap(0x1000, populate=True)
     mm.munmap(hva, 0x1000)
     assert not chain.events
     with pytest.raises(UserError, match="not registered"):
-        mm.unregister(chain)
+        mm.chain.unregister(chain)
 
 
 @pytest.mark.parametrize(
