@@ -349,9 +349,14 @@ class World:
 
     # Looking.
 
-    def on_event(self, sink: Callable[[Event], object]) -> None:
-        """Deliver every tracepoint event to ``sink`` from now on."""
-        self.vm.trace.attach(sink)
+    def on_event(self, sink: Callable[[Event], object]) -> Callable[[], None]:
+        """Deliver every tracepoint event to ``sink`` from now on, beside the sinks that listen already.
+
+        Return a function that takes it off again; the event's ``vcpu_id`` is the vCPU that worked, None: the process.
+        """
+        trace = self.vm.trace
+        trace.attach(sink)
+        return lambda: trace.detach(sink)
 
     def walk(self, vcpu: Vcpu, address: Gva | Gpa | int) -> list[SpteElement]:
         """Kvm's own entries on the way to ``address``, top first, down to a leaf or one that is not present.

@@ -73,7 +73,8 @@ def test_an_event_has_the_tables_fields_and_the_kernels_text(
 
 @pytest.mark.parametrize("case", CASES)
 def test_without_a_listener_nothing_happens(case: tuple[Callable[[Trace], int], Event, str]) -> None:
-    trace = Trace()
+    trace, events = Trace(), EventList()
+    trace.attach(events)
+    trace.detach(events)
     assert case[0](trace) == 0
-    trace.detach()
-    assert trace.on is False
+    assert (trace.on, len(events)) == (False, 0)

@@ -16,7 +16,7 @@ from .mmu.role cimport cpu_role_paging, role_direct
 from .mmu.walker cimport GuestWalk, gva_to_gpa_walk
 
 cdef int EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_WRITE_PF_TO_SP, KVM_TRACE_MMIO_READ, KVM_TRACE_MMIO_READ_UNSATISFIED
-cdef int KVM_TRACE_MMIO_WRITE, UD_VECTOR, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_PROPAGATE_FAULT
+cdef int KVM_TRACE_MMIO_WRITE, NO_VCPU, UD_VECTOR, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_PROPAGATE_FAULT
 cdef int X86EMUL_RETRY_INSTR, X86EMUL_UNHANDLEABLE
 cdef u64 ACCESS_FETCH, ACCESS_IMPLICIT, ACCESS_NOT_PT_INSN, ACCESS_USER, ACCESS_WRITE, APIC_DEFAULT_PHYS_BASE
 cdef u64 EFER_LMA, INVALID_PAGE, NO_HPA, PAGE_MASK, PAGE_SIZE, PFERR_FETCH, PFERR_IMPLICIT_ACCESS, PFERR_USER
@@ -37,6 +37,7 @@ cpdef int write_ram(Vcpu vcpu, gpa_t gpa, bytes data) except -1
 cpdef int one_page(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size, bint has_exit_gpa) except -1
 @cython.locals(direct=bint, offset=u64, first=u64, has_exit_gpa=bint, is_mmio=bint, fragment=gpa_t, ret=int)
 cpdef int emulate_memory(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
-@cython.locals(outcome=int)
 cpdef int emulate(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
+@cython.locals(outcome=int)
+cpdef int emulate_insn(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
 cpdef int complete_mmio_read(Vcpu vcpu, u64 size, u64 value) except -1

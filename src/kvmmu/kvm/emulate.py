@@ -31,6 +31,7 @@ from .bits import (
     KVM_TRACE_MMIO_READ,
     KVM_TRACE_MMIO_READ_UNSATISFIED,
     KVM_TRACE_MMIO_WRITE,
+    NO_VCPU,
 )
 from .exception import queue_exception
 from .guestmem import gpa_to_hpa, mark_page_dirty_in_slot
@@ -212,6 +213,15 @@ def emulate(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int) -> i
     PROPAGATE_FAULT (``vcpu.exception_*``), RETRY_INSTR, or UNHANDLEABLE (KVM_RUN ends with an internal error). Takes
     ``mmu_lock`` for stores to mirrored tables.
     """
+    vcpu.vm.trace.vcpu_id = vcpu.vcpu_id
+    try:
+        return emulate_insn(vcpu, gva, kind, data, size)
+    finally:
+        vcpu.vm.trace.vcpu_id = NO_VCPU
+
+
+def emulate_insn(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int) -> int:
+    """:func:`emulate`, in the context of ``vcpu``."""
     outcome = decode_insn(vcpu, kind)
     if outcome != X86EMUL_CONTINUE:
         return decode_failed(vcpu, kind, outcome)
@@ -224,5 +234,7 @@ def emulate(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int) -> i
 def complete_mmio_read(vcpu: Vcpu, size: int, value: int) -> int:
     """The device answered a read of ``size`` bytes at ``vcpu.mmio_gpa`` with ``value``."""
     if vcpu.vm.trace.on:
+        vcpu.vm.trace.vcpu_id = vcpu.vcpu_id
         trace_kvm_mmio(vcpu.vm.trace, KVM_TRACE_MMIO_READ, size, vcpu.mmio_gpa, value)
+        vcpu.vm.trace.vcpu_id = NO_VCPU
     return 0

@@ -4,6 +4,9 @@ from .sregs cimport invlpg, invpcid, set_cr0, set_cr3, set_cr4, set_efer
 from .vcpu cimport Vcpu
 from .run cimport enter, leave
 
+cdef int NO_VCPU
+
+cpdef int done(Vcpu vcpu, int result) except -1
 cpdef int mov_cr3(Vcpu vcpu, u64 value) except -1
 cpdef int mov_cr0(Vcpu vcpu, u64 value) except -1
 cpdef int mov_cr4(Vcpu vcpu, u64 value) except -1

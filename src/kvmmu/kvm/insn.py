@@ -9,16 +9,23 @@ from __future__ import annotations
 
 from ..addr import Gva
 from ..hw.bits import INSN_GP
+from .bits import NO_VCPU
 from .run import enter, leave
 from .sregs import invlpg, invpcid, set_cr0, set_cr3, set_cr4, set_efer
 from .vcpu import Vcpu
+
+
+def done(vcpu: Vcpu, result: int) -> int:
+    """What was to do in the context of ``vcpu`` is done; return its ``result``."""
+    vcpu.vm.trace.vcpu_id = NO_VCPU
+    return result
 
 
 def mov_cr3(vcpu: Vcpu, value: int) -> int:
     """MOV to CR3, bit 63 meaning "no flush" with CR4.PCIDE."""
     if not vcpu.vm.tdp_enabled:
         leave(vcpu)
-        return set_cr3(vcpu, value)
+        return done(vcpu, set_cr3(vcpu, value))
     enter(vcpu)
     if vcpu.cpu.write_cr3(value):
         return INSN_GP
@@ -29,19 +36,19 @@ def mov_cr3(vcpu: Vcpu, value: int) -> int:
 def mov_cr0(vcpu: Vcpu, value: int) -> int:
     """MOV to CR0."""
     leave(vcpu)
-    return set_cr0(vcpu, value)
+    return done(vcpu, set_cr0(vcpu, value))
 
 
 def mov_cr4(vcpu: Vcpu, value: int) -> int:
     """MOV to CR4."""
     leave(vcpu)
-    return set_cr4(vcpu, value)
+    return done(vcpu, set_cr4(vcpu, value))
 
 
 def wrmsr_efer(vcpu: Vcpu, value: int) -> int:
     """WRMSR to EFER."""
     leave(vcpu)
-    return set_efer(vcpu, value)
+    return done(vcpu, set_efer(vcpu, value))
 
 
 def wrpkru(vcpu: Vcpu, value: int) -> int:
@@ -54,7 +61,7 @@ def insn_invlpg(vcpu: Vcpu, gva: Gva) -> int:
     """INVLPG."""
     if not vcpu.vm.tdp_enabled:
         leave(vcpu)
-        return invlpg(vcpu, gva)
+        return done(vcpu, invlpg(vcpu, gva))
     enter(vcpu)
     return vcpu.cpu.invlpg(gva)
 
@@ -63,6 +70,6 @@ def insn_invpcid(vcpu: Vcpu, kind: int, pcid: int, gva: Gva) -> int:
     """INVPCID of type ``kind`` 0 to 3."""
     if not vcpu.vm.tdp_enabled:
         leave(vcpu)
-        return invpcid(vcpu, kind, pcid, gva)
+        return done(vcpu, invpcid(vcpu, kind, pcid, gva))
     enter(vcpu)
     return INSN_GP if vcpu.cpu.invpcid(kind, pcid, gva) else 0

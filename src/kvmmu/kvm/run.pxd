@@ -14,14 +14,15 @@ from .mmu.roots cimport free_obsolete_roots, load, sync_prev_roots
 
 cdef int HW_HIT, HW_PAGE_FAULT, IN_GUEST_MODE, KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 cdef int KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH, KVM_REQ_TLB_FLUSH_CURRENT, KVM_REQ_TLB_FLUSH_GUEST
-cdef int KVM_REQ_TRIPLE_FAULT, MAX_TRIES, OUTSIDE_GUEST_MODE, RESUME, RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT
+cdef int KVM_REQ_TRIPLE_FAULT, MAX_TRIES, NO_VCPU, OUTSIDE_GUEST_MODE, RESUME, RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT
 cdef int RUN_SHUTDOWN
 cdef u64 INVALID_PAGE
 
 cpdef int serve_requests(Vcpu vcpu) except -1
 cpdef int flush_tlb_guest(Vcpu vcpu) except -1
-@cython.locals(ret=int, is_shutdown=bint)
 cpdef int enter(Vcpu vcpu) except? -99
+@cython.locals(ret=int, is_shutdown=bint)
+cpdef int prepare_entry(Vcpu vcpu) except? -99
 cpdef int leave(Vcpu vcpu) except -1
 @cython.locals(cpu=Cpu)
 cpdef int exit_page_fault(Vcpu vcpu, gva_t gva, int status) except? -99

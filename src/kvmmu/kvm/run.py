@@ -21,6 +21,7 @@ from .bits import (
     KVM_REQ_TLB_FLUSH_GUEST,
     KVM_REQ_TRIPLE_FAULT,
     MAX_TRIES,
+    NO_VCPU,
     OUTSIDE_GUEST_MODE,
 )
 from .kvmtrace import trace_inj_exception, trace_kvm_page_fault
@@ -86,6 +87,15 @@ def enter(vcpu: Vcpu) -> int:
 
     Return 0; a negative errno that ends KVM_RUN; or RUN_SHUTDOWN: the guest is gone after a triple fault.
     """
+    vcpu.vm.trace.vcpu_id = vcpu.vcpu_id
+    try:
+        return prepare_entry(vcpu)
+    finally:
+        vcpu.vm.trace.vcpu_id = NO_VCPU
+
+
+def prepare_entry(vcpu: Vcpu) -> int:
+    """:func:`enter`, in the context of ``vcpu``."""
     vcpu.mode = OUTSIDE_GUEST_MODE
     is_shutdown = check_request(vcpu, KVM_REQ_TRIPLE_FAULT)
     serve_requests(vcpu)
@@ -110,7 +120,11 @@ def enter(vcpu: Vcpu) -> int:
 
 
 def leave(vcpu: Vcpu) -> int:
-    """An exit: the CPU is back in kvm, where remote flushes do not interrupt it."""
+    """An exit: the CPU is back in kvm, where remote flushes do not interrupt it.
+
+    From here to the next entry, or until the work is done, kvm works in the context of ``vcpu``.
+    """
+    vcpu.vm.trace.vcpu_id = vcpu.vcpu_id
     vcpu.mode = OUTSIDE_GUEST_MODE
     vcpu.stat.exits += 1
     return 0
@@ -154,7 +168,10 @@ def access(vcpu: Vcpu, gva: Gva, kind: int) -> int:
     status = cpu.access(gva, kind)
     if status == HW_HIT:
         return RUN_HIT
-    return access_missed(vcpu, gva, kind, status)
+    try:
+        return access_missed(vcpu, gva, kind, status)
+    finally:
+        vcpu.vm.trace.vcpu_id = NO_VCPU
 
 
 def access_missed(vcpu: Vcpu, gva: Gva, kind: int, status: int) -> int:

@@ -35,7 +35,13 @@ from ..hw.bits import (
     INVPCID_NON_GLOBAL,
 )
 from ..page_types import ONE
-from .bits import KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT, KVM_REQ_TLB_FLUSH_GUEST
+from .bits import (
+    KVM_REQ_LOAD_MMU_PGD,
+    KVM_REQ_MMU_SYNC,
+    KVM_REQ_TLB_FLUSH_CURRENT,
+    KVM_REQ_TLB_FLUSH_GUEST,
+    NO_VCPU,
+)
 from .mmu.bits import KVM_MMU_NUM_PREV_ROOTS, KVM_MMU_ROOTS_ALL, PDPTRS_BAD, PDPTRS_CHANGED
 from .mmu.resync import invalidate_addr, is_noncanonical
 from .mmu.roots import free_roots, new_pgd, unload
@@ -261,6 +267,7 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> None:
 
     PDPTEs are read from the guest's memory in PAE mode (a reset by itself); bad ones count as not loaded.
     """
+    vcpu.vm.trace.vcpu_id = vcpu.vcpu_id
     reset = vcpu.cr3 != cr3 or vcpu.cr0 != cr0 or vcpu.cr4 != cr4 or vcpu.efer != efer
     vcpu.cr0 = cr0
     vcpu.cr3 = cr3
@@ -272,3 +279,4 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> None:
     if reset:
         reset_context(vcpu)
         make_request(vcpu, KVM_REQ_TLB_FLUSH_GUEST)
+    vcpu.vm.trace.vcpu_id = NO_VCPU
