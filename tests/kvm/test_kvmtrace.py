@@ -24,7 +24,6 @@ CASES: list[tuple[Callable[[Trace], int], Event, str]] = [
         ("kvm_inj_exception", 14, True, 7, False),
         "#PF (0x7)",
     ),
-    (lambda t: kvmtrace.trace_kvm_cr(t, True, 3, 2**63), ("kvm_cr", 1, 3, 2**63), "cr_write 3 = 0x8000000000000000"),
     (
         lambda t: kvmtrace.trace_kvm_mmio(t, KVM_TRACE_MMIO_WRITE, 4, 0xE0001004, 0xCAFE),
         ("kvm_mmio", 2, 4, 0xE0001004, 0xCAFE),

@@ -15,7 +15,7 @@ import pytest
 
 from kvmmu.errors import UserError
 from kvmmu.trace import files, parquet
-from kvmmu.trace.files import SUFFIXES, EventWriter, open_event_file, read_event_file
+from kvmmu.trace.files import SUFFIXES, EventWriter, read_event_file
 from kvmmu.trace.parquet import SCHEMA, to_frame
 from kvmmu.trace.text import FTRACE_HEADER, format_line
 from kvmmu.tracepoint import EVENTS, Event, VcpuEvent, vcpu_of
@@ -25,7 +25,7 @@ ALL: list[Event] = [event for event, _ in EXAMPLES]
 
 
 def write(path: pathlib.Path, events: list[Event]) -> None:
-    with open_event_file(path) as writer:
+    with EventWriter(path) as writer:
         for number, event in enumerate(events):
             writer.position = number * 10
             writer.cpu = number % 2
@@ -143,7 +143,7 @@ def test_an_interrupted_run_leaves_what_came_before(suffix: str, tmp_path: pathl
     path = tmp_path / f"events{suffix}"
 
     def run() -> None:
-        with open_event_file(path) as writer:
+        with EventWriter(path) as writer:
             for event in ALL:
                 writer(event)
             raise KeyboardInterrupt

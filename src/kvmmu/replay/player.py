@@ -61,7 +61,6 @@ class Player:
         "memory",
         "mismatches",
         "on_record",
-        "pending",
         "problem",
         "reader",
         "stop_at_mismatch",
@@ -88,7 +87,6 @@ class Player:
         self.stop_at_mismatch = True
         self.on_record: Any = None
         self.problem = ""
-        self.pending = False
 
     def nr_records(self, kind: int) -> int:
         """Records of ``kind`` played so far."""

@@ -208,11 +208,6 @@ class EventWriter:
         raise _cannot_write(self.path, error) from error
 
 
-def open_event_file(path: str | os.PathLike[str]) -> EventWriter:
-    """A sink that writes to ``path``; see :class:`EventWriter`."""
-    return EventWriter(path)
-
-
 def read_event_file(path: str | os.PathLike[str]) -> Iterator[Row]:
     """(position, cpu, event) of each event in a file that :class:`EventWriter` made; text carries less (``text``).
 
