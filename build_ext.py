@@ -42,6 +42,7 @@ from setuptools.errors import CompileError
 #: Every compiled room, party by party. ``tests/test_headers.py`` holds it equal to the set of ``.pxd`` files.
 COMPILED = [
     "addr",
+    "ranges",
     "sync",
     "tracepoint",
     "hw/cpu",
@@ -53,6 +54,10 @@ COMPILED = [
     "hw/tlb",
     "host/frames",
     "host/mm",
+    "host/mmfault",
+    "host/notifier",
+    "host/pagetable",
+    "host/vma",
     "kvm/dirtylog",
     "kvm/emulate",
     "kvm/exception",

@@ -24,7 +24,10 @@ import house
 HOT = {
     "addr": (),
     "host/frames": ("alloc_block", "_alloc_slow", "_carve", "_break_down", "_free"),
-    "host/mm": ("is_anonymous", "_try_map_block", "_map", "_break_cow", "_split_mapping"),
+    "host/mm": (),
+    "host/mmfault": ("_try_map_block", "_break_cow"),
+    "host/pagetable": ("has_pmd_table", "may_map_block", "first_mapped", "map_pages", "split"),
+    "host/vma": ("is_anonymous",),
     "hw/cpu": ("_load_pdptrs_from", "invpcid", "is_canonical", "write_cr0", "write_cr4", "write_efer"),
     "hw/memory": ("read",),
     "hw/paging": (),
@@ -62,6 +65,7 @@ HOT = {
     "kvm/requests": (),
     "kvm/run": (),
     "kvm/vcpu": (),
+    "ranges": (),
     "record/reader": ("payload", "_load_block", "_check_memory", "_read_map"),
 }
 

@@ -45,7 +45,9 @@ def read_map(text: str) -> dict[str, Section]:
 
 def names_of(room: str) -> dict[str, set[str]]:
     """Top-level functions and classes of a room, each class with its methods and slots."""
-    source = (house.PACKAGE / f"{room}.py").read_text(encoding="utf-8")
+    place = house.PACKAGE / room
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    source = file.read_text(encoding="utf-8")
     names: dict[str, set[str]] = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef):
@@ -74,10 +76,10 @@ def missing_names(sections: dict[str, Section]) -> list[str]:
 def unmapped_names(sections: dict[str, Section]) -> list[str]:
     """Public functions and classes of kvm/mmu that the map does not mention."""
     unmapped = []
-    for path in sorted((house.PACKAGE / "kvm" / "mmu").glob("*.py")):
-        if path.stem == "__init__":
+    for module in house.modules():
+        if not module.startswith("kvm.mmu."):
             continue
-        room = f"kvm/mmu/{path.stem}"
+        room = module.replace(".", "/")
         section = sections.get(room, Section())
         known = {name.partition(".")[0] for name in section.ours + section.without}
         unmapped += [f"{room}: {name}" for name in names_of(room) if not name.startswith("_") and name not in known]

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from kvmmu.errors import ConfigError, GuestMisuse, KvmIoctlError, OutOfFrames, UserError
-from kvmmu.guest.tables import SIZE_2M
+from kvmmu.guest.tables import SIZE_2M, ControlRegisters
 from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.params import Params
-from kvmmu.tracepoint import Event
+from kvmmu.tracepoint import Event, vcpu_of
 from kvmmu.world import Access, World, nr_frames_for
 
 ROOT, WINDOW = 0x10000, 0x8000_0000
@@ -330,15 +330,48 @@ def test_the_digest_tells_machines_apart_and_equal_ones_not() -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_events_reach_the_newest_sink_only() -> None:
+def test_events_reach_every_sink_until_it_is_taken_off() -> None:
     world, vcpu = machine()
     old: list[Event] = []
     new: list[Event] = []
-    world.on_event(old.append)
+    stop_old = world.on_event(old.append)
     world.on_event(new.append)
     world.read(vcpu, 0x40_0000)
-    assert old == []
+    assert old == new
     assert "kvm_page_fault" in [event[0] for event in new]
+    stop_old()
+    world.read(vcpu, 0x40_1000)
+    assert len(old) < len(new)
+
+
+def test_an_event_names_the_vcpu_whose_work_it_is_and_none_for_the_process() -> None:
+    world, vcpu = machine()
+    other = world.create_vcpu()
+    world.load_registers(other, ControlRegisters(vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer))
+    events: list[Event] = []
+    world.on_event(events.append)
+
+    def who() -> set[tuple[str, int | None]]:
+        found = {(event[0], vcpu_of(event)) for event in events}
+        events.clear()
+        return found
+
+    world.write(vcpu, 0x40_0000, b"x")
+    assert {vcpu_id for _, vcpu_id in who()} == {0}
+    world.read(other, 0x40_2000)
+    assert {vcpu_id for _, vcpu_id in who()} == {1}
+    hva = next(slot.userspace_addr for slot in world.vm.memslots[0].slots)
+    world.mm.dontneed(hva, 0x1000)
+    assert ("kvm_unmap_hva_range", None) in who()
+    # A copy on write in a vCPU's fault is the vCPU's work, although the notifier tells it.
+    world.mm.dontneed(hva, world.mm.find_vma(hva).end - hva)  # type: ignore[union-attr]
+    events.clear()
+    world.read(other, 0x40_5000)
+    world.write(other, 0x40_5000, b"y")
+    assert {vcpu_id for _, vcpu_id in who()} == {1}
+    world.mov_cr3(vcpu, vcpu.cr3)
+    world.mm.munmap(hva, 0x1000)
+    assert ("kvm_unmap_hva_range", None) in who()
 
 
 def test_the_dirty_log_has_the_pages_written_since_the_last_call() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pathlib
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
-_ORDER = ("addr", "sync", "tracepoint", "hw/", "host/", "kvm/", "record/", "replay/")
+_ORDER = ("addr", "ranges", "sync", "tracepoint", "hw/", "host/", "kvm/", "record/", "replay/")
 
 
 def rooms() -> list[str]:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What can be observed: the tracepoints of Linux 6.12 by name, with their fields in the kernel's order.
 
-An event is a tuple ``(name, field, field ...)``, fields as declared in :data:`EVENTS`. Nothing is built while nobody
-listens: each place that can trace tests :attr:`Trace.on` first. Text, ring, Parquet are made outside, in ``trace``.
+An event is a tuple ``(name, field, field ...)``, fields as declared in :data:`EVENTS`; sinks get it with the vCPU that
+worked (:class:`VcpuEvent`). Nothing is built while nobody listens: each place that can trace tests :attr:`Trace.on`
+first. Text, ring, Parquet are made outside, in ``trace``.
 Fields and names: reference "Tracepoints, system kvmmmu" and "system kvm".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
+
+from .errors import UserError
 
 Event = tuple[Any, ...]
 
@@ -52,21 +55,62 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-class Trace:
-    """The tracepoints of one VM: silent until somebody sets :attr:`sink`."""
+class VcpuEvent(tuple[Any, ...]):  # noqa: SLOT001 - a tuple's fields are its elements, so this one needs a dictionary
+    """An event as a sink gets it: the tuple, and in :attr:`vcpu_id` the vCPU that worked when it fired.
 
-    __slots__ = ("on", "sink")
+    None: no vCPU did, but the process: an ioctl of the VM, a change of the process's mappings.
+    """
+
+    vcpu_id: int | None
+
+    def __new__(cls, event: Event, vcpu_id: int | None) -> Self:
+        """``event`` with its vCPU."""
+        made = tuple.__new__(cls, event)
+        made.vcpu_id = vcpu_id
+        return made
+
+
+def vcpu_of(event: Event) -> int | None:
+    """The vCPU that worked when ``event`` fired; None: the process, or an event that does not tell."""
+    return event.vcpu_id if isinstance(event, VcpuEvent) else None
+
+
+class Trace:
+    """The tracepoints of one VM: silent until somebody attaches a sink.
+
+    :attr:`vcpu_id` is the vCPU in whose context kvm works now, -1 for none; whoever begins or ends such work writes it.
+    """
+
+    __slots__ = ("on", "sink", "sinks", "vcpu_id")
 
     def __init__(self) -> None:
         self.on = False
+        self.sinks: tuple[Callable[[Event], object], ...] = ()
         self.sink: Callable[[Event], object] | None = None
+        self.vcpu_id = -1
 
     def attach(self, sink: Callable[[Event], object]) -> None:
-        """Deliver every event to ``sink`` from now on, in place of an earlier sink."""
-        self.sink = sink
-        self.on = True
+        """Deliver every event to ``sink`` too from now on, after the sinks that are attached already."""
+        self._set_sinks((*self.sinks, sink))
 
-    def detach(self) -> None:
-        """Be silent again."""
-        self.on = False
-        self.sink = None
+    def detach(self, sink: Callable[[Event], object]) -> None:
+        """Deliver no more events to ``sink``; :class:`UserError` if it is not attached.
+
+        A sink that was attached twice is still attached once. An event that is being delivered reaches all that were
+        attached when it fired.
+        """
+        if sink not in self.sinks:
+            raise UserError(f"{sink!r} is not attached to this trace")
+        at = self.sinks.index(sink)
+        self._set_sinks(self.sinks[:at] + self.sinks[at + 1 :])
+
+    def deliver(self, event: Event) -> None:
+        """Hand ``event`` to every sink, in the order of attachment."""
+        made = VcpuEvent(event, None if self.vcpu_id < 0 else self.vcpu_id)
+        for sink in self.sinks:
+            sink(made)
+
+    def _set_sinks(self, sinks: tuple[Callable[[Event], object], ...]) -> None:
+        self.sinks = sinks
+        self.sink = self.deliver if sinks else None
+        self.on = bool(sinks)

@@ -98,7 +98,7 @@ class World:
         self.frames = FrameAllocator(self.memory)
         self.mm = Mm(self.frames)
         self.vm = run.create_vm(self.mm, self.params)
-        self.mm.register(MmuNotifier(self.vm))
+        self.mm.chain.register(MmuNotifier(self.vm))
         self._is_closed = False
 
     def _must_be_open(self) -> None:
@@ -348,9 +348,14 @@ class World:
 
     # Looking.
 
-    def on_event(self, sink: Callable[[Event], object]) -> None:
-        """Deliver every tracepoint event to ``sink`` from now on."""
-        self.vm.trace.attach(sink)
+    def on_event(self, sink: Callable[[Event], object]) -> Callable[[], None]:
+        """Deliver every tracepoint event to ``sink`` from now on, beside the sinks that listen already.
+
+        Return a function that takes it off again; the event's ``vcpu_id`` is the vCPU that worked, None: the process.
+        """
+        trace = self.vm.trace
+        trace.attach(sink)
+        return lambda: trace.detach(sink)
 
     def walk(self, vcpu: Vcpu, address: Gva | Gpa | int) -> list[SpteElement]:
         """Kvm's own entries on the way to ``address``, top first, down to a leaf or one that is not present.

@@ -46,7 +46,7 @@ def test_the_chain_hears_of_the_range_once() -> None:
     mm = Mm(FrameAllocator(PhysicalMemory(256)))
     hva = mm.mmap(4 * PAGE, populate=True)
     listener = Listener()
-    mm.register(listener)
+    mm.chain.register(listener)
     mm.dontneed(hva, PAGE)
     assert listener.heard == [("start", hva, hva + PAGE), ("end", hva, hva + PAGE)]
 
@@ -56,7 +56,7 @@ def test_a_huge_page_is_split_where_the_range_ends_in_it() -> None:
     hva = mm.mmap(HUGE, page_level=2, populate=True)
     kept = mm.user_access(hva + 8 * PAGE, False)
     listener = Listener()
-    mm.register(listener)
+    mm.chain.register(listener)
     mm.dontneed(hva + 4 * PAGE, 2 * PAGE)
     assert listener.heard[0] == ("start", hva + 4 * PAGE, hva + 6 * PAGE)
     assert ("start", hva, hva + HUGE) in listener.heard
@@ -70,7 +70,7 @@ def test_a_whole_huge_page_goes_without_a_split() -> None:
     hva = mm.mmap(2 * HUGE, page_level=2, populate=True)
     free = mm.frames.nr_free
     listener = Listener()
-    mm.register(listener)
+    mm.chain.register(listener)
     mm.dontneed(hva, HUGE)
     assert listener.heard == [("start", hva, hva + HUGE), ("end", hva, hva + HUGE)]
     assert mm.frames.nr_free == free + 512

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from host.spaces import M2, make, pfn_of
 from kvmmu.errors import OutOfFrames, UserError
 from kvmmu.host.bits import (
     GUP_ERRORS,
@@ -20,42 +21,6 @@ from kvmmu.host.bits import (
     VM_FAULT_OK,
     VM_FAULT_READ_ONLY,
 )
-from kvmmu.host.frames import FrameAllocator
-from kvmmu.host.mm import Mm
-from kvmmu.hw.memory import PhysicalMemory
-
-M2 = 0x20_0000
-G1 = 0x4000_0000
-
-
-class Chain:
-    """Remembers what the notifier chain says."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, int, int]] = []
-
-    def invalidate_range_start(self, start: int, end: int) -> None:
-        self.events.append(("start", start, end))
-
-    def invalidate_range_end(self, start: int, end: int) -> None:
-        self.events.append(("end", start, end))
-
-    def ranges(self) -> list[tuple[int, int]]:
-        """The ranges, each start answered by its end before the next."""
-        assert self.events[0::2] == [("start", start, end) for _, start, end in self.events[1::2]]
-        assert all(kind == "end" for kind, _, _ in self.events[1::2])
-        return [(start, end) for _, start, end in self.events[0::2]]
-
-
-def make(nr_frames: int = 4096) -> tuple[Mm, Chain]:
-    mm = Mm(FrameAllocator(PhysicalMemory(nr_frames)))
-    chain = Chain()
-    mm.register(chain)
-    return mm, chain
-
-
-def pfn_of(mm: Mm, hva: int) -> int:
-    return (mm.hpte(hva) & 0x000F_FFFF_FFFF_F000) >> 12
 
 
 def test_an_untouched_page_is_not_mapped_and_has_level_1() -> None:
@@ -64,67 +29,6 @@ def test_an_untouched_page_is_not_mapped_and_has_level_1() -> None:
     assert hva == MMAP_BASE
     assert (mm.hpte(hva), mm.mapping_level(hva)) == (0, 1)
     assert mm.gup_fast(hva, False) == NO_PFN
-
-
-def test_a_read_of_an_anonymous_hole_maps_the_zero_page_read_only_and_tells_nobody() -> None:
-    mm, chain = make()
-    hva = mm.mmap(0x2000)
-    free = mm.frames.nr_free
-    pfn = mm.gup(hva, False)
-    assert pfn == mm.frames.zero_pfn
-    assert mm.hpte(hva) == pfn << 12 | 1 << 3 | 1
-    assert mm.frames.nr_refs(pfn) == 2
-    assert mm.frames.nr_free == free
-    assert mm.gup_fast(hva, True) == NO_PFN
-    assert not chain.events
-
-
-def test_a_write_to_the_zero_page_breaks_cow_between_start_and_end() -> None:
-    mm, chain = make()
-    hva = mm.mmap(0x2000)
-    mm.fault_in(hva, False)
-    pfn = mm.gup(hva + 0x123, True)
-    assert pfn not in (mm.frames.zero_pfn, NO_PFN)
-    assert mm.hpte(hva) == pfn << 12 | 1 << 3 | 3
-    assert chain.ranges() == [(hva, hva + 0x1000)]
-    assert mm.frames.nr_refs(pfn) == 2
-    assert mm.memory.read(pfn << 12, 4096) == bytes(4096)
-
-
-def test_the_old_page_is_still_mapped_at_start_and_the_new_one_at_end() -> None:
-    mm, _ = make()
-    hva = mm.mmap(0x1000)
-    mm.fault_in(hva, False)
-    seen = []
-
-    class Looker:
-        def invalidate_range_start(self, start: int, end: int) -> None:
-            seen.append(pfn_of(mm, start))
-
-        def invalidate_range_end(self, start: int, end: int) -> None:
-            seen.append(pfn_of(mm, start))
-
-    mm.register(Looker())
-    new = mm.gup(hva, True)
-    assert seen == [mm.frames.zero_pfn, new]
-
-
-def test_a_write_to_a_hole_maps_a_frame_at_once_and_tells_nobody() -> None:
-    mm, chain = make()
-    hva = mm.mmap(0x2000)
-    pfn = mm.gup(hva + 0x1000, True)
-    assert mm.hpte(hva + 0x1FFF) == pfn << 12 | 1 << 3 | 3
-    assert mm.hpte(hva) == 0
-    assert not chain.events
-
-
-def test_shared_memory_knows_neither_zero_page_nor_cow() -> None:
-    mm, chain = make()
-    hva = mm.mmap(0x1000, "shared")
-    pfn = mm.gup(hva, False)
-    assert pfn != mm.frames.zero_pfn
-    assert mm.gup(hva, True) == pfn
-    assert not chain.events
 
 
 def test_gup_fast_takes_a_reference_only_when_it_finds_the_page() -> None:
@@ -167,57 +71,6 @@ def test_user_access_gives_the_byte_and_faults_it_in() -> None:
     assert chain.ranges() == [(hva + 0x1000, hva + 0x2000)]
 
 
-def test_a_2m_page_is_installed_where_the_block_lies_in_the_range_and_only_there() -> None:
-    mm, _ = make()
-    hva = mm.mmap(2 * M2, page_level=2, align=0x1000)
-    assert hva % M2 == 0
-    odd = mm.mmap(2 * M2, page_level=2, align=0x1000)
-    assert odd % M2
-    mm.fault_in(hva + 0x12345, True)
-    assert mm.mapping_level(hva) == mm.mapping_level(hva + M2 - 1) == 2
-    assert mm.mapping_level(hva + M2) == 1
-    first = pfn_of(mm, hva)
-    assert first % 512 == 0
-    assert mm.hpte(hva + 5 * 0x1000) == (first + 5) << 12 | 2 << 3 | 3
-    mm.fault_in(odd, True)
-    assert mm.mapping_level(odd) == 1
-    mm.fault_in(odd - odd % M2 + M2, True)
-    assert mm.mapping_level(odd - odd % M2 + M2) == 2
-
-
-def test_no_huge_page_where_something_smaller_is_mapped() -> None:
-    mm, _ = make()
-    hva = mm.mmap(M2, page_level=2)
-    mm.fault_in(hva + 0x5000, False)
-    mm.fault_in(hva, True)
-    assert mm.mapping_level(hva) == 1
-    assert mm.mapping_level(hva + 0x5000) == 1
-
-
-def test_a_4k_range_never_gets_huge_pages_and_a_huge_range_falls_back_when_no_block_is_left() -> None:
-    mm, _ = make(1030)
-    small = mm.mmap(M2, page_level=1, align=M2)
-    mm.fault_in(small, True)
-    assert mm.mapping_level(small) == 1
-    big = mm.mmap(2 * M2, page_level=2)
-    mm.fault_in(big, True)
-    assert mm.mapping_level(big) == 2
-    mm.fault_in(big + M2, True)
-    assert mm.mapping_level(big + M2) == 1
-
-
-def test_a_1g_page_is_installed_and_falls_back_to_2m() -> None:
-    mm, _ = make(3 * 512 * 512)
-    hva = mm.mmap(3 * G1, "shared", page_level=3)
-    mm.fault_in(hva + 0x1234_5678, True)
-    assert mm.mapping_level(hva + G1 - 1) == 3
-    assert pfn_of(mm, hva) % (512 * 512) == 0
-    assert pfn_of(mm, hva + 0x1234_5000) == pfn_of(mm, hva) + 0x12345
-    mm.fault_in(hva + G1, True)
-    mm.fault_in(hva + 2 * G1, True)
-    assert [mm.mapping_level(hva + n * G1) for n in range(3)] == [3, 3, 2]
-
-
 def test_populate_backs_everything_with_the_largest_pages() -> None:
     mm, chain = make()
     hva = mm.mmap(2 * M2 + 0x3000, page_level=2, populate=True)
@@ -236,48 +89,8 @@ def test_munmap_tells_first_and_returns_every_frame() -> None:
     assert chain.ranges() == [(hva, hva + M2 + 0x4000)]
     assert mm.frames.nr_free == free
     assert mm.find_vma(hva) is None
-    assert not mm.pte_tables
-    assert not mm.pmd_tables
-
-
-def test_a_frame_that_somebody_holds_survives_munmap() -> None:
-    mm, _ = make()
-    hva = mm.mmap(0x1000)
-    pfn = mm.gup(hva, True)
-    mm.munmap(hva, 0x1000)
-    assert mm.frames.nr_refs(pfn) == 1
-    mm.frames.put(pfn)
-    assert mm.frames.nr_refs(pfn) == 0
-
-
-def test_munmap_of_a_part_cuts_the_huge_page_and_keeps_the_rest() -> None:
-    mm, chain = make()
-    hva = mm.mmap(2 * M2, page_level=2, populate=True)
-    first, free = pfn_of(mm, hva), mm.frames.nr_free
-    mm.munmap(hva + 0x10_0000, 0x1000)
-    # Both borders lie in the block: it is announced for the first; for the second the range no longer covers it.
-    assert chain.ranges() == [(hva, hva + M2), (hva + 0x10_0000, hva + 0x10_1000)]
-    assert mm.find_vma(hva + 0x10_0000) is None
-    assert pfn_of(mm, hva + 0x10_1000) == first + 0x101
-    assert [mm.mapping_level(hva + n) for n in (0, 0x10_1000, M2)] == [1, 1, 2]
-    assert mm.frames.nr_refs(first) == 511
-    assert mm.frames.nr_free == free
-    assert mm.pte_tables == {hva >> 21}
-    mm.munmap(hva, 2 * M2)
-    assert mm.frames.nr_refs(first) == 0
-    assert mm.frames.nr_free == free + 1024
-
-
-def test_a_border_inside_a_1g_page_leaves_2m_pages_around_it() -> None:
-    mm, _ = make(2 * 512 * 512)
-    hva = mm.mmap(G1, page_level=3, populate=True)
-    first = pfn_of(mm, hva)
-    mm.mprotect(hva, M2 + 0x1000, False)
-    assert [mm.mapping_level(hva + n) for n in (0, M2, 2 * M2 - 1, 2 * M2)] == [2, 1, 1, 2]
-    assert pfn_of(mm, hva + M2 + 0x3000) == first + 512 + 3
-    assert mm.frames.nr_refs(first) == 511 + 512
-    mm.munmap(hva, G1)
-    assert mm.frames.nr_refs(first) == 0
+    assert not mm.table.pte_tables
+    assert not mm.table.pmd_tables
 
 
 def test_mprotect_takes_write_permission_between_start_and_end() -> None:
@@ -321,29 +134,6 @@ def test_a_border_announces_the_whole_block_even_without_a_huge_page() -> None:
     ]
 
 
-def test_a_page_made_writable_again_needs_no_fault_but_the_zero_page_does() -> None:
-    mm, chain = make()
-    hva = mm.mmap(0x2000)
-    mm.fault_in(hva, True)
-    mm.mprotect(hva, 0x2000, False)
-    mm.fault_in(hva + 0x1000, False)
-    mm.mprotect(hva, 0x2000, True)
-    assert [mm.hpte(hva) & 3, mm.hpte(hva + 0x1000) & 3] == [3, 1]
-    chain.events.clear()
-    mm.gup(hva + 0x1000, True)
-    assert chain.ranges() == [(hva + 0x1000, hva + 0x2000)]
-
-
-def test_the_chain_can_be_left() -> None:
-    mm, chain = make()
-    mm.unregister(chain)
-    hva = mm.mmap(0x1000, populate=True)
-    mm.munmap(hva, 0x1000)
-    assert not chain.events
-    with pytest.raises(UserError, match="not registered"):
-        mm.unregister(chain)
-
-
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -362,20 +152,6 @@ def test_misuse_is_one_line_that_names_the_value(call, text: str) -> None:
     mm, _ = make()
     with pytest.raises(UserError, match=text):
         call(mm)
-
-
-def test_a_failed_fault_leaves_nothing_behind() -> None:
-    mm, _ = make(4)
-    hva = mm.mmap(0x4000)
-    mm.fault_in(hva, True)
-    mm.fault_in(hva + 0x1000, True)
-    mm.fault_in(hva + 0x2000, False)
-    with pytest.raises(OutOfFrames):
-        mm.fault_in(hva + 0x2000, True)
-    assert pfn_of(mm, hva + 0x2000) == mm.frames.zero_pfn
-    with pytest.raises(OutOfFrames):
-        mm.user_access(hva + 0x3000, True)
-    assert mm.hpte(hva + 0x3000) == 0
 
 
 class AddressSpace(RuleBasedStateMachine):

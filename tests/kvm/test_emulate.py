@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvmmu.hw.bits import ACCESS_USER, ACCESS_WRITE
+from kvmmu.hw.bits import ACCESS_USER, ACCESS_WRITE, UD_VECTOR
 from kvmmu.kvm import emulate, sregs
 from kvmmu.kvm.mmu.verdict import EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_PF, EMULTYPE_WRITE_PF_TO_SP
 from kvmmu.kvm.outcome import (
@@ -117,7 +117,7 @@ def test_at_cpl_3_it_is_an_undefined_opcode() -> None:
     vcpu.emultype = 0
     # The tables let CPL 3 in: the entries above the page have U.
     assert emulate.emulate(vcpu, BASE, ACCESS_USER, None, 4) == X86EMUL_PROPAGATE_FAULT
-    assert (vcpu.exception_pending, vcpu.exception_vector, vcpu.exception_has_error) == (True, emulate.UD_VECTOR, False)
+    assert (vcpu.exception_pending, vcpu.exception_vector, vcpu.exception_has_error) == (True, UD_VECTOR, False)
 
 
 def test_a_retry_is_noted_even_if_the_address_of_the_write_no_longer_translates() -> None:

@@ -15,17 +15,17 @@ import pytest
 
 from kvmmu.errors import UserError
 from kvmmu.trace import files, parquet
-from kvmmu.trace.files import SUFFIXES, EventWriter, open_event_file, read_event_file
+from kvmmu.trace.files import SUFFIXES, EventWriter, read_event_file
 from kvmmu.trace.parquet import SCHEMA, to_frame
 from kvmmu.trace.text import FTRACE_HEADER, format_line
-from kvmmu.tracepoint import EVENTS, Event
+from kvmmu.tracepoint import EVENTS, Event, VcpuEvent, vcpu_of
 from oracle.event_text import EXAMPLES
 
 ALL: list[Event] = [event for event, _ in EXAMPLES]
 
 
 def write(path: pathlib.Path, events: list[Event]) -> None:
-    with open_event_file(path) as writer:
+    with EventWriter(path) as writer:
         for number, event in enumerate(events):
             writer.position = number * 10
             writer.cpu = number % 2
@@ -72,7 +72,7 @@ def test_json_lines_name_every_field(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "events.jsonl"
     write(path, [("kvm_emulate_insn", 0x1089, 0, 3, b"\x0f\x01\x3e", 9, False)])
     assert json.loads(path.read_text(encoding="utf-8")) == {
-        "seq": 0, "position": 0, "cpu": 0, "event": "kvm_emulate_insn", "system": "kvm",
+        "seq": 0, "position": 0, "cpu": 0, "vcpu": None, "event": "kvm_emulate_insn", "system": "kvm",
         "rip": 0x1089, "csbase": 0, "len": 3, "insn": "0f013e", "flags": 9, "failed": False,
     }  # fmt: skip
 
@@ -83,10 +83,51 @@ def test_parquet_is_one_wide_table(tmp_path: pathlib.Path) -> None:
     frame = pl.read_parquet(path)
     assert dict(frame.schema) == SCHEMA
     assert frame["seq"].to_list() == list(range(len(ALL)))
-    assert set(SCHEMA) == {"seq", "position", "cpu", "event", "system"} | {f for _, fs in EVENTS.values() for f in fs}
+    own = {"seq", "position", "cpu", "vcpu", "event", "system"}
+    assert set(SCHEMA) == own | {f for _, fs in EVENTS.values() for f in fs}
     row = frame.filter(pl.col("event") == "mark_mmio_spte").row(0, named=True)
     present = {name for name, value in row.items() if value is not None}
     assert present == {"seq", "position", "cpu", "event", "system", "sptep", "gfn", "access", "gen"}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_kind_of_file_keeps_the_vcpu(suffix: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / f"events{suffix}"
+    vcpus = [(None, 0, 1, 255)[number % 4] for number in range(len(ALL))]
+    write(path, [VcpuEvent(event, vcpu_id) for event, vcpu_id in zip(ALL, vcpus, strict=True)])
+    read = [event for _, _, event in read_event_file(path)]
+    assert read == ALL
+    assert [vcpu_of(event) for event in read] == vcpus
+
+
+def test_text_tells_the_vcpu_as_the_task_that_worked(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "events.txt"
+    event = ("kvm_mmu_set_dirty_bit", 0x1000)
+    write(path, [event, VcpuEvent(event, 3)])
+    of_process, of_vcpu = path.read_text(encoding="utf-8").splitlines()[-2:]
+    assert of_process == "           kvmmu-1       [000] .....     0.000000: kvm_mmu_set_dirty_bit: gpa 1000"
+    assert of_vcpu == "       CPU 3/KVM-5       [001] .....     0.000010: kvm_mmu_set_dirty_bit: gpa 1000"
+
+
+def test_a_file_from_before_events_knew_their_vcpu_still_reads(tmp_path: pathlib.Path) -> None:
+    new = tmp_path / "new.jsonl"
+    write(new, ALL)
+    old = tmp_path / "old.jsonl"
+    lines = [json.loads(line) for line in new.read_text(encoding="utf-8").splitlines()]
+    old.write_text(
+        "".join(json.dumps({k: v for k, v in line.items() if k != "vcpu"}) + "\n" for line in lines), encoding="utf-8"
+    )
+    table = tmp_path / "new.parquet"
+    write(table, ALL)
+    pl.read_parquet(table).drop("vcpu").write_parquet(tmp_path / "old.parquet")
+    for path in (old, tmp_path / "old.parquet"):
+        assert list(read_event_file(path)) == rows(ALL)
+        assert {vcpu_of(event) for _, _, event in read_event_file(path)} == {None}
+
+
+def test_a_frame_of_kept_events_has_their_vcpus() -> None:
+    events = [VcpuEvent(("kvm_mmu_set_dirty_bit", 8), vcpu_id) for vcpu_id in (None, 0, 7)]
+    assert to_frame(events)["vcpu"].to_list() == [None, 0, 7]
 
 
 def test_a_frame_of_kept_events_has_their_words() -> None:
@@ -102,7 +143,7 @@ def test_an_interrupted_run_leaves_what_came_before(suffix: str, tmp_path: pathl
     path = tmp_path / f"events{suffix}"
 
     def run() -> None:
-        with open_event_file(path) as writer:
+        with EventWriter(path) as writer:
             for event in ALL:
                 writer(event)
             raise KeyboardInterrupt

@@ -23,7 +23,7 @@ from kvmmu.trace.text import (
     parse_exit_name,
     parse_line,
 )
-from kvmmu.tracepoint import EVENTS, Event
+from kvmmu.tracepoint import EVENTS, Event, VcpuEvent, vcpu_of
 from oracle.event_text import EXAMPLES
 
 FORMATS = pathlib.Path(__file__).parent.parent / "conformance" / "data" / "6.12" / "formats.txt"
@@ -85,6 +85,25 @@ def c_format(text: str, values: list[int]) -> str:
         width = 16 if flags[4] == "p" else int(flags[3] or 0) - (2 if flags[1] else 0)
         out += ("0x" if flags[1] else "") + digits.rjust(width, "0" if flags[2] or flags[4] == "p" else " ")
     return out
+
+
+@pytest.mark.parametrize(("vcpu_id", "task"), [(None, "      kvmmu: "), (0, "  CPU 0/KVM: "), (12, " CPU 12/KVM: ")])
+def test_the_task_is_printed_where_it_is_asked_for(vcpu_id: int | None, task: str) -> None:
+    event = VcpuEvent(("kvm_mmu_set_dirty_bit", 0x1000), vcpu_id)
+    text = "kvm_mmu_set_dirty_bit: gpa 1000"
+    assert format_event(event) == text
+    assert format_event(event, with_vcpu=True) == task + text
+
+
+def test_the_threads_of_qemu_are_vcpus() -> None:
+    line = "       CPU 1/KVM-4711    [003] .....     7.000001: kvm_mmu_set_dirty_bit: gpa 1000"
+    row = parse_line(line)
+    assert row is not None
+    assert row == (7_000_001, 3, ("kvm_mmu_set_dirty_bit", 0x1000))
+    assert vcpu_of(row[2]) == 1
+    other = parse_line(line.replace("CPU 1/KVM", "qemu-system"))
+    assert other is not None
+    assert vcpu_of(other[2]) is None
 
 
 def test_most_formats_are_checked_by_the_format_files() -> None:

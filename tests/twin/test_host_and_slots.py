@@ -35,7 +35,7 @@ def test_random_life_of_an_address_space(seed: int) -> None:
             invalidate_range_start=lambda start, end: told.append(("start", start, end)),
             invalidate_range_end=lambda start, end: told.append(("end", start, end)),
         )
-        mm.register(log)
+        mm.chain.register(log)
         areas = [
             mm.mmap(rng.randrange(1, 1500) * 4096, rng.choice(["anonymous", "shared"]), level, align=0)
             for level in (1, 2, 2, 3)

@@ -53,6 +53,9 @@ KVM_REQ_NAMES = {
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: "MMU_FREE_OBSOLETE_ROOTS",
 }
 
+#: ``Trace.vcpu_id`` while kvm works for no vCPU, but for the process: an ioctl of the VM, the notifier.
+NO_VCPU = -1
+
 # Where a vCPU is.
 OUTSIDE_GUEST_MODE = 0
 IN_GUEST_MODE = 1

@@ -9,6 +9,7 @@ from .kvmtrace cimport trace_emulate_insn, trace_kvm_mmio, trace_vcpu_match_mmio
 from .memslots cimport Memslot, Memslots
 from .vcpu cimport Vcpu
 from .vm cimport Vm
+from .mode cimport vcpu_load, vcpu_put
 from .mmu.context cimport Mmu, permission_fault
 from .mmu.gptewrite cimport track_write, unprotect_and_retry
 from .mmu.mmio cimport match_gpa, match_gva
@@ -39,6 +40,5 @@ cpdef int write_ram(Vcpu vcpu, gpa_t gpa, bytes data) except -1
 cpdef int one_page(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size, bint has_exit_gpa) except -1
 @cython.locals(direct=bint, offset=u64, first=u64, has_exit_gpa=bint, is_mmio=bint, fragment=gpa_t, ret=int)
 cpdef int emulate_memory(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
-@cython.locals(outcome=int)
 cpdef int emulate(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
 cpdef int complete_mmio_read(Vcpu vcpu, u64 size, u64 value) except -1

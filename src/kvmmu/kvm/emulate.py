@@ -43,6 +43,7 @@ from .mmu.pagefault import inject_page_fault
 from .mmu.role import cpu_role_paging, role_direct
 from .mmu.verdict import EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_WRITE_PF_TO_SP
 from .mmu.walker import gva_to_gpa_walk
+from .mode import vcpu_load, vcpu_put
 from .outcome import (
     X86EMUL_CONTINUE,
     X86EMUL_IO_NEEDED,
@@ -213,7 +214,7 @@ def emulate(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int) -> i
     PROPAGATE_FAULT (``vcpu.exception_*``), RETRY_INSTR, or UNHANDLEABLE (KVM_RUN ends with an internal error). Takes
     ``mmu_lock`` for stores to mirrored tables.
     """
-    vcpu.vm.srcu.read_lock()
+    vcpu_load(vcpu)
     try:
         outcome = decode_insn(vcpu, kind)
         if outcome != X86EMUL_CONTINUE:
@@ -223,11 +224,13 @@ def emulate(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int) -> i
                 return X86EMUL_RETRY_INSTR
         return emulate_memory(vcpu, gva, kind, data, size)
     finally:
-        vcpu.vm.srcu.read_unlock()
+        vcpu_put(vcpu)
 
 
 def complete_mmio_read(vcpu: Vcpu, size: int, value: int) -> int:
     """The device answered a read of ``size`` bytes at ``vcpu.mmio_gpa`` with ``value``."""
     if vcpu.vm.trace.on:
+        vcpu_load(vcpu)
         trace_kvm_mmio(vcpu.vm.trace, KVM_TRACE_MMIO_READ, size, vcpu.mmio_gpa, value)
+        vcpu_put(vcpu)
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ..addr import Gva
 from ..hw.bits import INSN_GP
+from .mode import vcpu_load, vcpu_put
 from .run import enter, leave
 from .sregs import invlpg, invpcid, note_cr3, note_pkru, set_cr0, set_cr3, set_cr4, set_efer
 from .vcpu import Vcpu
@@ -18,11 +19,11 @@ def mov_cr3(vcpu: Vcpu, value: int) -> int:
     """MOV to CR3, bit 63 meaning "no flush" with CR4.PCIDE."""
     if not vcpu.vm.tdp_enabled:
         leave(vcpu)
-        vcpu.vm.srcu.read_lock()
+        vcpu_load(vcpu)
         try:
             return set_cr3(vcpu, value)
         finally:
-            vcpu.vm.srcu.read_unlock()
+            vcpu_put(vcpu)
     enter(vcpu)
     if vcpu.cpu.write_cr3(value):
         return INSN_GP
@@ -32,31 +33,31 @@ def mov_cr3(vcpu: Vcpu, value: int) -> int:
 def mov_cr0(vcpu: Vcpu, value: int) -> int:
     """MOV to CR0."""
     leave(vcpu)
-    vcpu.vm.srcu.read_lock()
+    vcpu_load(vcpu)
     try:
         return set_cr0(vcpu, value)
     finally:
-        vcpu.vm.srcu.read_unlock()
+        vcpu_put(vcpu)
 
 
 def mov_cr4(vcpu: Vcpu, value: int) -> int:
     """MOV to CR4."""
     leave(vcpu)
-    vcpu.vm.srcu.read_lock()
+    vcpu_load(vcpu)
     try:
         return set_cr4(vcpu, value)
     finally:
-        vcpu.vm.srcu.read_unlock()
+        vcpu_put(vcpu)
 
 
 def wrmsr_efer(vcpu: Vcpu, value: int) -> int:
     """WRMSR to EFER."""
     leave(vcpu)
-    vcpu.vm.srcu.read_lock()
+    vcpu_load(vcpu)
     try:
         return set_efer(vcpu, value)
     finally:
-        vcpu.vm.srcu.read_unlock()
+        vcpu_put(vcpu)
 
 
 def wrpkru(vcpu: Vcpu, value: int) -> int:
@@ -69,11 +70,11 @@ def insn_invlpg(vcpu: Vcpu, gva: Gva) -> int:
     """INVLPG."""
     if not vcpu.vm.tdp_enabled:
         leave(vcpu)
-        vcpu.vm.srcu.read_lock()
+        vcpu_load(vcpu)
         try:
             return invlpg(vcpu, gva)
         finally:
-            vcpu.vm.srcu.read_unlock()
+            vcpu_put(vcpu)
     enter(vcpu)
     return vcpu.cpu.invlpg(gva)
 
@@ -82,10 +83,10 @@ def insn_invpcid(vcpu: Vcpu, kind: int, pcid: int, gva: Gva) -> int:
     """INVPCID of type ``kind`` 0 to 3."""
     if not vcpu.vm.tdp_enabled:
         leave(vcpu)
-        vcpu.vm.srcu.read_lock()
+        vcpu_load(vcpu)
         try:
             return invpcid(vcpu, kind, pcid, gva)
         finally:
-            vcpu.vm.srcu.read_unlock()
+            vcpu_put(vcpu)
     enter(vcpu)
     return INSN_GP if vcpu.cpu.invpcid(kind, pcid, gva) else 0

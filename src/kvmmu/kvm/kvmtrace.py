@@ -22,11 +22,6 @@ def trace_inj_exception(trace: Trace, vector: int, has_error: bool, error_code: 
     return _emit(trace, event)
 
 
-def trace_kvm_cr(trace: Trace, rw: bool, cr: int, val: int) -> int:
-    """An exit for MOV to (``rw``) or from control register ``cr``."""
-    return _emit(trace, ("kvm_cr", 1 if rw else 0, cr, val))
-
-
 def trace_kvm_mmio(trace: Trace, kind: int, length: int, gpa: Gpa, val: int) -> int:
     """A device access of ``length`` bytes at ``gpa``; ``kind`` is MMIO_READ_UNSATISFIED, MMIO_READ or MMIO_WRITE."""
     return _emit(trace, ("kvm_mmio", kind, length, gpa, val))

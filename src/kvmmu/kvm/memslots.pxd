@@ -2,6 +2,7 @@
 cimport cython
 from ..sync cimport Gate
 from ..addr cimport u16, u32, s32, u64, gfn_t, hva_t, pfn_t
+from ..ranges cimport Ranges
 
 cdef int KVM_USER_MEM_SLOTS, LEVEL_BITS
 cdef u64 KVM_HVA_ERR_BAD, KVM_HVA_ERR_RO_BAD, KVM_MEMSLOT_INVALID, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
@@ -52,13 +53,14 @@ cdef class Memslots:
     cdef readonly int as_id
     cdef readonly u64 generation    # bit 63: an update is in progress
     cdef readonly list slots        # sorted by base_gfn
+    cdef Ranges places              # of slots
     cdef readonly list slots_by_hva # the same, sorted by userspace_addr
     cdef readonly dict by_id
     cdef Memslot last_used          # hint of find()
 
     @cython.locals(slot=Memslot)
     cpdef Memslot find(self, gfn_t gfn)
-    @cython.locals(slot=Memslot, low=Py_ssize_t, high=Py_ssize_t, middle=Py_ssize_t)
+    @cython.locals(index=Py_ssize_t)
     cpdef Memslot search(self, gfn_t gfn)
     @cython.locals(slot=Memslot)
     cpdef hva_t gfn_to_hva(self, gfn_t gfn, bint write) noexcept

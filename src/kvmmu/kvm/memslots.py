@@ -18,6 +18,7 @@ from typing import Any
 from ..addr import Gfn, Hva
 from ..host.frames import zeroed_array
 from ..page_types import LEVEL_BITS, ONE, PAGE_SHIFT
+from ..ranges import Ranges
 from ..sync import Gate
 from .bits import (
     KVM_HVA_ERR_BAD,
@@ -218,12 +219,13 @@ class Memslots:
     of an address space is its number, so that those of two spaces never meet.
     """
 
-    __slots__ = ("as_id", "by_id", "generation", "last_used", "slots", "slots_by_hva")
+    __slots__ = ("as_id", "by_id", "generation", "last_used", "places", "slots", "slots_by_hva")
 
     def __init__(self, as_id: int, generation: int | None = None, slots: Sequence[Memslot] = ()) -> None:
         self.as_id = as_id
         self.generation = as_id if generation is None else generation
         self.slots = sorted(slots, key=attrgetter("base_gfn"))
+        self.places = Ranges((slot.base_gfn, slot.end_gfn) for slot in self.slots)
         self.slots_by_hva = sorted(slots, key=attrgetter("userspace_addr"))
         self.by_id = {slot.id: slot for slot in slots}
         self.last_used: Memslot | None = None
@@ -240,18 +242,8 @@ class Memslots:
 
     def search(self, gfn: Gfn) -> Memslot | None:
         """:meth:`find` without touching the hint (``search_memslots``), for vCPUs, which keep one of their own."""
-        low = 0
-        high = len(self.slots)
-        while low < high:
-            middle = (low + high) >> 1
-            slot = self.slots[middle]
-            if gfn < slot.base_gfn:
-                high = middle
-            elif gfn >= slot.end_gfn:
-                low = middle + 1
-            else:
-                return slot
-        return None
+        index = self.places.search(gfn)
+        return None if index < 0 else self.slots[index]
 
     def find_id(self, slot_id: int) -> Memslot | None:
         """The slot with that id, or None (``id_to_memslot``)."""

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..sync cimport Gate
+from ..sync cimport Gate, Srcu
+from ..tracepoint cimport Trace
 from .vcpu cimport Vcpu
 
-cdef int EXITING_GUEST_MODE, IN_GUEST_MODE, OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
+cdef int NO_VCPU, EXITING_GUEST_MODE, IN_GUEST_MODE, OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
 
+cpdef int vcpu_load(Vcpu vcpu) except -1
+cpdef int vcpu_put(Vcpu vcpu) except -1
 @cython.locals(gate=Gate)
 cpdef int enter_guest_mode(Vcpu vcpu) except -1
 @cython.locals(gate=Gate)

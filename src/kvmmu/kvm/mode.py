@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where a vCPU is, as remote flushes see it: in the guest, outside, or reading kvm's tables without a lock.
+"""Whether kvm works for a vCPU, and where that vCPU is: in the guest, outside, or reading kvm's tables without a lock.
 
 The owner of ``vcpu.mode``. A sender of a request that must be acted upon looks at the mode after it made the request;
 the vCPU looks at its requests after it set the mode: one of the two sees the other. Reference: "TLB flush rules, vCPU
@@ -8,8 +8,23 @@ modes, requests".
 
 from __future__ import annotations
 
-from .bits import EXITING_GUEST_MODE, IN_GUEST_MODE, OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
+from .bits import EXITING_GUEST_MODE, IN_GUEST_MODE, NO_VCPU, OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES
 from .vcpu import Vcpu
+
+
+def vcpu_load(vcpu: Vcpu) -> int:
+    """Kvm works on behalf of ``vcpu`` from here to :func:`vcpu_put`: events carry it, memslots that it finds stay.
+
+    Pairs do not nest. Return 0.
+    """
+    vcpu.vm.trace.vcpu_id = vcpu.vcpu_id
+    return vcpu.vm.srcu.read_lock()
+
+
+def vcpu_put(vcpu: Vcpu) -> int:
+    """The work that began with :func:`vcpu_load` is done, also where it raises. Return 0."""
+    vcpu.vm.trace.vcpu_id = NO_VCPU
+    return vcpu.vm.srcu.read_unlock()
 
 
 def enter_guest_mode(vcpu: Vcpu) -> int:

@@ -5,7 +5,7 @@ from ..hw.cpu cimport Cpu
 from .kvmtrace cimport trace_inj_exception, trace_kvm_page_fault
 from .requests cimport check_request, has_requests
 from ..sync cimport Gate, Srcu
-from .mode cimport enter_guest_mode, leave_guest_mode
+from .mode cimport enter_guest_mode, leave_guest_mode, vcpu_load, vcpu_put
 from .vcpu cimport Vcpu
 from .vendor cimport Vendor
 from .vm cimport Vm

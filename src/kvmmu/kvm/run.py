@@ -30,7 +30,7 @@ from .mmu.resync import sync_roots
 from .mmu.roots import create_mmu, destroy_mmu, free_obsolete_roots, load, sync_prev_roots
 from .mmu.setup import init_mmu
 from .mmu.walker import GuestWalk
-from .mode import enter_guest_mode, leave_guest_mode
+from .mode import enter_guest_mode, leave_guest_mode, vcpu_load, vcpu_put
 from .outcome import RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT, RUN_SHUTDOWN
 from .requests import check_request, has_requests
 from .svm import Svm
@@ -98,13 +98,13 @@ def enter(vcpu: Vcpu) -> int:
     status = 0
     is_announced = False
     while status == 0:
-        vm.srcu.read_lock()
+        vcpu_load(vcpu)
         try:
             status = prepare_entry(vcpu, is_announced)
             if status == 0:
                 enter_guest_mode(vcpu)
         finally:
-            vm.srcu.read_unlock()
+            vcpu_put(vcpu)
         is_announced = True
         if status == 0:
             # Whoever made a request after it was looked for sees the mode, and the request is seen here.
@@ -168,14 +168,14 @@ def handle_page_fault(vcpu: Vcpu, address: int, code: int) -> int:
     Return 0, or a negative errno that ends KVM_RUN. After 0 ``vcpu.emultype`` says whether the access must be emulated.
     """
     leave(vcpu)
-    if vcpu.vm.trace.on:
-        trace_kvm_page_fault(vcpu.vm.trace, vcpu.vcpu_id, vcpu.rip, address, code)
     vcpu.exit_address = address
-    vcpu.vm.srcu.read_lock()
+    vcpu_load(vcpu)
     try:
+        if vcpu.vm.trace.on:
+            trace_kvm_page_fault(vcpu.vm.trace, vcpu.vcpu_id, vcpu.rip, address, code)
         ret = page_fault(vcpu, address, code)
     finally:
-        vcpu.vm.srcu.read_unlock()
+        vcpu_put(vcpu)
     vcpu.fault_counts[vcpu.fault_cause] += 1
     return ret
 

@@ -35,12 +35,18 @@ from ..hw.bits import (
     INVPCID_NON_GLOBAL,
 )
 from ..page_types import ONE
-from .bits import KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT, KVM_REQ_TLB_FLUSH_GUEST
+from .bits import (
+    KVM_REQ_LOAD_MMU_PGD,
+    KVM_REQ_MMU_SYNC,
+    KVM_REQ_TLB_FLUSH_CURRENT,
+    KVM_REQ_TLB_FLUSH_GUEST,
+)
 from .mmu.bits import KVM_MMU_NUM_PREV_ROOTS, KVM_MMU_ROOTS_ALL, PDPTRS_BAD, PDPTRS_CHANGED
 from .mmu.resync import invalidate_addr, is_noncanonical
 from .mmu.roots import free_roots, new_pgd, unload
 from .mmu.setup import forget_roles, init_mmu
 from .mmu.walker import load_pdptrs
+from .mode import vcpu_load, vcpu_put
 from .requests import make_request
 from .vcpu import Vcpu
 
@@ -261,17 +267,22 @@ def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> None:
 
     PDPTEs are read from the guest's memory in PAE mode (a reset by itself); bad ones count as not loaded.
     """
+    vcpu_load(vcpu)
+    try:
+        load_sregs(vcpu, cr0, cr3, cr4, efer)
+    finally:
+        vcpu_put(vcpu)
+
+
+def load_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> None:
+    """:func:`set_sregs`, on behalf of ``vcpu``."""
     reset = vcpu.cr3 != cr3 or vcpu.cr0 != cr0 or vcpu.cr4 != cr4 or vcpu.efer != efer
     vcpu.cr0 = cr0
     vcpu.cr3 = cr3
     vcpu.cr4 = cr4
     vcpu.efer = efer
     if is_pae_paging(vcpu):
-        vcpu.vm.srcu.read_lock()
-        try:
-            reload_pdptrs(vcpu, cr3)
-        finally:
-            vcpu.vm.srcu.read_unlock()
+        reload_pdptrs(vcpu, cr3)
         reset = True
     if reset:
         reset_context(vcpu)

@@ -40,7 +40,6 @@ cdef class Player:
     cdef public bint stop_at_mismatch
     cdef public object on_record    # called with the position before each record is played, or None
     cdef readonly str problem       # what is wrong with the record in hand, after STOP_MISMATCH
-    cdef readonly bint pending      # the reader holds a record that was not played yet
 
     cpdef u64 nr_records(self, int kind) noexcept
     @cython.locals(kind=int)

@@ -62,7 +62,6 @@ class Player:
         "memory",
         "mismatches",
         "on_record",
-        "pending",
         "problem",
         "reader",
         "stop_at_mismatch",
@@ -89,7 +88,6 @@ class Player:
         self.stop_at_mismatch = True
         self.on_record: Any = None
         self.problem = ""
-        self.pending = False
 
     def nr_records(self, kind: int) -> int:
         """Records of ``kind`` played so far."""

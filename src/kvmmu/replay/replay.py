@@ -110,7 +110,12 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
         if options.events is not None and machine.vm is not None:
             writer = stack.enter_context(EventWriter(options.events))
             machine.vm.trace.attach(writer)
-            player.on_record = lambda position: setattr(writer, "position", position)
+
+            def note_record(position: int) -> None:
+                writer.position = position
+                writer.cpu = reader.cpu
+
+            player.on_record = note_record
         started = time.perf_counter()
         try:
             result.stopped = _play(player, until, options, result, progress)

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import NoReturn, Protocol, Self
 
 from ..errors import UserError
-from ..tracepoint import EVENTS, Event
+from ..tracepoint import EVENTS, Event, VcpuEvent, vcpu_of
 from .text import FTRACE_HEADER, format_line, parse_line
 
 #: (position, cpu, event): what a file keeps of each event.
@@ -89,7 +89,8 @@ def _json_line(seq: int, row: Row) -> str:
     position, cpu, event = row
     name = event[0]
     system, fields = EVENTS[name]
-    record: dict[str, object] = {"seq": seq, "position": position, "cpu": cpu, "event": name, "system": system}
+    record: dict[str, object] = {"seq": seq, "position": position, "cpu": cpu, "vcpu": vcpu_of(event)}
+    record |= {"event": name, "system": system}
     record |= dict(zip(fields, event[1:], strict=True))
     return json.dumps(record, default=bytes.hex) + "\n"
 
@@ -207,11 +208,6 @@ class EventWriter:
         raise _cannot_write(self.path, error) from error
 
 
-def open_event_file(path: str | os.PathLike[str]) -> EventWriter:
-    """A sink that writes to ``path``; see :class:`EventWriter`."""
-    return EventWriter(path)
-
-
 def read_event_file(path: str | os.PathLike[str]) -> Iterator[Row]:
     """(position, cpu, event) of each event in a file that :class:`EventWriter` made; text carries less (``text``).
 
@@ -240,4 +236,5 @@ def _read_json(line: str) -> Row | None:
     values = [record[field] for field in EVENTS[name][1]]
     if name == "kvm_emulate_insn":
         values[3] = bytes.fromhex(values[3])
-    return record["position"], record["cpu"], (name, *values)
+    # Files of before events knew their vCPU do not tell it.
+    return record["position"], record["cpu"], VcpuEvent((name, *values), record.get("vcpu"))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Events as polars data frames and Parquet files: one wide table, streamed.
 
-Columns: ``seq`` (number of the event), ``position`` (number of the record that caused it), ``cpu``, ``event``,
-``system``, then every field that any event has; a field that the row's event has not is null. Addresses, frame
-numbers, entries and ids are UInt64.
+Columns: ``seq`` (number of the event), ``position`` (number of the record that caused it), ``cpu`` (whose record
+that was), ``vcpu`` (which vCPU worked; null: the process), ``event``, ``system``, then every field that any event
+has; a field that the row's event has not is null. Addresses, frame numbers, entries and ids are UInt64.
 
 polars writes a Parquet file as a whole, so a stream is written as numbered parts in a directory beside the file,
 each of one group of events, and joined by polars' streaming engine at the end: memory holds one group. After an
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..tracepoint import EVENTS, Event
+from ..tracepoint import EVENTS, Event, VcpuEvent, vcpu_of
 
 #: (position, cpu, event): what a file keeps of each event.
 Row = tuple[int, int, Event]
@@ -44,6 +44,7 @@ def _make_schema() -> dict[str, pl.DataType]:
         "seq": pl.UInt64(),
         "position": pl.UInt64(),
         "cpu": pl.UInt64(),
+        "vcpu": pl.UInt32(),
         "event": pl.String(),
         "system": pl.String(),
     }
@@ -69,6 +70,7 @@ def _frame_of_name(name: str, rows: Sequence[tuple[int, Row]]) -> pl.DataFrame:
         _column("seq", (seq for seq, _ in rows)),
         _column("position", (row[0] for _, row in rows)),
         _column("cpu", (row[1] for _, row in rows)),
+        _column("vcpu", (vcpu_of(row[2]) for _, row in rows)),
     ]
     columns += [_column(field, (row[2][1 + i] for _, row in rows)) for i, field in enumerate(fields)]
     frame = pl.DataFrame(columns)
@@ -93,7 +95,9 @@ def frame_rows(frame: pl.DataFrame) -> Iterator[Row]:
     """The events of a wide table, with their positions, in the table's order."""
     for row in frame.iter_rows(named=True):
         name = row["event"]
-        yield row["position"], row["cpu"], (name, *(row[field] for field in EVENTS[name][1]))
+        event = (name, *(row[field] for field in EVENTS[name][1]))
+        # A file of before events knew their vCPU has no such column.
+        yield row["position"], row["cpu"], VcpuEvent(event, row.get("vcpu"))
 
 
 # polars reports some refusals of the disk as errors of its own.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ..errors import UserError
-from ..tracepoint import EVENTS, Event
+from ..tracepoint import EVENTS, Event, VcpuEvent, vcpu_of
 from .exits import EXIT_OF_NAME, ISA_SVM, ISA_VMX, SVM_EXITS, VMX_EXITS
 
 _PFERR_FLAGS = {1: "P", 2: "W", 4: "U", 8: "RSVD", 16: "F"}
@@ -340,9 +340,18 @@ def event_text(event: Event) -> str:
     return _form_of(event[0]).write(*event[1:])
 
 
-def format_event(event: Event) -> str:
-    """The event as the kernel prints it: ``name: text``."""
-    return f"{event[0]}: {event_text(event)}"
+def format_event(event: Event, with_vcpu: bool = False) -> str:
+    """The event as the kernel prints it: ``name: text``; ``with_vcpu``: with the task that worked before it.
+
+    That of a vCPU is called as QEMU calls its threads (``CPU 0/KVM``), the process ``kvmmu``.
+    """
+    text = f"{event[0]}: {event_text(event)}"
+    return f"{_task_of(event):>11}: {text}" if with_vcpu else text
+
+
+def _task_of(event: Event) -> str:
+    vcpu_id = vcpu_of(event)
+    return "kvmmu" if vcpu_id is None else f"CPU {vcpu_id}/KVM"
 
 
 def parse_event(name: str, text: str) -> Event:
@@ -391,6 +400,9 @@ FTRACE_HEADER = """\
 #              | |         |   |||||     |         |
 """
 
+# The process is task 1, and each vCPU a task of its own.
+_PROCESS_PID = 1
+_VCPU_TASK = re.compile(r"\s*CPU (\d+)/KVM")
 _LINE = re.compile(
     r"\s*(?P<task>.+)-(?P<pid>\d+)\s+\[(?P<cpu>\d+)\] (?P<flags>\S{4,5})\s+(?P<seconds>\d+)\.(?P<us>\d{6}): "
     r"(?P<event>\w+): ?(?P<text>.*)"
@@ -398,15 +410,22 @@ _LINE = re.compile(
 
 
 def format_line(event: Event, position: int, cpu: int = 0) -> str:
-    """One line of an ftrace file, without its newline; ``position`` is printed as the timestamp, in microseconds."""
+    """One line of an ftrace file, without its newline; ``position`` is printed as the timestamp, in microseconds.
+
+    The task is the vCPU that worked, or the process.
+    """
     seconds, microseconds = divmod(position, 1_000_000)
-    return f"{'kvmmu':>16}-{1:<7} [{cpu:03}] ..... {seconds:5}.{microseconds:06}: {event[0]}: {event_text(event)}"
+    vcpu_id = vcpu_of(event)
+    pid = _PROCESS_PID if vcpu_id is None else _PROCESS_PID + 1 + vcpu_id
+    time = f"{seconds:5}.{microseconds:06}"
+    return f"{_task_of(event):>16}-{pid:<7} [{cpu:03}] ..... {time}: {format_event(event)}"
 
 
 def parse_line(line: str) -> tuple[int, int, Event] | None:
     """(position, cpu, event) of one line of an ftrace file; None for a comment, a blank line or an unknown event.
 
-    Raises UserError for a line that is none of these.
+    The event has the vCPU that the task's name tells, here and in traces of a QEMU that names its threads. Raises
+    UserError for a line that is none of these.
     """
     if not line.strip() or line.startswith("#"):
         return None
@@ -416,4 +435,6 @@ def parse_line(line: str) -> tuple[int, int, Event] | None:
     if match["event"] not in _FORMS:
         return None
     position = int(match["seconds"]) * 1_000_000 + int(match["us"])
-    return position, int(match["cpu"]), parse_event(match["event"], match["text"])
+    task = _VCPU_TASK.fullmatch(match["task"])
+    event = VcpuEvent(parse_event(match["event"], match["text"]), int(task[1]) if task else None)
+    return position, int(match["cpu"]), event

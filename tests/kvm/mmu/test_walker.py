@@ -100,7 +100,7 @@ class World:
         self.events.clear()
         self.vm.trace.attach(self.events.append)
         allowed = w.walk_addr(self.vcpu, self.vcpu.root_mmu, self.gw, addr, access)  # type: ignore[arg-type]
-        self.vm.trace.detach()
+        self.vm.trace.detach(self.events.append)
         assert isinstance(allowed, bool)
         return allowed
 

@@ -97,6 +97,7 @@ def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
     access = leaf.access
     leaf.wrprot = False
     spte = SPTE_MMU_PRESENT | fmt.present_mask | fmt.me_value | pfn_to_hpa(leaf.pfn)  # type: ignore[arg-type]
+    # A page mapped ahead of need has not been accessed, and must not look so to whoever ages pages.
     if role_ad_disabled(sp.role):
         spte |= SPTE_TDP_AD_DISABLED
     elif not leaf.prefetch:
@@ -106,6 +107,7 @@ def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
         spte |= fmt.user_mask
     if level > 1:
         spte |= PT_PAGE_SIZE
+    # Kept in the spte, because the host's permission may not be looked up again when W comes back without a fault.
     if leaf.host_writable:
         spte |= fmt.host_writable_mask
     else:
@@ -114,15 +116,19 @@ def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
         spte |= PT_WRITABLE | fmt.mmu_writable_mask
         # An old leaf with bit 1 set was allowed to be writable already: its D is left to the hardware.
         if not (is_last(old_spte, level) and is_writable(old_spte)):
+            # No writable leaf of a guest table that kvm trusts to be in sync: the table goes out of sync first, or W
+            # goes.
             if try_to_unsync(vcpu.vm, leaf.slot, leaf.gfn, leaf.can_unsync, leaf.prefetch):
                 leaf.wrprot = True
                 spte &= ~(PT_WRITABLE | fmt.mmu_writable_mask)
+            # Set ahead of the write, for which the CPU would have to change the entry once more.
             elif not role_ad_disabled(sp.role):
                 spte |= fmt.dirty_mask
     if leaf.prefetch:
         spte = mark_for_access_track(fmt, spte)
     if is_rsvd_spte(vcpu.mmu, spte, level):
         raise KvmBug(f"reserved bits in a new spte: {spte:#x} ({describe_spte(spte, fmt, level)})")
+    # From here on the guest writes without any exit, so the log must have the page before the spte is there.
     if is_writable(spte) and leaf.slot is not None and leaf.slot.is_dirty_logged():
         mark_page_dirty_in_slot(vcpu.vm, vcpu, leaf.slot, leaf.gfn)
     return spte
@@ -153,6 +159,8 @@ def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
     vm = vcpu.vm
     vm.mmu_lock.assert_exclusive()
     level = role_level(sp.role)
+    # What maps something else goes first, even for MMIO, since update_spte() may only change the rights to one page.
+    # MMIO is not present: neither rmap nor counters know it.
     found = replace_present(vcpu, sp, sptep, leaf)
     flush = found == CAUSE_REMAP
     leaf.cause = found
@@ -167,6 +175,7 @@ def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
     spte = make_spte(vcpu, sp, leaf, old)
     if vm.stat.mmu_unsync != nr_unsync:
         leaf.cause = CAUSE_UNSYNC
+    # Another vCPU, or the fast path, was quicker with the very same word: nothing to tell the TLBs.
     if spte == old:
         verdict = RET_PF_SPURIOUS
     else:
@@ -175,10 +184,13 @@ def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
             flush = True
         if vm.trace.on:
             trace_set_spte(vm.trace, vm.fmt, level, leaf.gfn, sptep, spte)
+    # The leaf serves reads, the write in hand still cannot be done: it is emulated, or the mirror goes. So this
+    # outranks SPURIOUS, which would let the guest try again forever.
     if leaf.wrprot and leaf.write_fault:
         verdict = RET_PF_WRITE_PROTECTED
     if flush:
         flush_remote_tlbs_gfn(vm, leaf.gfn, level)
+    # The same page at the same place is in its rmap already; only the guest's rights, kept for resync, may be new.
     if found == CAUSE_PERMISSION:
         set_translation(vm, sp, sptep_index(sptep), leaf.gfn, leaf.access)
     else:
@@ -199,6 +211,9 @@ def prefetch_one(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> bool:
     leaf.slot = prefetch_slot(vcpu, leaf.gfn, leaf.access)
     if leaf.slot is None or leaf.slot.is_readonly():
         return False
+    # Asked for writing even where the guest only reads: what is mapped ahead must never need the host's help, and a
+    # zero page or one due for copy on write does. The first failure ends it all: guessing may not cost more than it
+    # saves.
     pfn = vcpu.vm.mm.gup_fast(leaf.slot.gfn_to_hva(leaf.gfn), True)
     if pfn == NO_PFN:
         return False
@@ -215,6 +230,7 @@ def prefetch_run(vcpu: Vcpu, sp: ShadowPage, start: Hpa, end: Hpa) -> bool:
     gfn = sp_gfn(vcpu.vm, sp, sptep_index(start))
     nr = (end - start) >> 3
     slot = prefetch_slot(vcpu, gfn, access)
+    # A run that leaves the slot is given up as a whole, as the kernel does, though its first part could be mapped.
     if slot is None or slot.is_readonly() or gfn + nr > slot.end_gfn:
         return False
     leaf = make_leaf()
@@ -236,6 +252,8 @@ def prefetch_run(vcpu: Vcpu, sp: ShadowPage, start: Hpa, end: Hpa) -> bool:
 def prefetch_direct(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa) -> int:
     """The neighbours of sptep in the direct page sp, as maximal runs of nonpresent entries."""
     mem = vcpu.vm.memory
+    # The aligned group of eight entries is one cache line of the table. The faulting entry breaks a run like a present
+    # one: it gets its own leaf, with A and with the fault's rights.
     place: Hpa = sptep & ~63  # type: ignore[assignment]
     end = place + PTE_PREFETCH_NUM * 8
     start: Hpa = 0  # type: ignore[assignment]

@@ -64,6 +64,7 @@ def sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, table: Hpa) -> int:
     vcpu.vm.mmu_lock.assert_exclusive()
     vm = vcpu.vm
     sptep: Hpa = sp.spt + (index << 3)  # type: ignore[assignment]
+    # An empty entry stands for any gpte: a fault will read it. So only what is there can be wrong.
     spte = vm.memory.read_once(sptep)
     if spte == SHADOW_NONPRESENT_VALUE:
         return 0
@@ -71,11 +72,13 @@ def sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, table: Hpa) -> int:
         return _FAILED
     size = 4 if role_has_4_byte_gpte(sp.role) else 8
     gpte = read_gpte(vcpu, table + index * size, size)  # type: ignore[arg-type]
+    # What the guest took away, or never used (A clear: kvm may not map it, for nobody would set A later).
     fmt = vcpu.mmu.gpte
     if is_invalid_gpte(vcpu, gpte):
         drop_spte(vm, sptep)
         return 1
     gfn = gpte_to_gfn(gpte)
+    # No TLB holds an MMIO entry, so no flush; written anew even if unchanged, which renews its generation.
     access = protect_clean(fmt, role_access(sp.role) & gpte_access(fmt, gpte), gpte)
     if is_mmio(vm.fmt, spte):
         if gfn != mmio_gfn(vm.fmt, spte):
@@ -83,9 +86,11 @@ def sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, table: Hpa) -> int:
         else:
             mark_mmio_spte(vcpu, sptep, gfn, access)
         return 0
+    # Another page: its pfn is unknown, and asking the host needs what this path must not do (sleep, drop the lock).
     if gfn != sp_gfn(vm, sp, index):
         drop_spte(vm, sptep)
         return 1
+    # Compared with the rights that the gpte gave last time, not with the spte, which may have lost W for other reasons.
     if access == sp_access(vm, sp, index):
         return 0
     set_translation(vm, sp, index, gfn, access)
@@ -101,6 +106,7 @@ def sync_access(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, gfn: Gfn, access: int) -
     leaf.pfn = spte_to_pfn(old)
     leaf.access = access
     leaf.host_writable = is_host_writable(vcpu.vm.fmt, old)
+    # W comes back only if the gfn is no guest table: a sync that lets others go out of sync might never end.
     leaf.can_unsync = False
     return update_spte(vcpu.vm, sptep, make_spte(vcpu, sp, leaf, old))
 
@@ -150,6 +156,8 @@ def sync_children(vcpu: Vcpu, parent: ShadowPage) -> int:
     walk = UnsyncWalk()
     flush = False
     while unsync_walk(vm, parent, walk):
+        # Protect all, flush once, then read: a write by another vCPU is either seen by the read or faults and waits.
+        # The other order would lose what is written between the read and the protection.
         if protect_walked(vcpu, walk):
             flush_or_zap(vm, invalid_list, True)
             flush = False
@@ -159,6 +167,8 @@ def sync_children(vcpu: Vcpu, parent: ShadowPage) -> int:
             unlink_unsync_page(vm, sp)
             if sync_page(vcpu, sp, invalid_list) > 0:
                 flush = True
+            # Marks go only now, and only upwards while nothing else below is out of sync: a walk that was cut short by
+            # a full array still finds the rest in the next round.
             walk.clear_parents()
             i = walk.next(i)
     return flush_or_zap(vm, invalid_list, flush)
@@ -210,6 +220,7 @@ def invalidate_root(vcpu: Vcpu, addr: Gva, root: Hpa) -> int:
                 zap_pte(vm, sp, sptep)
             if ret:
                 flush_remote_tlbs_gfn(vm, sp_gfn(vm, sp, (sptep >> 3) & 511), walk_level(step))
+        # Nothing below is out of sync, so what is below agrees with the guest's tables by write protection.
         if sp.unsync_children == 0:
             break
         step = walk_next(step, vm.memory.read_once(sptep))

@@ -47,6 +47,9 @@ def find_page(vcpu: Vcpu, gfn: Gfn, role: int) -> ShadowPage | None:
     found = None
     invalid_list: list[ShadowPage] = []
     collisions = 0
+    # Newest first. An obsolete page has the right key and content, but it waits for its last user to leave: whoever
+    # asks now gets a page of today's generation. Zapping is put off to the end, because it unhashes, and the walk
+    # stands there.
     sp = bucket_head(vm, gfn)
     while sp is not None:
         if is_obsolete(vm, sp):
@@ -57,16 +60,22 @@ def find_page(vcpu: Vcpu, gfn: Gfn, role: int) -> ShadowPage | None:
             # A page about to be an upper table must not stay writable as somebody's level-1 table.
             if role_level(role) > 1 and is_unsync(vm, sp):
                 prepare_zap(vm, sp, invalid_list)
+        # Direct pages mirror nothing of the guest's, so there is nothing that could be stale.
         elif role_direct(role):
             found = sp
             break
         else:
+            # The guest may have written the table since it was last read. Reading it now is enough for whoever links
+            # the page; it stays unsync and writable, so the guest's next writes are free as well, until the guest
+            # itself flushes.
             if is_unsync(vm, sp):
                 ret = sync_page(vcpu, sp, invalid_list)
                 if ret < 0:
                     break
                 if ret > 0:
                     flush_remote_tlbs(vm)
+            # Somebody walks it as a table: the writes counted so far were no sign that the page has become something
+            # else.
             clear_flood_count(vm, sp)
             found = sp
             break

@@ -144,15 +144,18 @@ def try_to_unsync(vm: Vm, slot: Memslot | None, gfn: Gfn, can_unsync: bool, pref
     locked = False
     sp = first_gfn_sp(vm, gfn)
     while sp is not None:
+        # A page mirrors the gfn, and the caller wants none to go out of sync: no writable leaf, even if it is unsync
+        # already.
         if not can_unsync:
             return -EPERM
+            # Going out of sync has a price at the guest's next flush: not for an access that nobody has made.
         if not is_unsync(vm, sp):
             if prefetch:
                 return -EEXIST
             if not locked:
                 locked = True
                 vm.mmu_unsync_pages_lock.lock()
-            # Another fault may have been faster before the lock was taken.
+            # Asked again under the lock: another vCPU's fault may have let it go meanwhile.
             if not is_unsync(vm, sp):
                 unsync_page(vm, sp)
         sp = next_gfn_sp(vm, sp.hash_next, gfn)
@@ -206,17 +209,21 @@ def unsync_walk_below(vm: Vm, sp: ShadowPage, walk: UnsyncWalk) -> int:
     index = sp.next_unsync_child(0)
     while index < 512:
         spte = vm.memory.read_once(sp.spt + (index << 3))  # type: ignore[arg-type]
+        # Links go without telling the marks above: who zaps a child leaves the bit behind, and the walk that next comes
+        # by clears it. A bit may so be set without cause, never clear with one.
         if not is_shadow_present(spte) or is_large(spte):
             clear_unsync_child_bit(sp, index)
             index = sp.next_unsync_child(index + 1)
             continue
         child = sptep_to_sp(vm, spte_to_child(spte))
+        # The tables on the way are collected too, in front of what is below: next() rebuilds the path from them.
         if child.unsync_children:
             if walk.add(child, index):
                 return _WALK_FULL
             ret = unsync_walk_below(vm, child, walk)
             if ret < 0:
                 return ret
+            # The child thought that something below it was out of sync, and found that it all was gone.
             if ret == 0:
                 clear_unsync_child_bit(sp, index)
             nr += ret

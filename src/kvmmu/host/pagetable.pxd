@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-2.0-only
+cimport cython
+from ..addr cimport u64, hva_t, pages_per_level
+from .frames cimport FrameAllocator
+from .vma cimport Vma
+
+cdef int HPTE_LEVEL_SHIFT
+cdef u64 HPTE_PFN_MASK, HPTE_PRESENT, HPTE_WRITABLE, PAGE_SHIFT
+
+cdef u64 _HPTE_LEVEL_ONE
+cdef int _PMD_SHIFT
+cdef int _PUD_SHIFT
+
+cpdef int hpte_level(u64 hpte) noexcept
+
+@cython.final
+cdef class PageTable:
+    cdef readonly FrameAllocator frames
+    cdef readonly set pmd_tables    # hva >> 30 of each 1G block with anything mapped since it was last unmapped whole
+    cdef readonly set pte_tables    # hva >> 21 of each 2M block that a table of 4K entries maps
+
+    cpdef bint has_pmd_table(self, hva_t hva) except -1
+    cpdef bint may_map_block(self, hva_t hva, int level) except -1
+    cpdef hva_t first_mapped(self, hva_t start, hva_t end) except? 0xFFFFFFFFFFFF0000
+    @cython.locals(i=u64, index=u64)
+    cpdef int map_pages(self, Vma vma, hva_t hva, u64 hpte, int level) except -1
+    @cython.locals(first=hva_t, i=u64, index=u64, hpte=u64, child=int, nr=u64)
+    cpdef int split(self, Vma vma, hva_t hva) except -1
+    @cython.locals(i=u64, nr=u64, hpte=u64)
+    cpdef int change_protection(self, Vma vma) except -1
+    @cython.locals(first=u64, i=u64, nr=u64, hpte=u64, level=int)
+    cpdef int unmap(self, Vma vma, hva_t start, hva_t end) except -1

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The process's page table: one word per 4K page of each range, whatever the size of the mapping that covers it.
+
+======  ====================================================================================
+bits    meaning of an hpte (0: nothing is mapped)
+======  ====================================================================================
+0       ``HPTE_PRESENT``
+1       ``HPTE_WRITABLE``: a write needs no fault
+3-4     level of the mapping: 1 = 4K, 2 = 2M, 3 = 1G
+12-51   pfn of this 4K page (of a huge page: of the 4K piece of it that lies here)
+======  ====================================================================================
+
+Each mapping holds one reference to its page, except mappings of the zero page. The words lie in the ranges
+(``vma``); which tables a real host would have allocated above them is kept here, because the notifier chain hears of
+some changes only where there are tables. Source: reference section "What a model must supply around KVM".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..addr import Hva, pages_per_level
+from ..page_types import LEVEL_BITS, PAGE_SHIFT
+from .bits import HPTE_LEVEL_SHIFT, HPTE_PFN_MASK, HPTE_PRESENT, HPTE_WRITABLE
+from .frames import FrameAllocator
+from .vma import Vma
+
+_HPTE_LEVEL_ONE = 1 << HPTE_LEVEL_SHIFT
+# Address bits below a 2M and a 1G block.
+_PMD_SHIFT = PAGE_SHIFT + LEVEL_BITS
+_PUD_SHIFT = PAGE_SHIFT + 2 * LEVEL_BITS
+
+
+def hpte_level(hpte: int) -> int:
+    """Size of the mapping that ``hpte`` belongs to: 1 = 4K, 2 = 2M, 3 = 1G; 1 also when nothing is mapped."""
+    if hpte == 0:
+        return 1
+    return (hpte >> HPTE_LEVEL_SHIFT) & 3
+
+
+class PageTable:
+    """The mappings of one address space over the frames of ``frames``. Who maps and unmaps tells the chain."""
+
+    __slots__ = ("frames", "pmd_tables", "pte_tables")
+
+    def __init__(self, frames: FrameAllocator) -> None:
+        self.frames = frames
+        self.pte_tables: set[int] = set()
+        self.pmd_tables: set[int] = set()
+
+    def has_pmd_table(self, hva: Hva) -> bool:
+        """Whether the 1G block around ``hva`` has a table: anything was mapped there since it was unmapped whole."""
+        return hva >> _PUD_SHIFT in self.pmd_tables
+
+    def may_map_block(self, hva: Hva, level: int) -> bool:
+        """Whether nothing smaller than ``level`` (2 or 3) is or was mapped in the block of that level."""
+        if level == 3:
+            return hva >> _PUD_SHIFT not in self.pmd_tables
+        return hva >> _PMD_SHIFT not in self.pte_tables
+
+    def first_mapped(self, start: Hva, end: Hva) -> Hva:
+        """The first address in ``[start, end)`` whose 1G block has a table; ``end`` or more when there is none."""
+        while start < end and not self.has_pmd_table(start):
+            start = Hva(((start >> _PUD_SHIFT) + 1) << _PUD_SHIFT)
+        return start
+
+    def map_pages(self, vma: Vma, hva: Hva, hpte: int, level: int) -> int:
+        """Write the words of one mapping of ``level``; the block at ``hva`` is aligned to its size."""
+        self.pmd_tables.add(hva >> _PUD_SHIFT)
+        if level == 1:
+            self.pte_tables.add(hva >> _PMD_SHIFT)
+        index = (hva - vma.start) >> PAGE_SHIFT
+        hpte |= level << HPTE_LEVEL_SHIFT
+        for i in range(pages_per_level(level)):
+            vma.hptes[index + i] = hpte + (i << PAGE_SHIFT)
+        return 0
+
+    def split(self, vma: Vma, hva: Hva) -> int:
+        """Let 512 mappings of the next smaller size take the place of each huge one that a border at ``hva`` cuts.
+
+        ``hva`` lies in ``vma``. Each piece holds a reference to the block, which so stays until the last is gone.
+        """
+        while True:
+            child = hpte_level(vma.hptes[(hva - vma.start) >> PAGE_SHIFT]) - 1
+            if child == 0 or hva & ((pages_per_level(child + 1) << PAGE_SHIFT) - 1) == 0:
+                return 0
+            nr = pages_per_level(child + 1)
+            first = hva & ~((nr << PAGE_SHIFT) - 1)
+            index = (first - vma.start) >> PAGE_SHIFT
+            hpte = vma.hptes[index]
+            self.frames.get_many((hpte & HPTE_PFN_MASK) >> PAGE_SHIFT, 511)  # type: ignore[arg-type]
+            # The level field of a huge mapping is one more than that of its pieces.
+            for i in range(nr):
+                vma.hptes[index + i] -= _HPTE_LEVEL_ONE
+            if child == 1:
+                self.pte_tables.add(hva >> _PMD_SHIFT)
+
+    def change_protection(self, vma: Vma) -> int:
+        """Bring the words of ``vma`` in line with its protection.
+
+        Every page but the zero page belongs to this address space alone, and so becomes writable without a fault.
+        """
+        nr = (vma.end - vma.start) >> PAGE_SHIFT
+        for i in range(nr):
+            hpte = vma.hptes[i]
+            if hpte & HPTE_PRESENT and (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT != self.frames.zero_pfn:
+                vma.hptes[i] = hpte | HPTE_WRITABLE if vma.writable else hpte & ~HPTE_WRITABLE
+        return 0
+
+    def unmap(self, vma: Vma, start: Hva, end: Hva) -> int:
+        """Forget the mappings of ``[start, end)``, whose borders cut no huge page, and drop their references."""
+        first = (start - vma.start) >> PAGE_SHIFT
+        nr = (end - vma.start) >> PAGE_SHIFT
+        i = first
+        while i < nr:
+            hpte = vma.hptes[i]
+            level = 1
+            if hpte & HPTE_PRESENT:
+                level = (hpte >> HPTE_LEVEL_SHIFT) & 3
+                if (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT != self.frames.zero_pfn:
+                    self.frames.put((hpte & HPTE_PFN_MASK) >> PAGE_SHIFT)  # type: ignore[arg-type]
+            i += pages_per_level(level)
+        for i in range(first, nr):
+            vma.hptes[i] = 0
+        return 0
+
+    def free_tables(self, gone: Sequence[Vma], kept: Sequence[Vma]) -> None:
+        """Drop the tables under the ranges ``gone`` whose whole block none of the ranges ``kept`` uses any more."""
+        for tables, shift in ((self.pte_tables, _PMD_SHIFT), (self.pmd_tables, _PUD_SHIFT)):
+            for vma in gone:
+                for block in range(vma.start >> shift, (vma.end - 1 >> shift) + 1):
+                    if block in tables and not _is_block_used(block, shift, kept):
+                        tables.discard(block)
+
+
+# Whether any range overlaps the block.
+def _is_block_used(block: int, shift: int, vmas: Sequence[Vma]) -> bool:
+    return any(vma.start < (block + 1) << shift and block << shift < vma.end for vma in vmas)
