@@ -63,6 +63,8 @@ class Invalidation:
             self.gate.announce("read", self, "in_progress")
         if self.in_progress and self.range_start <= gfn < self.range_end:
             return True
+        # An end moves the sequence before the count: whoever missed the one sees the other.
+        self.gate.smp_rmb()
         if self.gate.armed:
             self.gate.announce("read", self, "seq")
         return self.seq != seq

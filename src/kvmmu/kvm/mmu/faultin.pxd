@@ -13,7 +13,7 @@ from .page cimport ShadowPage
 from .pages cimport is_obsolete, root_to_sp
 
 cdef int EFAULT, FAULT_OP_TDP, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_RETRY
-cdef u64 GUP_ERRORS, INVALID_PAGE, KVM_HVA_ERR_BAD, KVM_PFN_ERR_FAULT, KVM_PFN_ERR_RO_FAULT, KVM_PFN_NOSLOT, NO_PFN
+cdef u64 GUP_ERRORS, KVM_HVA_ERR_BAD, KVM_PFN_ERR_FAULT, KVM_PFN_ERR_RO_FAULT, KVM_PFN_NOSLOT, NO_PFN
 
 @cython.locals(mm=Mm, slot=Memslot, pfn=pfn_t, readonly=bint)
 cpdef int find_pfn(Vm vm, PageFault fault) except -1

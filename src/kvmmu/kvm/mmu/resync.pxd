@@ -22,7 +22,7 @@ from .unsync cimport UnsyncWalk, is_unsync, leads_to_unsync, unlink_unsync_page,
 from .walker cimport gpte_place, read_gpte
 from .zap cimport flush_or_zap, prepare_zap, zap_pte
 
-cdef u64 INVALID_PAGE, PT_ACCESSED, PT_PRESENT, SHADOW_NONPRESENT_VALUE, U64
+cdef u64 INVALID_PAGE, SHADOW_NONPRESENT_VALUE, U64
 
 cdef u32 _SYNC_ROLE_IGNORED
 cdef int _FAILED

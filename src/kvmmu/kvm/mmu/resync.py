@@ -169,7 +169,7 @@ def sync_children(vcpu: Vcpu, parent: ShadowPage) -> int:
                 flush = True
             # Marks go only now, and only upwards while nothing else below is out of sync: a walk that was cut short by
             # a full array still finds the rest in the next round.
-            walk.clear_parents()
+            walk.clear_parents(vm)
             i = walk.next(i)
     return flush_or_zap(vm, invalid_list, flush)
 

@@ -29,9 +29,9 @@ cdef class UnsyncWalk:
     @cython.locals(sp=ShadowPage, level=int)
     cdef int first(self) except -1
     @cython.locals(level=int, sp=ShadowPage)
-    cdef int clear_parents(self) except -1
+    cdef int clear_parents(self, Vm vm) except -1
 
-cpdef int clear_unsync_child_bit(ShadowPage sp, int index) except -1
+cpdef int clear_unsync_child_bit(Vm vm, ShadowPage sp, int index) except -1
 @cython.locals(sp=ShadowPage)
 cpdef int mark_unsync(Vm vm, hpa_t sptep) except -1
 @cython.locals(place=u64)

@@ -72,23 +72,25 @@ class UnsyncWalk:
         self.parents[level - 1] = None
         return self.next(0)
 
-    def clear_parents(self) -> int:
+    def clear_parents(self, vm: Vm) -> int:
         """The page in hand is in sync: its bit goes in the parent, and further up while a count drops to 0."""
         level = 0
         while True:
             sp = self.parents[level]
             if sp is None:
                 return 0
-            clear_unsync_child_bit(sp, self.parent_indices[level])
+            clear_unsync_child_bit(vm, sp, self.parent_indices[level])
             if sp.unsync_children:
                 return 0
             level += 1
 
 
-def clear_unsync_child_bit(sp: ShadowPage, index: int) -> int:
+def clear_unsync_child_bit(vm: Vm, sp: ShadowPage, index: int) -> int:
     """Entry ``index`` of ``sp`` no longer leads to an unsync page."""
     if sp.unsync_children == 0:
         raise KvmBug(f"unsync children of {sp!r} would become negative")
+    if vm.gate.armed:
+        vm.gate.announce("write", sp, "unsync_children")
     sp.unsync_children -= 1
     sp.clear_unsync_child(index)
     return 0
@@ -212,7 +214,7 @@ def unsync_walk_below(vm: Vm, sp: ShadowPage, walk: UnsyncWalk) -> int:
         # Links go without telling the marks above: who zaps a child leaves the bit behind, and the walk that next comes
         # by clears it. A bit may so be set without cause, never clear with one.
         if not is_shadow_present(spte) or is_large(spte):
-            clear_unsync_child_bit(sp, index)
+            clear_unsync_child_bit(vm, sp, index)
             index = sp.next_unsync_child(index + 1)
             continue
         child = sptep_to_sp(vm, spte_to_child(spte))
@@ -225,13 +227,13 @@ def unsync_walk_below(vm: Vm, sp: ShadowPage, walk: UnsyncWalk) -> int:
                 return ret
             # The child thought that something below it was out of sync, and found that it all was gone.
             if ret == 0:
-                clear_unsync_child_bit(sp, index)
+                clear_unsync_child_bit(vm, sp, index)
             nr += ret
         elif child.unsync:
             nr += 1
             if walk.add(child, index):
                 return _WALK_FULL
         else:
-            clear_unsync_child_bit(sp, index)
+            clear_unsync_child_bit(vm, sp, index)
         index = sp.next_unsync_child(index + 1)
     return nr

@@ -68,7 +68,7 @@ def zap_unsync_children(vm: Vm, sp: ShadowPage, invalid_list: list[ShadowPage]) 
         while i < len(walk.pages):
             child = walk.pages[i]
             prepare_zap(vm, child, invalid_list)
-            walk.clear_parents()
+            walk.clear_parents(vm)
             nr += 1
             i = walk.next(i)
     return nr
