@@ -264,6 +264,10 @@ class BuildRooms(build_ext):
                 if pending[done] != SHARED:
                     progress.note(was_compiled)
             progress.end()
+        except concurrent.futures.BrokenExecutor:
+            raise CompileError(
+                "a process that compiled rooms was killed (too little memory?); go on with make"
+            ) from None
         finally:
             progress.leave_line()
             workers.shutdown(cancel_futures=True)
@@ -290,7 +294,8 @@ def _become_worker(command: BuildRooms) -> None:
     global _command  # noqa: PLW0603
     _command = command
     gc.set_threshold(200_000, 20, 20)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _build_extension(number: int) -> bool:
@@ -377,13 +382,14 @@ class BuildSources(build_py):
 
 
 def _settle(package: pathlib.Path, extensions_built: list[Extension]) -> None:
-    # An extension whose room is gone, or not compiled this time, would shadow the source.
+    # An extension whose room is gone, not compiled this time, or compiled for another Python, shadows a source.
     rooms = {extension.name for extension in extensions_built}
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        for built in package.rglob(f"*{suffix}"):
-            name = ".".join(("kvmmu", *built.relative_to(package).parts))[: -len(suffix)]
-            if name not in rooms:
-                built.unlink()
+    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    for built in [path for path in package.rglob("*") if path.name.endswith(suffixes)]:
+        module, _, suffix = built.name.partition(".")
+        name = ".".join(("kvmmu", *built.relative_to(package).parent.parts, module))
+        if name not in rooms or f".{suffix}" != sysconfig.get_config_var("EXT_SUFFIX"):
+            built.unlink()
     note = package / NOTE
     why = None if rooms else obstacle()
     if why is None:

@@ -46,11 +46,21 @@ class Tree:
         compiler.write_text(_CC.format(compiler=sysconfig.get_config_var("CC") or "gcc"), encoding="utf-8")
         compiler.chmod(0o755)
 
-    def start(self, *, hang: str = "nothing", flags: str = "-O0") -> subprocess.Popen[str]:
+    def start(self, *, hang: str = "nothing", flags: str = "-O0", inplace: bool = True) -> subprocess.Popen[str]:
         keep = {name: value for name, value in os.environ.items() if not name.startswith("KVMMU_")}
         settings = {"CC": str(self.where / "cc"), "LOG": str(self.log), "HANG": hang, "KVMMU_CFLAGS": flags}
         return subprocess.Popen(
-            [sys.executable, "-c", _SETUP, "-q", "build_ext", "--inplace"],
+            # Started in the background, a test ignores interrupts, and so would what it starts.
+            [
+                "env",
+                "--default-signal=INT",
+                sys.executable,
+                "-c",
+                _SETUP,
+                "-q",
+                "build_ext",
+                *(["--inplace"] if inplace else []),
+            ],
             cwd=self.where,
             env=keep | settings | {"KVMMU_REQUIRE_COMPILED": "1"},
             stderr=subprocess.PIPE,
@@ -58,10 +68,10 @@ class Tree:
             start_new_session=True,
         )
 
-    def build(self, *, flags: str = "-O0") -> tuple[set[str], str]:
+    def build(self, *, flags: str = "-O0", inplace: bool = True) -> tuple[set[str], str]:
         """What a build compiled, and the last line that it said."""
         self.log.unlink(missing_ok=True)
-        _, said = (running := self.start(flags=flags)).communicate()
+        _, said = (running := self.start(flags=flags, inplace=inplace)).communicate()
         assert running.returncode == 0, said
         return self.compiled(), said.splitlines()[-1].rpartition(",")[0]
 
@@ -99,6 +109,24 @@ def test_all_rooms_and_the_helpers_that_they_share_lie_beside_the_sources(tree: 
 
 def test_nothing_is_compiled_again(tree: Tree) -> None:
     assert tree.build() == (set(), "kvmmu: all 3 rooms were compiled already")
+
+
+def test_a_build_outside_of_the_sources_compiles_nothing_again(tree: Tree) -> None:
+    # As a wheel's, which takes what lies in build/lib.
+    assert tree.build(inplace=False) == (set(), "kvmmu: all 3 rooms were compiled already")
+
+
+def test_an_extension_of_a_room_that_is_gone_or_of_another_python_goes(tree: Tree) -> None:
+    package = tree.where / "src" / "kvmmu"
+    stale = [
+        package / f"errors{sysconfig.get_config_var('EXT_SUFFIX')}",
+        package / "addr.cpython-310-x86_64-linux-gnu.so",
+    ]
+    for path in stale:
+        path.touch()
+    assert tree.build()[0] == set()
+    assert [path for path in stale if path.exists()] == []
+    assert tree.extensions() == EVERYTHING
 
 
 def test_a_changed_room_is_compiled_alone(tree: Tree) -> None:
