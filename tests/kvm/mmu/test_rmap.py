@@ -170,7 +170,7 @@ def test_a_chain_grows_at_its_head_and_only_the_head_is_partly_filled(nr: int) -
     assert lists.nr_descs() == len(sizes)
 
 
-@pytest.mark.parametrize("nr", (0, *SHAPES))
+@pytest.mark.parametrize("nr", [0, *SHAPES])
 def test_count_and_walk_tell_every_entry_once(nr: int) -> None:
     lists = Lists()
     head = lists.make(nr)
