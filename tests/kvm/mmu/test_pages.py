@@ -149,7 +149,7 @@ def test_a_page_mirrors_a_guest_table_unless_direct_or_passed_through(vm: Vm, ro
     assert pages.has_gptes(make(vm, 1, 1 | role | ACCESS_ALL)) == expected
 
 
-@pytest.mark.parametrize(("level", "step"), [(1, 1), (2, 512), (3, 512 * 512), (4, 512**3)])
+@pytest.mark.parametrize(("level", "step"), [(1, 1), (2, 512), (3, 512 * 512), (4, 512**3), (5, 512**4)])
 def test_the_entries_of_a_direct_page_follow_each_other(vm: Vm, level: int, step: int) -> None:
     sp = make(vm, 0, level | DIRECT | 5 << 8)
     assert [pages.sp_gfn(vm, sp, index) for index in (0, 1, 511)] == [0, step, 511 * step]
