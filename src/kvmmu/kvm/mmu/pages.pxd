@@ -19,7 +19,7 @@ cpdef int sptep_index(hpa_t sptep) noexcept
 cpdef ShadowPage root_to_sp(Vm vm, hpa_t root)
 cpdef bint is_obsolete(Vm vm, ShadowPage sp) noexcept
 cpdef bint has_gptes(ShadowPage sp) noexcept
-cpdef gfn_t sp_gfn(Vm vm, ShadowPage sp, int index) except? 0x5A5A5A5A5A
+cpdef gfn_t sp_gfn(Vm vm, ShadowPage sp, u64 index) except? 0x5A5A5A5A5A
 cpdef u32 sp_access(Vm vm, ShadowPage sp, int index) except? 0x5A5A
 cpdef int set_translation(Vm vm, ShadowPage sp, int index, gfn_t gfn, u32 access) except -1
 cpdef ShadowPage bucket_head(Vm vm, gfn_t gfn)
