@@ -312,6 +312,41 @@ def test_prefetch_stops(reason: str) -> None:
     assert box.spte == EMPTY
 
 
+def direct_page(box: Box, gpas: list[int]) -> ShadowPage:
+    """A direct level-1 page of the block at 8 MiB, with host memory at these gpas."""
+    for gpa in gpas:
+        box.guest.world.poke(gpa, 1)
+    with held(box.vm):
+        return alloc_page(box.vm, 0x800, 1 | DIRECT | ACCESS_ALL)
+
+
+def present(box: Box, sp: ShadowPage, nr: int = 16) -> list[int]:
+    return [i for i in range(nr) if box.vm.memory.read_once(sp.spt + 8 * i) & SHADOW]
+
+
+@pytest.mark.parametrize(
+    ("backed", "mapped", "found"), [([0, 1, 2, 3], [0, 1, 2, 3], True), ([0, 2], [0], True), ([1, 2], [], False)]
+)
+def test_a_run_maps_what_the_host_has_from_its_start(backed: list[int], mapped: list[int], found: bool) -> None:
+    box = Box()
+    sp = direct_page(box, [0x80_0000 + i * 0x1000 for i in backed])
+    with held(box.vm):
+        assert leaf_room.prefetch_run(box.vcpu, sp, sp.spt, sp.spt + 32) == found
+    assert present(box, sp) == mapped
+
+
+def test_the_neighbours_of_a_direct_entry_are_those_of_its_group_of_8() -> None:
+    box = Box()
+    sp = direct_page(box, [0x80_0000 + i * 0x1000 for i in range(16)])
+    with held(box.vm):
+        leaf_room.prefetch_direct(box.vcpu, sp, sp.spt + 8 * 11)
+    # The entry itself is its fault's business.
+    assert present(box, sp) == [8, 9, 10, 12, 13, 14, 15]
+    slot = box.vcpu.gfn_to_memslot(0x800)
+    assert slot is not None
+    assert [bool(slot.rmap_word(0x800 + i, 1)) for i in range(7, 13)] == [False, True, True, True, False, True]
+
+
 def test_a_fresh_leaf_is_a_prefetch_with_every_right_of_the_host() -> None:
     for leaf in (Leaf(), leaf_room.make_leaf()):
         assert (leaf.slot, leaf.gfn, leaf.pfn, leaf.access, leaf.cause) == (None, 0, 0, 0, 0)

@@ -155,18 +155,31 @@ def test_what_the_old_leaf_knew_of_its_page_is_kept() -> None:
     assert entry.vm.frames.flags_of(pfn) & 3 == 3
 
 
-def test_a_right_to_write_a_mirrored_table_is_not_gained_by_a_sync() -> None:
-    """What is mapped is the guest's own level-1 table: no other page goes out of sync for a sync."""
+@pytest.mark.parametrize("unsync_already", [False, True])
+def test_a_right_to_write_a_mirrored_table_is_not_gained_by_a_sync(unsync_already: bool) -> None:
+    """What is mapped is the guest's own level-1 table: whatever its state, a sync makes no table writable."""
     entry = Entry()
     other = VA + 0x20000
     at = entry.guest.tables.map(other, entry.place & ~0xFFF, flags=P | U | A | D)
     assert entry.guest.read(other) == WRITABLE
     sptep = entry.sp.spt + 8 * (other >> 12 & 511)
     entry.guest.world.poke(at, (entry.place & ~0xFFF) | RW | AD)
+    entry.sp.unsync = unsync_already
     with held(entry.vm):
         resync.sync_spte(entry.vcpu, entry.sp, other >> 12 & 511, resync.gpte_table(entry.vcpu, entry.sp))
     assert entry.vm.memory.read_once(sptep) & (W | MMU_W) == 0
-    assert not entry.sp.unsync
+    assert entry.sp.unsync == unsync_already
+
+
+def test_a_page_that_the_host_gave_read_only_stays_so() -> None:
+    entry = Entry(READ_ONLY | D)
+    entry.guest.world.mm.mprotect(entry.guest.hva + DATA, 0x1000, writable=False)
+    assert entry.guest.read(VA) == 0xD000
+    assert entry.spte & (P | HOST_W) == P
+    entry.set(WRITABLE)
+    entry.sync()
+    assert entry.spte & (P | HOST_W | W | MMU_W) == P
+    assert entry.noted == DATA | 7
 
 
 def test_rights_above_limit_those_of_the_entry() -> None:

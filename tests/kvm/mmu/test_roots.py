@@ -180,6 +180,9 @@ def test_a_direct_root_serves_every_cr3() -> None:
     root = tables.vcpu.mmu.root_hpa
     tables.load(1, 2, 3, 4)
     assert (tables.vcpu.mmu.root_hpa, [hpa for hpa, _ in previous(tables.vcpu)]) == (root, [NONE] * 3)
+    tables.vcpu.requests = 0
+    roots.new_pgd(tables.vcpu, tables.cr3s[5])
+    assert (tables.vcpu.mmu.root_hpa, has_request(tables.vcpu, LOAD_MMU_PGD)) == (root, True)
 
 
 # Another CR3.
@@ -407,6 +410,7 @@ def test_a_pae_guest_has_a_root_for_each_pdpte_in_a_slot() -> None:
     # The third PDPTE (of the window) stays; the second points outside every slot.
     guest.world.poke(guest.tables.root + 8, HOLE | 1)
     guest.world.load_registers(guest.vcpu, guest.tables.registers())
+    assert [bool(entry) for entry in roots.visible_pdptrs(guest.vcpu)] == [True, False, True, True]
     roots.load(guest.vcpu)
     entries = pae_entries(guest.vcpu)
     assert [entry & 1 for entry in entries] == [1, 0, 1, 1]
