@@ -17,6 +17,8 @@ import pytest
 import house
 from kvm.mmu.mutations import MUTATIONS, Mutation
 
+#: Seconds for the tests of one mutation; they take a few.
+TIME_LIMIT = 60
 TEST = pathlib.Path(__file__).with_name("test_catalogue.py")
 
 
@@ -32,7 +34,7 @@ def run_catalogue(source: pathlib.Path, names: str) -> subprocess.CompletedProce
     """The tests of the catalogue whose names begin so, on the package in ``source``."""
     environment = os.environ | {"PYTHONPATH": str(source), "KVMMU_PURE": "1", "KVMMU_REQUIRE_COMPILED": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", names, str(TEST)]
-    return subprocess.run(command, cwd=house.ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=house.ROOT, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT)
 
 
 def apply(mutation: Mutation, package: pathlib.Path) -> None:
@@ -51,7 +53,9 @@ def test_the_broken_code_of_history_is_noticed(mutation: Mutation, tmp_path: pat
     try:
         done = run_catalogue(tmp_path, mutation.test)
     except subprocess.TimeoutExpired:
-        return  # Broken code may make no progress at all, and that is noticed too.
+        assert mutation.hangs, f"{mutation.name}: no end after {TIME_LIMIT} s, and it is not marked as hanging"
+        return
+    assert not mutation.hangs, f"{mutation.name}: marked as hanging, but it ended"
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     assert "KvmBug" in done.stdout or "AssertionError" in done.stdout or "assert " in done.stdout, done.stdout[-2000:]
 
