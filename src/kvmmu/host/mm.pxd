@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..addr cimport u8, u32, u64, hva_t, hpa_t, pfn_t, pages_per_level, page_offset
+from ..addr cimport u64, hva_t, hpa_t, pfn_t, pages_per_level, page_offset
 from ..hw.memory cimport PhysicalMemory
 from .frames cimport FrameAllocator
 

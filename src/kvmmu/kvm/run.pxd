@@ -6,8 +6,6 @@ from .kvmtrace cimport trace_inj_exception, trace_kvm_page_fault
 from .requests cimport check_request
 from .svm cimport flush_tlb_current, load_mmu_pgd
 from .vcpu cimport Vcpu
-from .vm cimport Vm
-from .mmu.context cimport Mmu
 from .mmu.pagefault cimport page_fault
 from .mmu.resync cimport sync_roots
 from .mmu.roots cimport free_obsolete_roots, load, sync_prev_roots
@@ -26,7 +24,7 @@ cpdef int leave(Vcpu vcpu) except -1
 @cython.locals(cpu=Cpu)
 cpdef int exit_page_fault(Vcpu vcpu, gva_t gva, int status) except? -99
 cpdef int handle_page_fault(Vcpu vcpu, u64 address, u64 code) except? -99
-@cython.locals(cpu=Cpu, status=int, ret=int, tries=int)
+@cython.locals(cpu=Cpu, status=int, ret=int)
 cpdef int access(Vcpu vcpu, gva_t gva, u32 kind) except -1
 @cython.locals(ret=int, tries=int)
 cpdef int access_missed(Vcpu vcpu, gva_t gva, u32 kind, int status) except -1

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..addr cimport u32, u64, gva_t, hpa_t
-from ..hw.cpu cimport Cpu
+from ..addr cimport u64, gva_t
 from .vcpu cimport Vcpu
-from .vm cimport Vm
 from .mmu.context cimport Mmu
 from .mmu.role cimport role_level
 

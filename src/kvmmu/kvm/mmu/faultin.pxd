@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, hva_t, pfn_t
+from ...addr cimport u32, u64, gfn_t, pfn_t
 from ...host.mm cimport Mm
 from ..memslots cimport Memslot, is_error_pfn, is_noslot_pfn
 from ..requests cimport has_request

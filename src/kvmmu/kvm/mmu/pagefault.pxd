@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, gpa_t, gva_t, hpa_t, pfn_t, gpa_to_gfn
-from ...hw.memory cimport PhysicalMemory
+from ...addr cimport u32, u64, gfn_t, pfn_t, gpa_to_gfn
 from ..exception cimport queue_exception
-from ..memslots cimport Memslot
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .context cimport Mmu, is_rsvd_spte
@@ -42,7 +40,7 @@ cpdef u32 effective_access(Vcpu vcpu, PageFault fault, GuestWalk gw) noexcept
 cpdef int paging_page_fault(Vcpu vcpu, PageFault fault) except? -99
 @cython.locals(vm=Vm, leaf=Leaf, verdict=int, pfn=pfn_t)
 cpdef int direct_page_fault(Vcpu vcpu, PageFault fault) except? -99
-@cython.locals(leaf_spte=u64, step=u64, sptep=hpa_t)
+@cython.locals(step=u64)
 cpdef u64 walk_for_mmio(Vcpu vcpu, u64 addr) except? 0x5A5A5A5A5A
 @cython.locals(vm=Vm, spte=u64, gen=u64, gfn=gfn_t, access=u32)
 cpdef int handle_mmio_page_fault(Vcpu vcpu, u64 addr, bint direct) except? -99

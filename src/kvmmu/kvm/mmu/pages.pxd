@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ...addr cimport u32, u64, gfn_t, hpa_t, pfn_t, gfn_to_gpa, hpa_to_pfn
-from ...host.frames cimport FrameAllocator
-from ...hw.memory cimport PhysicalMemory
-from ..memslots cimport Memslot, Memslots
+from ..memslots cimport Memslot
 from ..vm cimport Vm
 from .page cimport ShadowPage, make_page
 from .role cimport (role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm)

@@ -38,7 +38,7 @@ cpdef int validate_direct(Vcpu vcpu, hpa_t sptep, u32 access) except -1
 cpdef u64 fetch_tables(Vcpu vcpu, PageFault fault, GuestWalk gw, u64 step) except? 0x5A5A5A5A5A
 @cython.locals(sptep=hpa_t, sp=ShadowPage, gfn=gfn_t)
 cpdef u64 fetch_direct_tables(Vcpu vcpu, PageFault fault, u32 access, u64 step) except? 0x5A5A5A5A5A
-@cython.locals(vm=Vm, mmu=Mmu, step=u64, top=int, sptep=hpa_t, verdict=int)
+@cython.locals(vm=Vm, mmu=Mmu, step=u64, top=int, verdict=int)
 cpdef int fetch(Vcpu vcpu, PageFault fault, GuestWalk gw, Leaf leaf) except? -99
 @cython.locals(sptep=hpa_t, verdict=int)
 cpdef int install(Vcpu vcpu, PageFault fault, Leaf leaf, u64 step) except? -99

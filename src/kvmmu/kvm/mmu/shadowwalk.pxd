@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ...addr cimport u64, hpa_t
-from ...hw.memory cimport PhysicalMemory
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .context cimport Mmu

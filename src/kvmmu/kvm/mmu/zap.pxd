@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, hpa_t
+from ...addr cimport u64, hpa_t
 from ...hw.memory cimport PhysicalMemory
 from ..requests cimport flush_remote_tlbs, make_all_cpus_request
 from ..vm cimport Vm
 from .change cimport clear_no_track
 from .mmutrace cimport trace_prepare_zap_page, trace_zap_all_fast
 from .page cimport ShadowPage
-from .pages cimport free_page, has_gptes, is_obsolete, list_del, sptep_index, sptep_to_sp
+from .pages cimport free_page, has_gptes, is_obsolete, list_del, sptep_to_sp
 from .rmap cimport drop_spte, pte_list_add, pte_list_first, pte_list_remove, pte_list_sptep
 from .role cimport role_invalid, role_level
 from .spte cimport is_last, is_mmio, is_shadow_present, spte_to_child
 from .track cimport unaccount_shadowed
-from .unsync cimport UnsyncWalk, mark_unsync, unlink_unsync_page, unsync_walk
+from .unsync cimport UnsyncWalk, unlink_unsync_page, unsync_walk
 
 cdef int ENOSPC, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 cdef u64 KVM_MIN_FREE_MMU_PAGES, KVM_REFILL_PAGES, PAGE_SIZE, ROLE_INVALID, SHADOW_NONPRESENT_VALUE
