@@ -10,6 +10,7 @@ import re
 
 import pytest
 
+import header_use
 import house
 
 
@@ -125,3 +126,97 @@ def test_fields_of_every_form_are_read_from_a_header() -> None:
 )
 def test_a_disagreement_is_found(source: str, wrong: str) -> None:
     assert [line for line in disagreements(source, HEADER) if wrong in line]
+
+
+# Nothing too much.
+
+
+@pytest.mark.parametrize("room", list(house.headers()))
+def test_every_typed_local_is_one_of_the_function(room: str) -> None:
+    source = (house.PACKAGE / f"{room}.py").read_text(encoding="utf-8")
+    assert header_use.unknown_locals(source, house.headers()[room].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("room", list(house.headers()))
+def test_every_cimported_name_is_used(room: str) -> None:
+    source = (house.PACKAGE / f"{room}.py").read_text(encoding="utf-8")
+    header = house.headers()[room].read_text(encoding="utf-8")
+    assert header_use.unused_cimports(source, header) == []
+    assert header_use.needs_cython(header)
+
+
+def test_every_locals_line_of_every_header_is_read() -> None:
+    headers = [path.read_text(encoding="utf-8") for path in house.headers().values()]
+    lines = sum(header.count("@cython.locals(") for header in headers)
+    assert lines > 200
+    assert sum(len(header_use.typed_locals(header)) for header in headers) == lines
+    cimported = sum(len(re.findall(r"^from .* cimport ", header, re.MULTILINE)) for header in headers)
+    assert cimported > 300
+    assert sum(len(header_use.CIMPORT.findall(header)) for header in headers) == cimported
+
+
+ROOM = """
+from .other import look, Page, Word, find
+from .pages import Leaf
+
+
+def walk(vm, table: Page, hpa: Word):
+    for place in vm:
+        step: Leaf = look(place)
+    return [entry for entry in step]
+
+
+class Walker:
+    def walk(self, first):
+        with self.lock as held:
+            last = (found := first)
+        return find
+"""
+
+ROOM_HEADER = """
+cimport cython
+from ..addr cimport u32, u64, gfn_t, hpa_t as hpa, pfn_t
+from .other cimport look, find, Page, Word    # and, in a comment, Nothing
+from .pages cimport (Leaf,
+                     Table, Walk)
+
+cdef u64 ONE
+
+@cython.locals(place=hpa, step=u64, table=Table,
+               entry=u64, depth=int)
+cpdef u64 walk(object vm, Page table, u64 hpa) except? 1
+
+cdef class Walker:
+    cdef Walk one
+    @cython.locals(held=object, last=u64, found=u64, first=u64, place=u64)
+    @cython.final
+    cpdef walk(self, u64 first)
+"""
+
+
+def test_typed_locals_that_a_function_does_not_have_are_found() -> None:
+    """``entry`` is a comprehension's own; a method's names are not those of a function with its name."""
+    assert header_use.unknown_locals(ROOM, ROOM_HEADER) == [
+        ("", "walk", "entry"),
+        ("", "walk", "depth"),
+        ("Walker", "walk", "place"),
+    ]
+    assert header_use.unknown_locals(ROOM.replace("def walk(vm", "def go(vm"), ROOM_HEADER)[0] == ("", "walk", "place")
+
+
+def test_cimported_names_that_nothing_uses_are_found() -> None:
+    """A name in an annotation is not used; one in a comment is not either."""
+    assert header_use.unused_cimports(ROOM, ROOM_HEADER) == [
+        ("..addr", "u32"),
+        ("..addr", "gfn_t"),
+        ("..addr", "pfn_t"),
+        (".other", "Word"),
+        (".pages", "Leaf"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "needs"), [(ROOM_HEADER, True), ("cimport cython\ncdef u64 ONE\n", False), ("", True)]
+)
+def test_a_header_that_cimports_cython_for_nothing_is_found(header: str, needs: bool) -> None:
+    assert header_use.needs_cython(header) == needs

@@ -269,6 +269,7 @@ def test_a_cached_translation_is_judged_by_both_stages_as_a_walk_would(nested_fl
     nested_place = guest.nested_place(0x5000, 1)
     leaves = [0x5000 | P | A | w | u | d | x for w in (0, W) for u in (0, U) for d in (0, D) for x in (0, XD)]
     guest.go()
+    cases = 0
     for leaf, wp, first, second in itertools.product(leaves, (0, WP), CACHED_KINDS, CACHED_KINDS):
         guest.put(place, leaf)
         guest.memory.write_once(nested_place, 0x105000 | nested_flags)
@@ -287,6 +288,8 @@ def test_a_cached_translation_is_judged_by_both_stages_as_a_walk_would(nested_fl
         assert got == expected, (hex(leaf), wp, first, second)
         assert guest.get(place) == ram.load(place + (SHIFT << 12), 8)
         assert guest.memory.read_once(nested_place) == ram.load(nested_place, 8)
+        cases += 1
+    assert cases == 16 * 2 * 6 * 6
 
 
 GUEST_FLAGS = st.lists(st.sampled_from([P, W, U, A, D, PS, XD, 1 << 13, 1 << 50]), max_size=3)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import kvmmu
+from kvmmu.record import format as f
 from kvmmu.record.piece import cut, summarize
 from kvmmu.record.reader import Reader
 from oracle.recording_walker import Findings, check_recording
@@ -97,9 +98,9 @@ def test_both_cpus_of_the_two_cpu_machine_change_their_own_registers() -> None:
     unknown = 0
     with Reader(str(path_of("linux-6.12-smp2"))) as reader:
         while kind := reader.next():
-            if kind == 4:
+            if kind == f.K_REGS:
                 causes[reader.cpu].add(reader.what)
-                unknown += reader.what == 6
+                unknown += reader.what == f.W_INIT
     # After its first sight each CPU's registers change by instructions that were seen.
     assert unknown <= 4
-    assert all({1, 2, 3, 4} <= seen for seen in causes.values())
+    assert all({f.W_CR0, f.W_CR3, f.W_CR4, f.W_EFER} <= seen for seen in causes.values())

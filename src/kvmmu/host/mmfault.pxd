@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ..addr cimport u64, hva_t, pfn_t, pages_per_level
-from .frames cimport FrameAllocator
 from .notifier cimport NotifierChain
 from .pagetable cimport PageTable
 from .vma cimport Vma

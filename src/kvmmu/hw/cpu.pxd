@@ -2,7 +2,6 @@
 cimport cython
 
 from ..addr cimport u32, u64, gva_t, gpa_t, hpa_t
-from .memory cimport PhysicalMemory
 from .paging cimport Walk, page_walk
 from .regs cimport Registers
 from .runner cimport Runner
@@ -45,7 +44,7 @@ cdef class Cpu(Registers):
     @cython.locals(top=u64)
     cpdef bint is_canonical(self, gva_t gva) except -1
     cpdef bint load_pdptrs(self) except -1
-    @cython.locals(table=u64, pdpte=u64, i=int)
+    @cython.locals(table=u64, pdpte=u64)
     cdef bint _load_pdptrs_from(self, u64 cr3) except -1
     @cython.locals(old_cr0=u64, old_cr4=u64, old_efer=u64)
     cdef bint _load_checked(self, u64 cr0, u64 cr4, u64 efer, u64 reloads) except -1

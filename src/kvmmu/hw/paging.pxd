@@ -2,7 +2,6 @@
 cimport cython
 
 from ..addr cimport u8, u32, u64, gva_t, gpa_t, hpa_t
-from .memory cimport PhysicalMemory
 from .regs cimport Registers, kind_index
 from .tdp cimport NestedWalk, translate
 

@@ -2,7 +2,6 @@
 cimport cython
 
 from ..addr cimport u64, gpa_t, hpa_t
-from .memory cimport PhysicalMemory
 from .regs cimport Registers
 
 cdef int HW_HIT, HW_NESTED_FAULT, LEVEL_BITS

@@ -47,7 +47,7 @@ cdef class Tlb:
     cdef readonly u64 flushes
 
     cpdef int switch(self, u32 space, u32 pcid) except -1
-    @cython.locals(space=u64, floor=u64)
+    @cython.locals(space=u64)
     cdef u64 _floor_of(self, u64 owner) except? 0x5A5A5A5A
     @cython.locals(level=int, index=s64)
     cpdef u64 find(self, gva_t gva) except? 0x5A5A5A5A

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ..addr cimport u64, gfn_t
-from ..sync cimport Gate
 from .memslots cimport Memslot
 from .vcpu cimport Vcpu
 from .vm cimport Vm

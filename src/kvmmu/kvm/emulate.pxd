@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..addr cimport u32, u64, gfn_t, gva_t, gpa_t, hpa_t, gpa_to_gfn, page_offset
-from ..hw.memory cimport PhysicalMemory
-from ..sync cimport Srcu
+from ..addr cimport u32, u64, gva_t, gpa_t, hpa_t, gpa_to_gfn, page_offset
 from .dirtylog cimport mark_page_dirty_in_slot
 from .guestmem cimport gpa_to_hpa
 from .kvmtrace cimport trace_emulate_insn, trace_kvm_mmio, trace_vcpu_match_mmio
-from .memslots cimport Memslot, Memslots
+from .memslots cimport Memslots
 from .vcpu cimport Vcpu
-from .vm cimport Vm
 from .mode cimport vcpu_load, vcpu_put
 from .mmu.context cimport Mmu, permission_fault
 from .mmu.gptewrite cimport track_write, unprotect_and_retry
@@ -16,7 +13,7 @@ from .mmu.mmio cimport match_gpa, match_gva
 from .exception cimport queue_exception
 from .mmu.pagefault cimport inject_page_fault
 from .mmu.role cimport cpu_role_paging, role_direct
-from .mmu.walker cimport GuestWalk, gva_to_gpa_walk
+from .mmu.walker cimport gva_to_gpa_walk
 
 cdef int EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_WRITE_PF_TO_SP, KVM_TRACE_MMIO_READ, KVM_TRACE_MMIO_READ_UNSATISFIED
 cdef int KVM_TRACE_MMIO_WRITE, UD_VECTOR, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_PROPAGATE_FAULT

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..sync cimport Gate, Srcu
-from ..tracepoint cimport Trace
+from ..sync cimport Gate
 from .vcpu cimport Vcpu
 
 cdef int NO_VCPU, EXITING_GUEST_MODE, IN_GUEST_MODE, OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES

@@ -3,7 +3,6 @@ cimport cython
 from ..addr cimport u64, gfn_t
 from ..sync cimport Gate
 from .mode cimport kick, wait_for_reading
-from .stats cimport VmStat
 from .vcpu cimport Vcpu
 from .vm cimport Vm
 

@@ -4,12 +4,9 @@ from ..addr cimport u32, u64, gva_t
 from ..hw.cpu cimport Cpu
 from .kvmtrace cimport trace_inj_exception, trace_kvm_page_fault
 from .requests cimport check_request, has_requests
-from ..sync cimport Gate, Srcu
 from .mode cimport enter_guest_mode, leave_guest_mode, vcpu_load, vcpu_put
 from .vcpu cimport Vcpu
-from .vendor cimport Vendor
 from .vm cimport Vm
-from .mmu.context cimport Mmu
 from .mmu.pagefault cimport page_fault
 from .mmu.resync cimport sync_roots
 from .mmu.roots cimport free_obsolete_roots, load, sync_prev_roots

@@ -3,8 +3,6 @@ cimport cython
 from ..addr cimport u32, u64, gva_t
 from .requests cimport make_request
 from .vcpu cimport Vcpu
-from .vm cimport Vm
-from .mmu.context cimport Mmu
 from .mmu.resync cimport invalidate_addr, is_noncanonical
 from .mmu.roots cimport free_roots, new_pgd
 from .mmu.setup cimport init_mmu

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..addr cimport u32, u64, gva_t, hpa_t
-from ..hw.runner cimport Runner
+from ..addr cimport u64, gva_t
 from .vcpu cimport Vcpu
 from .vendor cimport Vendor
-from .vm cimport Vm
 from .mmu.context cimport Mmu
 from .mmu.role cimport role_level
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..addr cimport u8, u32, u64, gva_t, gpa_t, gfn_t, hpa_t
+from ..addr cimport u8, u32, u64, gva_t, gpa_t, gfn_t
 from ..hw.cpu cimport Cpu
 from ..hw.runner cimport Runner
 from ..sync cimport Gate

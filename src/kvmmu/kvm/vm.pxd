@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..addr cimport u8, u32, s32, u64, gfn_t, hpa_t
+from ..addr cimport u8, u64, gfn_t, hpa_t
 from ..sync cimport Gate, Mutex, RwLock, Srcu
 from ..tracepoint cimport Trace
 from ..hw.memory cimport PhysicalMemory

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 
-from ..addr cimport u8, u32, u64
+from ..addr cimport u8, u64
 
 cdef int BLOCK_RECORDS, CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE, K_REGS
 cdef int K_STORE, RAW_CONTROL, RAW_HEAD

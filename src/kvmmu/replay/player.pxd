@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..addr cimport u32, u64, gva_t, gpa_t, hpa_t
-from ..host.mm cimport Mm
+from ..addr cimport u64, hpa_t
 from ..hw.cpu cimport Cpu
 from ..hw.memory cimport PhysicalMemory
 from ..kvm.emulate cimport complete_mmio_read, emulate
@@ -52,20 +51,20 @@ cdef class Player:
     cdef int make_access(self, Vcpu vcpu) except -1
     @cython.locals(vcpu=Vcpu, status=int)
     cdef int play_access(self) except -1
-    @cython.locals(vcpu=Vcpu, data=bytes, status=int)
+    @cython.locals(vcpu=Vcpu, status=int)
     cdef int play_store(self) except -1
-    @cython.locals(vcpu=Vcpu, outcome=int, data=bytes, status=int, tries=int)
+    @cython.locals(vcpu=Vcpu, outcome=int, data=bytes)
     cdef int emulate_until_done(self, Vcpu vcpu, bytes data, u64 size) except -1
     @cython.locals(vcpu=Vcpu, status=int, data=bytes, outcome=int)
     cdef int play_mmio(self) except -1
-    @cython.locals(vcpu=Vcpu, cpu=Cpu)
+    @cython.locals(cpu=Cpu)
     cdef int play_bare(self, int kind) except -1
     @cython.locals(reader=Reader)
     cdef int store_record(self, hpa_t hpa) except -1
     cdef bytes store_data(self)
     @cython.locals(expected=hpa_t)
     cdef int verify_hpa(self, Vcpu vcpu) except -1
-    @cython.locals(vcpu=Vcpu, hpa=hpa_t)
+    @cython.locals(hpa=hpa_t)
     cdef int play_page(self) except -1
     cdef int clean_pdptes_in(self, u64 gfn) except -1
     @cython.locals(vcpu=Vcpu, ret=int, reader=Reader, cr4=u64)

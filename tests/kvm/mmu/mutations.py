@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutation:
-    """``edits``: (room, text, broken text)."""
+    """``edits``: (room, text, broken text); ``hangs``: the broken code makes no progress, which is how it is noticed."""
 
     name: str
     test: str
     edits: tuple[tuple[str, str, str], ...]
+    hangs: bool = False
 
 
 def one(name: str, test: str, room: str, text: str, broken: str) -> Mutation:

@@ -11,7 +11,8 @@ import errno
 
 import pytest
 
-from kvmmu import GuestTables, KvmIoctlError, Params, UserMemoryRegion, World
+from kvm.mmu.machines import AD, DATA, HOLE, LARGE, MEMORY, RO, RW, VA, VB, Guest, P, W, raw_table
+from kvmmu import KvmIoctlError, UserMemoryRegion
 from kvmmu.guest.tables import SIZE_1G, SIZE_2M, ControlRegisters
 from kvmmu.host.bits import PG_DIRTY
 from kvmmu.hw.bits import (
@@ -25,12 +26,8 @@ from kvmmu.hw.bits import (
     CR4_SMEP,
     EFER_NX,
     INSN_DONE,
-    PT_ACCESSED,
     PT_DIRTY,
     PT_PAGE_SIZE,
-    PT_PRESENT,
-    PT_USER,
-    PT_WRITABLE,
     X86_EFLAGS_AC,
 )
 from kvmmu.kvm import sregs
@@ -49,80 +46,6 @@ from kvmmu.kvm.mmu.verdict import EMULTYPE_PF
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.page_types import INVALID_PAGE
 from kvmmu.world import Access
-
-P, W, U, AD = PT_PRESENT, PT_WRITABLE, PT_USER, PT_ACCESSED | PT_DIRTY
-RO = P | U
-RW = P | W | U
-TABLES, NR_TABLE_BYTES = 0x10000, 0x40000
-#: Small data pages, and memory for large ones.
-DATA, LARGE = 0x100000, 0x400000
-MEMORY = 16 << 20
-HOLE = 0x4000_0000
-#: Gvas apart from each other at every level.
-VA, VB = 0x40_0000, 0x60_0000
-
-
-class Guest:
-    """A world with one slot, a vCPU with tables, and a window through which the guest edits them."""
-
-    def __init__(self, mode: str = "4-level", *settings: str, npt: bool = False, memory: int = MEMORY) -> None:
-        params = Params(npt=npt, tlb_keep_all=True).with_settings(settings)
-        self.world = World(params, nr_frames=16384)
-        self.hva = self.world.add_slot(0, 0, memory)
-        self.vcpu = self.world.create_vcpu()
-        self.tables = self.world.tables(mode, TABLES, nr_bytes=NR_TABLE_BYTES)
-        self.window = 0x8000_0000 if mode in ("2-level", "2-level-pse", "pae") else 0x7000_0000_0000
-        flags = P | W | AD
-        for gpa in range(TABLES, TABLES + NR_TABLE_BYTES, 4096):
-            self.tables.map(self.window + gpa, gpa, flags=flags)
-        for number in range(16):
-            self.world.poke(DATA + number * 4096, 0xD000 + number)
-        self.world.load_registers(self.vcpu, self.tables.registers())
-
-    def by(self, vcpu: Vcpu) -> GuestTables:
-        """The tables, edited by the guest's own stores."""
-        edited = self.world.tables(self.tables.mode_name, self.tables.root, vcpu=vcpu, window=self.window)
-        edited.new_table = self.tables.new_table
-        return edited
-
-    @property
-    def edit(self) -> GuestTables:
-        return self.by(self.vcpu)
-
-    def read(self, gva: int, *, user: bool = True, vcpu: Vcpu | None = None) -> int | Access:
-        """The word there, or what came instead."""
-        result = self.world.read(vcpu or self.vcpu, gva, user=user)
-        return int.from_bytes(result.data, "little") if result.kind == "done" else result
-
-    def write(self, gva: int, value: int = 1, *, user: bool = True) -> str:
-        """ "done", "mmio", or the error code of the fault."""
-        result = self.world.write(self.vcpu, gva, value, user=user)
-        return f"{result.error_code:#x}" if result.kind == "fault" else result.kind
-
-    def reload_cr3(self) -> None:
-        assert self.world.mov_cr3(self.vcpu, self.vcpu.cr3)
-
-    def faults(self) -> int:
-        return self.world.counters()["pf_taken"]
-
-    def audit(self) -> None:
-        self.world.audit()
-
-    def second_root(self) -> int:
-        """Another root table with the same entries."""
-        other = self.tables.new_table()
-        self.world.poke(other, self.world.peek(self.tables.root, 4096))
-        return other
-
-
-def raw_table(guest: Guest, entries: dict[int, int]) -> int:
-    """A fresh table with these entries; its gpa."""
-    table = guest.tables.new_table()
-    guest.world.poke(table, bytes(4096))
-    for index, entry in entries.items():
-        guest.world.poke(table + 8 * index, entry)
-    return table
-
 
 # A. Shadow-page identity and roles.
 

@@ -62,6 +62,7 @@ def make_vcpu(**params: object) -> Vcpu:
 @pytest.mark.parametrize("efer", [LMA, LMA | NX])
 def test_permission_fault_agrees_with_the_manual_for_every_combination(efer: int, pke: bool) -> None:
     keys = range(4)
+    cases = 0
     for wp, smep, smap in itertools.product(BOOLS, repeat=3):
         mmu = mmu_of(PG | wp * WP, PAE | smep * SMEP | smap * SMAP | pke * PKE, efer)
         for ac, key in itertools.product(BOOLS, keys):
@@ -73,6 +74,8 @@ def test_permission_fault_agrees_with_the_manual_for_every_combination(efer: int
                     want = error_code(machine, Access(write, user, fetch, implicit), page)
                     got = c.permission_fault(mmu, acc, 7, access | implicit * IMPLICIT, ac * AC | 2, key << 14)
                     assert got == want, (machine, write, user, fetch, implicit, page)
+                    cases += 1
+    assert cases == 8 * 8 * 32 * 8
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 15))

@@ -144,6 +144,7 @@ def test_changing_one_field_leaves_the_others(word: int, level: int, access: int
 @pytest.mark.parametrize("mode", list(MODES))
 def test_cpu_role_says_what_the_registers_say(mode: str, smm: bool) -> None:
     cr0, cr4, efer, level = MODES[mode]
+    cases = 0
     for wp, nx, pse, smep, smap, pke in itertools.product((0, 1), repeat=6):
         word = r.calc_cpu_role(
             cr0 | wp * WP, cr4 | pse * PSE | smep * SMEP | smap * SMAP | pke * PKE, efer | nx * NX, smm
@@ -163,6 +164,8 @@ def test_cpu_role_says_what_the_registers_say(mode: str, smm: bool) -> None:
         assert (r.cpu_role_pse(word), r.cpu_role_pke(word)) == (bool(pse), bool(pke & lma))
         assert r.cpu_role_lma(word) is bool(lma)
         assert r.cpu_role_has_4_byte_gpte(word) is (mode == "2-level")
+        cases += 1
+    assert cases == 64
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.booleans())
@@ -182,10 +185,13 @@ def test_lma_counts_with_pae_only() -> None:
 @pytest.mark.parametrize("mode", list(MODES))
 def test_shadow_root_has_the_guests_levels_but_three_at_least(mode: str) -> None:
     cr0, cr4, efer, level = MODES[mode]
+    cases = 0
     for wp, smep, smap, smm in itertools.product((0, 1), repeat=4):
         cpu_role = r.calc_cpu_role(cr0 | wp * WP, cr4 | smep * SMEP | smap * SMAP, efer, bool(smm))
         expected = unpack(cpu_role & 0xFFFF_FFFF) | {"level": max(level, 3), "efer_nx": 1}
         assert unpack(r.calc_shadow_root_role(cpu_role)) == expected
+        cases += 1
+    assert cases == 16
 
 
 @pytest.mark.parametrize("ad_disabled", [False, True])
@@ -225,6 +231,7 @@ def test_child_role_is_what_the_root_gives_from_scratch(mode: str) -> None:
     addresses = [
         quarter << 30 | half << 21 | page << 12 for quarter in range(4) for half in range(4) for page in (0, 5)
     ]
+    cases = 0
     for wp, smep, smap, smm in itertools.product((0, 1), repeat=4):
         cpu_role = r.calc_cpu_role(cr0 | wp * WP, cr4 | smep * SMEP | smap * SMAP, efer, bool(smm))
         root_role = r.calc_shadow_root_role(cpu_role)
@@ -236,7 +243,11 @@ def test_child_role_is_what_the_root_gives_from_scratch(mode: str) -> None:
                 for direct, access in itertools.product((False, True), range(8)):
                     child = r.child_role(parent, index, direct, access)
                     assert child == role_from_scratch(root_role, level - 1, gva, direct, access)
+                    cases += 1
                 parent = r.child_role(parent, index, bool(unpack(parent)["direct"]), unpack(parent)["access"])
+    # PAE roots begin at level 2; there is a child below each level but the last.
+    nr_levels = MODES[mode][3] if mode in MODES and MODES[mode][3] > 3 else 2
+    assert cases == 16 * len(addresses) * (nr_levels - 1) * 16
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 511), st.booleans(), st.integers(0, 7))

@@ -239,11 +239,14 @@ def test_rights_and_ad_bits_agree_with_the_architecture_for_every_leaf(mode: str
     path = path_of(mode)
     xd = (0,) if mode == "32" else (0, XD)
     leaves = [sum(bits) for bits in itertools.product((0, P), (0, W), (0, U), (0, A), (0, D), xd)]
+    nr = 0
     for cr0, cr4, efer, ac in registers_of(mode):
         for leaf, access in itertools.product(leaves, ACCESSES):
             # A directory that is not accessed yet beside one that is.
             above = P | W | U | (A if leaf & W else 0)
             check(world, Case(mode, cr0, cr4, efer, ac, 0, tuple(tables(path, 0x5000 | leaf, above)), access), 36)
+            nr += 1
+    assert nr == (16 * 32 if mode == "32" else 32 * 64) * 8
 
 
 @pytest.mark.parametrize("mode", list(MODES))
@@ -252,6 +255,7 @@ def test_rights_and_ad_bits_agree_with_the_architecture_for_every_directory(mode
     path = path_of(mode)
     xd = (0,) if mode == "32" else (0, XD)
     nr = len(path.places)
+    nr_cases = 0
     for cr0, cr4, efer, ac in registers_of(mode)[::3]:
         for i, bits, access in itertools.product(
             range(nr - 1), itertools.product((0, P), (0, W), (0, U), (0, A), xd), ACCESSES
@@ -259,18 +263,24 @@ def test_rights_and_ad_bits_agree_with_the_architecture_for_every_directory(mode
             entries = tables(path, 0x5000 | P | W | U | A | D, P | W | U | A)
             entries[i] = entries[i] & ~0xFFF | sum(bits)
             check(world, Case(mode, cr0, cr4, efer, ac, 0, tuple(entries), access), 36)
+            nr_cases += 1
+    # Every third of 16 or 32 register states.
+    assert nr_cases == (6 * 16 if mode == "32" else 11 * 32) * (nr - 1) * 8
 
 
 @pytest.mark.parametrize("mode", ["4", "5"])
 def test_protection_keys_agree_with_the_architecture(mode: str) -> None:
     world = World()
     path = path_of(mode)
+    nr = 0
     for wp, pke, key, right, leaf, access in itertools.product(
         (0, WP), (0, PKE), (0, 1, 9, 15), range(4), (W | U, U, W, 0), ACCESSES
     ):
         entries = tables(path, 0x5000 | P | A | D | leaf | key << 59, P | W | U | A)
         pkru = right << 2 * key
         check(world, Case(mode, wp, pke, NX, False, pkru, tuple(entries), access), 46)
+        nr += 1
+    assert nr == 2 * 2 * 4 * 4 * 4 * 8
 
 
 def entry_strategy(mode: str, next_table: int) -> st.SearchStrategy[int]:

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, hpa_t, pfn_t, hpa_to_pfn
-from ...host.frames cimport FrameAllocator
-from ...hw.memory cimport PhysicalMemory
-from ..stats cimport VmStat
+from ...addr cimport u64, hpa_t, hpa_to_pfn
 from ..vm cimport Vm
 from .role cimport role_level
 from .page cimport ShadowPage

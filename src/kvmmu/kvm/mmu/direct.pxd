@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, hpa_t
+from ...addr cimport u64, hpa_t
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
-from ..invalidation cimport Invalidation
 from .fault cimport PageFault
 from .hugepage cimport adjust
 from .leaf cimport Leaf, prefetch_direct

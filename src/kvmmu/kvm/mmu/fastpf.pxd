@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, hpa_t
-from ...hw.memory cimport PhysicalMemory
+from ...addr cimport u64, hpa_t
 from ..dirtylog cimport mark_page_dirty_in_slot
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .fault cimport PageFault
 from .mmutrace cimport trace_fast_page_fault
-from .page cimport ShadowPage
 from .pages cimport sptep_to_sp
 from .role cimport role_level
 from .shadowwalk cimport begin_lockless_walk, end_lockless_walk, find_last_sptep

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, hva_t, pfn_t
+from ...addr cimport u64, gfn_t, hva_t, pfn_t
 from ..memslots cimport Memslot
 
 cdef int CAUSE_ERROR, CAUSE_FAST, CAUSE_MAP, CAUSE_MMIO_INSTALL, CAUSE_MMIO_UNCACHED, CAUSE_NONE, CAUSE_RETRY

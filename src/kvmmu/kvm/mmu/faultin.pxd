@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, hva_t, pfn_t
+from ...addr cimport u32, u64, pfn_t
 from ...host.mm cimport Mm
-from ..invalidation cimport Invalidation
 from ..memslots cimport Memslot, is_error_pfn, is_noslot_pfn
 from ..requests cimport has_request
 from ..vcpu cimport Vcpu

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, gpa_t, gva_t, hpa_t, gpa_to_gfn, page_offset
-from ...hw.memory cimport PhysicalMemory
+from ...addr cimport u64, gfn_t, gpa_t, hpa_t, gpa_to_gfn, page_offset
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .page cimport ShadowPage

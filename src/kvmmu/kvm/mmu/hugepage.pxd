@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u64, gfn_t, pages_per_level, u32
-from ...host.mm cimport Mm
+from ...addr cimport u64, gfn_t, pages_per_level
 from ..memslots cimport Memslot
 from ..vm cimport Vm
 from ..vcpu cimport Vcpu

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ...addr cimport u32, u64, gfn_t, hpa_t, pfn_t, pfn_to_hpa
-from ...host.frames cimport FrameAllocator
 from ...host.mm cimport Mm
 from ...hw.memory cimport PhysicalMemory
 from ..dirtylog cimport mark_page_dirty_in_slot
-from ..memslots cimport Memslot, Memslots
+from ..memslots cimport Memslot
 from ..requests cimport flush_remote_tlbs_gfn
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
@@ -59,7 +58,7 @@ cpdef int set_leaf(Vcpu vcpu, ShadowPage sp, hpa_t sptep, Leaf leaf) except -1
 cpdef Memslot prefetch_slot(Vcpu vcpu, gfn_t gfn, u32 access)
 @cython.locals(mm=Mm, access=u32, gfn=gfn_t, slot=Memslot, nr=u64, i=u64, pfn=pfn_t, leaf=Leaf)
 cpdef bint prefetch_run(Vcpu vcpu, ShadowPage sp, hpa_t start, hpa_t end) except -1
-@cython.locals(mem=PhysicalMemory, place=hpa_t, end=hpa_t, start=hpa_t, count=int)
+@cython.locals(mem=PhysicalMemory, place=hpa_t, end=hpa_t, start=hpa_t)
 cpdef int prefetch_direct(Vcpu vcpu, ShadowPage sp, hpa_t sptep) except -1
 @cython.locals(pfn=pfn_t)
 cpdef bint prefetch_one(Vcpu vcpu, ShadowPage sp, hpa_t sptep, Leaf leaf) except -1

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ...addr cimport u32, u64, gfn_t, gpa_t, gva_t, hpa_t, gpa_to_gfn
-from ...hw.memory cimport PhysicalMemory
-from ..memslots cimport Memslots
 from ..vcpu cimport Vcpu
-from ..vm cimport Vm
 from .change cimport set_spte
 from .mmutrace cimport trace_mark_mmio_spte
-from .spte cimport SpteFormat, make_mmio
+from .spte cimport make_mmio
 
 cdef u64 KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, MMIO_SPTE_GEN_MASK, PAGE_MASK
 

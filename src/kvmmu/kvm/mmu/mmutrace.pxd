@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-from ...addr cimport u32, u64, gva_t, gpa_t, gfn_t, hpa_t, pfn_t
+from ...addr cimport u32, u64, gpa_t, gfn_t, hpa_t, pfn_t
 from ...tracepoint cimport Trace
 from .page cimport ShadowPage
 from .spte cimport SpteFormat, is_executable, mmio_generation, mmio_gfn

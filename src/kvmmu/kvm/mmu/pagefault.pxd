@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, gpa_t, gva_t, hpa_t, pfn_t, gpa_to_gfn
-from ...hw.memory cimport PhysicalMemory
+from ...addr cimport u32, u64, gfn_t, pfn_t, gpa_to_gfn
 from ..exception cimport queue_exception
-from ..memslots cimport Memslot
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .context cimport Mmu, is_rsvd_spte

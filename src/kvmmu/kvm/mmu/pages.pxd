@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ...addr cimport u32, u64, gfn_t, hpa_t, pfn_t, gfn_to_gpa, hpa_to_pfn, pfn_to_hpa
-from ...host.frames cimport FrameAllocator
-from ...hw.memory cimport PhysicalMemory
-from ..memslots cimport Memslot, Memslots
+from ..memslots cimport Memslot
 from ..vm cimport Vm
 from .page cimport ShadowPage, make_page
 from .role cimport (role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm)
@@ -23,7 +21,7 @@ cpdef int next_valid_gen(Vm vm) except -1
 cpdef int clear_flood_count(Vm vm, ShadowPage sp) except -1
 cpdef int count_flood(Vm vm, ShadowPage sp) except -1
 cpdef bint has_gptes(ShadowPage sp) noexcept
-cpdef gfn_t sp_gfn(Vm vm, ShadowPage sp, int index) except? 0x5A5A5A5A5A
+cpdef gfn_t sp_gfn(Vm vm, ShadowPage sp, u64 index) except? 0x5A5A5A5A5A
 cpdef u32 sp_access(Vm vm, ShadowPage sp, int index) except? 0x5A5A
 cpdef int set_translation(Vm vm, ShadowPage sp, int index, gfn_t gfn, u32 access) except -1
 cpdef ShadowPage bucket_head(Vm vm, gfn_t gfn)

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, gpa_t, hpa_t, gva_t, gfn_to_gpa
+from ...addr cimport u32, u64, gfn_t, hpa_t, gva_t, gfn_to_gpa
 from ...hw.memory cimport PhysicalMemory
 from ..memslots cimport Memslot
-from ..requests cimport flush_remote_tlbs_gfn, make_request
+from ..requests cimport flush_remote_tlbs_gfn
 from ..vcpu cimport Vcpu
-from ..vendor cimport Vendor
 from ..vm cimport Vm
 from .change cimport clear_no_track, update_spte
 from .context cimport Mmu, is_rsvd_bits_set
@@ -13,9 +12,9 @@ from .gpte cimport GpteFormat, gpte_access, gpte_to_gfn, is_present_gpte, protec
 from .leaf cimport Leaf, make_leaf, make_spte
 from .mmio cimport clear_any_gva, clear_gva, mark_mmio_spte
 from .page cimport ShadowPage
-from .pages cimport root_to_sp, set_translation, slot_of_sp, sp_access, sp_gfn, sptep_index, sptep_to_sp
+from .pages cimport root_to_sp, set_translation, sp_access, sp_gfn, sptep_to_sp
 from .rmap cimport drop_spte, write_protect_gfn
-from .role cimport cpu_role_level, role_access, role_direct, role_has_4_byte_gpte, role_level, role_quadrant
+from .role cimport cpu_role_level, role_access, role_direct, role_has_4_byte_gpte, role_quadrant
 from .shadowwalk cimport walk_level, walk_next, walk_sptep, walk_start
 from .spte cimport is_host_writable, is_mmio, mmio_gfn, spte_to_child, spte_to_pfn
 from .unsync cimport UnsyncWalk, is_unsync, leads_to_unsync, unlink_unsync_page, unsync_walk

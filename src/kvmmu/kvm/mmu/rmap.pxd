@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, hpa_t, pfn_t
-from ...host.frames cimport FrameAllocator
+from ...addr cimport u32, u64, gfn_t, hpa_t
 from ...hw.memory cimport PhysicalMemory
 from ..memslots cimport Memslot
 from ..requests cimport flush_remote_tlbs_gfn
@@ -10,7 +9,7 @@ from .change cimport clear_track_bits, count_pages, update_spte
 from .page cimport ShadowPage
 from .pages cimport set_translation, slot_of_sp, sp_gfn, sptep_index, sptep_to_sp
 from .role cimport role_level
-from .spte cimport SpteFormat, is_mmu_writable, is_shadow_present, is_writable
+from .spte cimport is_mmu_writable, is_shadow_present, is_writable
 
 cdef u64 ONE, PAGE_SIZE, PTE_LIST_DESC_SIZE, PTE_LIST_EXT, PT_WRITABLE, RMAP_RECYCLE_THRESHOLD
 

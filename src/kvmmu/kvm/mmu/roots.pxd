@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, hpa_t, gpa_t, hpa_to_pfn, pfn_to_hpa
+from ...addr cimport u32, u64, gfn_t, hpa_t, hpa_to_pfn, pfn_to_hpa
 from ...hw.memory cimport PhysicalMemory
 from ..memslots cimport Memslots
 from ..requests cimport make_request
-from ..policy cimport Policy
 from ..vcpu cimport Vcpu
-from ..vendor cimport Vendor
 from ..vm cimport Vm
 from .context cimport Mmu
 from .mmio cimport clear_any_gva
 from .page cimport ShadowPage
-from .pages cimport clear_flood_count, is_obsolete, root_to_sp, sptep_to_sp
+from .pages cimport clear_flood_count, is_obsolete, root_to_sp
 from .resync cimport is_unsync_root, sync_roots
 from .role cimport cpu_role_level, role_direct, role_invalid, role_level, role_with_level, role_with_quadrant
 from .shadow cimport get_page
 from .shadowwalk cimport is_dummy_root
-from .spte cimport SpteFormat, spte_to_child
+from .spte cimport spte_to_child
 from .zap cimport commit_zap, make_pages_available, prepare_zap
 from .pagefault cimport topup_caches
 from .walker cimport guest_pgd, read_pdptr

@@ -14,7 +14,6 @@ from .page cimport ShadowPage
 from .pages cimport alloc_page, bucket_head, clear_flood_count, has_gptes, is_obsolete, sptep_index, sptep_to_sp
 from .resync cimport is_invalid_gpte, sync_children, sync_page
 from .role cimport (child_role, cpu_role_level, role_access, role_ad_disabled, role_direct, role_invalid, role_level)
-from ..invalidation cimport Invalidation
 from .gpte cimport GpteFormat, gpte_access, gpte_to_gfn, protect_clean
 from .hugepage cimport adjust
 from .shadowwalk cimport is_dummy_root, walk_level, walk_next, walk_sptep, walk_start
@@ -40,7 +39,7 @@ cpdef int validate_direct(Vcpu vcpu, hpa_t sptep, u32 access) except -1
 cpdef u64 fetch_tables(Vcpu vcpu, PageFault fault, GuestWalk gw, u64 step) except? 0x5A5A5A5A5A
 @cython.locals(sptep=hpa_t, sp=ShadowPage, gfn=gfn_t)
 cpdef u64 fetch_direct_tables(Vcpu vcpu, PageFault fault, u32 access, u64 step) except? 0x5A5A5A5A5A
-@cython.locals(vm=Vm, mmu=Mmu, step=u64, top=int, sptep=hpa_t, verdict=int)
+@cython.locals(vm=Vm, mmu=Mmu, step=u64, top=int, verdict=int)
 cpdef int fetch(Vcpu vcpu, PageFault fault, GuestWalk gw, Leaf leaf) except? -99
 @cython.locals(sptep=hpa_t, verdict=int)
 cpdef int install(Vcpu vcpu, PageFault fault, Leaf leaf, u64 step) except? -99

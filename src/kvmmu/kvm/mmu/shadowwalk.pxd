@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ...addr cimport u64, hpa_t, pfn_to_hpa
-from ...hw.memory cimport PhysicalMemory
 from ..mode cimport begin_reading, end_reading
 from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .context cimport Mmu
-from .page cimport ShadowPage
 from .pages cimport clear_flood_count, sptep_to_sp
 from .role cimport role_level
 from .spte cimport is_last, is_shadow_present

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t
+from ...addr cimport u64, gfn_t
 from ..memslots cimport Memslot
 from ..requests cimport flush_remote_tlbs, flush_remote_tlbs_gfn
 from ..vm cimport Vm

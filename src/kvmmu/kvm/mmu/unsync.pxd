@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, hpa_t
-from ...hw.memory cimport PhysicalMemory
+from ...addr cimport u64, gfn_t, hpa_t
 from ..memslots cimport Memslot
 from ..vm cimport Vm
 from .mmutrace cimport trace_sync_page, trace_unsync_page

@@ -13,7 +13,7 @@ from .context cimport Mmu, is_rsvd_bits_set, permission_fault
 from .gpte cimport GpteFormat, gpte_access, is_present_gpte, protect_clean
 from .mmutrace cimport trace_pagetable_walk, trace_paging_element, trace_set_accessed_bit, trace_set_dirty_bit
 from .mmutrace cimport trace_walker_error
-from .role cimport cpu_role_efer_nx, cpu_role_has_4_byte_gpte, cpu_role_level, cpu_role_paging, cpu_role_pse
+from .role cimport cpu_role_efer_nx, cpu_role_level, cpu_role_paging, cpu_role_pse
 from .role cimport cpu_role_smep
 
 cdef int PDPTRS_BAD, PDPTRS_CHANGED, PDPTRS_SAME, PTE_PREFETCH_NUM, PT_PKEY_SHIFT

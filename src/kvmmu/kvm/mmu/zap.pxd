@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, hpa_t
+from ...addr cimport u64, hpa_t
 from ...hw.memory cimport PhysicalMemory
 from ..requests cimport flush_remote_tlbs, make_all_cpus_request
 from ..vm cimport Vm

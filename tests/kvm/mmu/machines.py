@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Small machines for the tests of kvm's MMU: a guest with tables and a window to them, and what its tests look at.
+
+What they look at is read from memory and from the pages' public fields, not asked of the room that is tested.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from kvmmu import GuestTables, Params, World
+from kvmmu.hw.bits import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_USER, PT_WRITABLE
+from kvmmu.kvm.mmu.page import ShadowPage
+from kvmmu.kvm.vcpu import Vcpu
+from kvmmu.kvm.vm import Vm
+from kvmmu.world import Access
+
+P, W, U, AD = PT_PRESENT, PT_WRITABLE, PT_USER, PT_ACCESSED | PT_DIRTY
+RO = P | U
+RW = P | W | U
+TABLES, NR_TABLE_BYTES = 0x10000, 0x40000
+#: Small data pages, and memory for large ones.
+DATA, LARGE = 0x100000, 0x400000
+MEMORY = 16 << 20
+HOLE = 0x4000_0000
+#: Gvas apart from each other at every level.
+VA, VB = 0x40_0000, 0x60_0000
+
+
+class Guest:
+    """A world with one slot, a vCPU with tables, and a window through which the guest edits them."""
+
+    def __init__(self, mode: str = "4-level", *settings: str, npt: bool = False, memory: int = MEMORY) -> None:
+        params = Params(npt=npt, tlb_keep_all=True).with_settings(settings)
+        self.world = World(params, nr_frames=16384)
+        self.hva = self.world.add_slot(0, 0, memory)
+        self.vcpu = self.world.create_vcpu()
+        self.tables = self.world.tables(mode, TABLES, nr_bytes=NR_TABLE_BYTES)
+        self.window = 0x8000_0000 if mode in ("2-level", "2-level-pse", "pae") else 0x7000_0000_0000
+        flags = P | W | AD
+        for gpa in range(TABLES, TABLES + NR_TABLE_BYTES, 4096):
+            self.tables.map(self.window + gpa, gpa, flags=flags)
+        for number in range(16):
+            self.world.poke(DATA + number * 4096, 0xD000 + number)
+        self.world.load_registers(self.vcpu, self.tables.registers())
+
+    def by(self, vcpu: Vcpu) -> GuestTables:
+        """The tables, edited by the guest's own stores."""
+        edited = self.world.tables(self.tables.mode_name, self.tables.root, vcpu=vcpu, window=self.window)
+        edited.new_table = self.tables.new_table
+        return edited
+
+    @property
+    def edit(self) -> GuestTables:
+        return self.by(self.vcpu)
+
+    def read(self, gva: int, *, user: bool = True, vcpu: Vcpu | None = None) -> int | Access:
+        """The word there, or what came instead."""
+        result = self.world.read(vcpu or self.vcpu, gva, user=user)
+        return int.from_bytes(result.data, "little") if result.kind == "done" else result
+
+    def write(self, gva: int, value: int = 1, *, user: bool = True) -> str:
+        """ "done", "mmio", or the error code of the fault."""
+        result = self.world.write(self.vcpu, gva, value, user=user)
+        return f"{result.error_code:#x}" if result.kind == "fault" else result.kind
+
+    def reload_cr3(self) -> None:
+        assert self.world.mov_cr3(self.vcpu, self.vcpu.cr3)
+
+    def faults(self) -> int:
+        return self.world.counters()["pf_taken"]
+
+    def audit(self) -> None:
+        self.world.audit()
+
+    def second_root(self) -> int:
+        """Another root table with the same entries."""
+        other = self.tables.new_table()
+        self.world.poke(other, self.world.peek(self.tables.root, 4096))
+        return other
+
+
+def raw_table(guest: Guest, entries: dict[int, int]) -> int:
+    """A fresh table with these entries; its gpa."""
+    table = guest.tables.new_table()
+    guest.world.poke(table, bytes(4096))
+    for index, entry in entries.items():
+        guest.world.poke(table + 8 * index, entry)
+    return table
+
+
+#: An empty spte, and the bits of a present one that hardware ignores: host-writable, MMU-writable, MMU-present.
+EMPTY = 1 << 63
+HOST_W, MMU_W, SHADOW = 1 << 9, 1 << 10, 1 << 11
+ADDRESS = 0x000F_FFFF_FFFF_F000
+#: Bits of a page role: direct, invalid, and the access triple at its place.
+DIRECT, INVALID, ACCESS_ALL = 1 << 7, 1 << 11, 7 << 8
+#: No root, no slot's gpa.
+NONE = 2**64 - 1
+
+
+@contextlib.contextmanager
+def held(vm: Vm) -> Iterator[None]:
+    """``mmu_lock``, exclusive: what most functions below a page fault want of their caller."""
+    vm.mmu_lock.write_lock()
+    try:
+        yield
+    finally:
+        vm.mmu_lock.write_unlock()
+
+
+def pages_of(world: World, gfn: int, level: int) -> list[ShadowPage]:
+    """The active shadow pages of this gfn and level, newest first."""
+    return [sp for sp in world.shadow_pages() if sp.gfn == gfn and sp.role & 15 == level]
+
+
+def page_of(world: World, gfn: int, level: int) -> ShadowPage:
+    """The one active shadow page of this gfn and level."""
+    (sp,) = pages_of(world, gfn, level)
+    return sp
+
+
+def hashed(vm: Vm) -> list[ShadowPage]:
+    """Every page that is in the hash, zapped roots too."""
+    found = []
+    for head in vm.mmu_page_hash:
+        sp = head
+        while sp is not None:
+            found.append(sp)
+            sp = sp.hash_next
+    return found
+
+
+def flushes(vm: Vm) -> int:
+    """Remote TLB flushes that were asked for so far."""
+    return vm.stat.remote_tlb_flush_requests
+
+
+def has_request(vcpu: Vcpu, number: int) -> bool:
+    """Whether the vCPU has been asked for request ``number``."""
+    return bool(vcpu.requests >> number & 1)
