@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 #: The widths of machine words, all bits set.
 U64 = 0xFFFF_FFFF_FFFF_FFFF
 U32 = 0xFFFF_FFFF
@@ -22,5 +24,6 @@ PG_LEVEL_4K = 1
 PG_LEVEL_2M = 2
 PG_LEVEL_1G = 3
 
-#: No address: all ones, as the kernel's INVALID_PAGE and INVALID_GPA.
-INVALID_PAGE = U64
+#: No address, of whatever kind: all ones, as the kernel's INVALID_PAGE and INVALID_GPA. Nothing, likewise of any kind.
+INVALID_PAGE: Any = U64
+NOTHING: Any = 0

@@ -23,6 +23,7 @@ from .hw.cpumodel import CpuModel
 from .hw.memory import PhysicalMemory
 from .kvm import emulate as emulator
 from .kvm import guestmem, insn, regions, run, sregs
+from .kvm.bits import INVALID_GPA
 from .kvm.mmu import audit as mmu_audit
 from .kvm.mmu import dirty, shadowwalk, walker, zap
 from .kvm.mmu.notify import MmuNotifier
@@ -40,7 +41,7 @@ from .kvm.outcome import (
 )
 from .kvm.regions import UserMemoryRegion
 from .kvm.vcpu import Vcpu
-from .page_types import INVALID_PAGE, PAGE_SHIFT, PAGE_SIZE, U64
+from .page_types import PAGE_SHIFT, PAGE_SIZE, U64
 from .params import Params
 from .sync import Gate
 from .tracepoint import Event
@@ -132,7 +133,7 @@ class World:
         try:
             if populate:
                 self.mm.populate(hva, size)
-            self.set_region(UserMemoryRegion(slot, flags, gpa, size, hva))  # type: ignore[arg-type]
+            self.set_region(UserMemoryRegion(slot, flags, Gpa(gpa), size, hva))
         except KvmmuError:
             self.mm.munmap(hva, size)
             raise
@@ -150,7 +151,7 @@ class World:
 
         :raises KvmIoctlError: EINVAL, there is no such slot.
         """
-        self.set_region(UserMemoryRegion(slot, 0, 0, 0, 0))  # type: ignore[arg-type]
+        self.set_region(UserMemoryRegion(slot, 0, Gpa(0), 0, Hva(0)))
 
     def dirty_log(self, slot: int) -> bytes:
         """KVM_GET_DIRTY_LOG: one bit per page of ``slot``, cleared with this call."""
@@ -293,7 +294,7 @@ class World:
         self._check_linear(vcpu, gva, size)
         first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
         # Every page must be reachable before anything is stored.
-        places: list[tuple[int, int, int]] = []
+        places: list[tuple[Hpa, int, int]] = []
         for start, end in ((0, first), (first, size)):
             if start == end:
                 continue
@@ -308,9 +309,9 @@ class World:
                 return self._emulate(vcpu, gva, kind, data, size)
             places.append((vcpu.cpu.hpa, start, end))
         if data is None:
-            return Access("done", b"".join(self.memory.read(hpa, end - start) for hpa, start, end in places))  # type: ignore[arg-type]
+            return Access("done", b"".join(self.memory.read(hpa, end - start) for hpa, start, end in places))
         for hpa, start, end in places:
-            self.memory.write(hpa, data[start:end])  # type: ignore[arg-type]
+            self.memory.write(hpa, data[start:end])
         return Access("done")
 
     @staticmethod
@@ -344,7 +345,7 @@ class World:
             return self.peek(vcpu.mmio_gpa, size)
         second = self.peek(vcpu.mmio_gpa, size - first)
         gpa = walker.gva_to_gpa(vcpu, vcpu.walk_mmu, Gva(gva), emulator.walk_access(kind))
-        return self.peek(vcpu.exit_address if gpa == INVALID_PAGE else gpa, first) + second
+        return self.peek(vcpu.exit_address if gpa == INVALID_GPA else gpa, first) + second
 
     # Looking.
 

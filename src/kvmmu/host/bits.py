@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..addr import Hva
+from ..addr import Hpa, Hva, Pfn
 
 # Flags of a frame, as of ``struct page``.
 #: Written to since it was handed out (``SetPageDirty``).
@@ -17,7 +17,7 @@ PG_BLOCK_2M = 8
 #: Part of a 1G block.
 PG_BLOCK_1G = 16
 #: No frame: the result of lookups that found none.
-NO_PFN = 0xFFFF_FFFF_FFFF_FFFF
+NO_PFN = Pfn(0xFFFF_FFFF_FFFF_FFFF)
 
 # An entry of the process's page table: one word for each 4K page, whatever the size of the mapping.
 HPTE_PRESENT = 1
@@ -32,11 +32,11 @@ MMAP_BASE = Hva(0x7F00_0000_0000)
 USER_END = Hva(0x7FFF_FFFF_F000)
 
 #: user_access() found no way to that byte.
-NO_HPA = 0xFFFF_FFFF_FFFF_FFFF
+NO_HPA = Hpa(0xFFFF_FFFF_FFFF_FFFF)
 #: gup(): no range holds the address (the kernel's -EFAULT).
-GUP_NO_VMA = 0xFFFF_FFFF_FFFF_FFF2
+GUP_NO_VMA = Pfn(0xFFFF_FFFF_FFFF_FFF2)
 #: gup(): a write to a range without write permission (also -EFAULT in the kernel).
-GUP_READ_ONLY = 0xFFFF_FFFF_FFFF_FFF3
+GUP_READ_ONLY = Pfn(0xFFFF_FFFF_FFFF_FFF3)
 #: Results of gup() from here on are no frames.
 GUP_ERRORS = 0xFFFF_FFFF_FFFF_F000
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..addr cimport u8, u32, s32, u64, pfn_t, pages_per_level
+from ..addr cimport u8, u32, s32, u64, pfn_t, pages_per_level, pfn_to_hpa
 from ..hw.memory cimport PhysicalMemory
 
 cdef u64 PAGE_SHIFT, PG_ACCESSED, PG_BLOCK_1G, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED

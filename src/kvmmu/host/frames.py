@@ -15,10 +15,9 @@ import mmap
 import struct
 from typing import Any
 
-from ..addr import Pfn, pages_per_level
+from ..addr import Pfn, pages_per_level, pfn_to_hpa
 from ..errors import KvmBug, OutOfFrames, UserError
 from ..hw.memory import PhysicalMemory
-from ..page_types import PAGE_SHIFT
 from .bits import PG_ACCESSED, PG_BLOCK_1G, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED
 
 _MAX_FRAMES = 1 << 32
@@ -98,7 +97,7 @@ class FrameAllocator:
         if self.nr_stacked == 0 and self.fresh_pfn < self.top_pfn:
             return self._alloc_slow()
         pfn = self.alloc()
-        self.memory.fill_words(pfn << PAGE_SHIFT, 0, 512)  # type: ignore[arg-type]
+        self.memory.fill_words(pfn_to_hpa(pfn), 0, 512)
         return pfn
 
     def alloc_block(self, level: int) -> Pfn:
@@ -118,14 +117,14 @@ class FrameAllocator:
         pfn = self.alloc_block(level)
         # What was never handed out is still zero; leave it untouched, so that it takes no memory of the real host.
         if not fresh:
-            self.memory.fill_words(pfn << PAGE_SHIFT, 0, pages_per_level(level) * 512)  # type: ignore[arg-type]
+            self.memory.fill_words(pfn_to_hpa(pfn), 0, pages_per_level(level) * 512)
         return pfn
 
     def head(self, pfn: Pfn) -> Pfn:
         """First frame of the block that holds ``pfn``, or ``pfn`` itself: where its count and flags are kept."""
         if self.flags[pfn] & _PG_BLOCK_MASK == 0:
             return pfn
-        return pfn & ~(pages_per_level(2 if self.flags[pfn] & PG_BLOCK_2M else 3) - 1)  # type: ignore[return-value]
+        return pfn & ~(pages_per_level(2 if self.flags[pfn] & PG_BLOCK_2M else 3) - 1)
 
     def get(self, pfn: Pfn) -> int:
         """Take a reference to a frame in use; :class:`KvmBug` if it is free or does not exist."""
@@ -180,13 +179,13 @@ class FrameAllocator:
     def _alloc_slow(self) -> Pfn:
         if self.fresh_pfn < self.top_pfn:
             pfn = self.fresh_pfn
-            self.fresh_pfn += 1  # type: ignore[assignment]
+            self.fresh_pfn += 1
             self.refcount[pfn] = 1
             self.nr_free -= 1
             return pfn
         if not self.free_blocks[2] and self.free_blocks[3]:
             pfn = self.free_blocks[3].pop()
-            self._break_down(pfn, pfn + pages_per_level(3))  # type: ignore[arg-type]
+            self._break_down(pfn, pfn + pages_per_level(3))
         if not self.free_blocks[2]:
             raise OutOfFrames(f"no free frame left of {self.nr_frames} ({self.nr_frames >> 8} MB): give the host more")
         pfn = self.free_blocks[2].pop()
@@ -201,12 +200,12 @@ class FrameAllocator:
         nr = pages_per_level(level)
         if self.top_pfn >= nr and (self.top_pfn - nr) & ~(nr - 1) >= self.fresh_pfn:
             first = (self.top_pfn - nr) & ~(nr - 1)
-            self._break_down(first + nr, self.top_pfn)  # type: ignore[arg-type]
-            self.top_pfn = first  # type: ignore[assignment]
-            return first  # type: ignore[return-value]
+            self._break_down(first + nr, self.top_pfn)
+            self.top_pfn = first
+            return first
         if level == 2 and self.free_blocks[3]:
             first = self.free_blocks[3].pop()
-            self._break_down(first, first + pages_per_level(3))  # type: ignore[arg-type]
+            self._break_down(first, first + pages_per_level(3))
             return self.free_blocks[2].pop()
         size = "2M" if level == 2 else "1G"
         raise OutOfFrames(f"no free aligned {size} block in {self.nr_frames} frames ({self.nr_free} free)")
@@ -217,11 +216,11 @@ class FrameAllocator:
             block = (pfn + 511) & ~511
             if block == pfn and pfn + 512 <= end:
                 self.free_blocks[2].append(pfn)
-                pfn += 512  # type: ignore[assignment]
+                pfn += 512
             else:
                 self.free_frames[self.nr_stacked] = pfn
                 self.nr_stacked += 1
-                pfn += 1  # type: ignore[assignment]
+                pfn += 1
         return 0
 
     # Turn a free run into a block with one reference.

@@ -266,7 +266,7 @@ class Mm:
         """The frame behind ``hva`` with a reference taken, if it is mapped and permits the access; else ``NO_PFN``."""
         hpte = self.hpte(hva)
         if hpte & HPTE_PRESENT == 0 or (write and hpte & HPTE_WRITABLE == 0):
-            return NO_PFN  # type: ignore[return-value]
+            return NO_PFN
         pfn = (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT
         self.frames.get(pfn)  # type: ignore[arg-type]
         return pfn  # type: ignore[return-value]
@@ -282,9 +282,9 @@ class Mm:
             return pfn
         fault = self.fault_in(hva, write)
         if fault == VM_FAULT_NO_VMA:
-            return GUP_NO_VMA  # type: ignore[return-value]
+            return GUP_NO_VMA
         if fault == VM_FAULT_READ_ONLY:
-            return GUP_READ_ONLY  # type: ignore[return-value]
+            return GUP_READ_ONLY
         return self.gup_fast(hva, write)
 
     def user_access(self, hva: Hva, write: bool) -> Hpa:
@@ -294,11 +294,11 @@ class Mm:
         """
         vma = self.find_vma(hva)
         if vma is None:
-            return NO_HPA  # type: ignore[return-value]
+            return NO_HPA
         hpte = vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
         if hpte & HPTE_PRESENT == 0 or (write and hpte & HPTE_WRITABLE == 0):
             if self.fault_in(hva, write) != 0:
-                return NO_HPA  # type: ignore[return-value]
+                return NO_HPA
             hpte = self.hpte(hva)
         return (hpte & HPTE_PFN_MASK) | page_offset(hva)  # type: ignore[return-value]
 

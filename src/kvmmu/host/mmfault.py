@@ -55,7 +55,7 @@ def _try_map_block(table: PageTable, vma: Vma, hva: Hva, level: int) -> bool:
     except OutOfFrames:
         return False
     hpte = (first << PAGE_SHIFT) | HPTE_PRESENT | (HPTE_WRITABLE if vma.writable else 0)
-    table.map_pages(vma, hva & ~((pages_per_level(level) << PAGE_SHIFT) - 1), hpte, level)  # type: ignore[arg-type]
+    table.map_pages(vma, hva & ~((pages_per_level(level) << PAGE_SHIFT) - 1), hpte, level)
     return True
 
 
@@ -63,7 +63,7 @@ def _try_map_block(table: PageTable, vma: Vma, hva: Hva, level: int) -> bool:
 def _break_cow(table: PageTable, chain: NotifierChain, vma: Vma, hva: Hva) -> int:
     page = hva & HPTE_PFN_MASK
     new = table.frames.alloc_zeroed()
-    chain.range_start(page, page + PAGE_SIZE)  # type: ignore[arg-type]
-    table.map_pages(vma, page, (new << PAGE_SHIFT) | HPTE_PRESENT | HPTE_WRITABLE, 1)  # type: ignore[arg-type]
-    chain.range_end(page, page + PAGE_SIZE)  # type: ignore[arg-type]
+    chain.range_start(page, page + PAGE_SIZE)
+    table.map_pages(vma, page, (new << PAGE_SHIFT) | HPTE_PRESENT | HPTE_WRITABLE, 1)
+    chain.range_end(page, page + PAGE_SIZE)
     return 0

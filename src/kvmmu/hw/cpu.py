@@ -100,7 +100,7 @@ class Cpu(Registers):
         ``gva`` must be canonical in long mode (else the caller raises #GP); outside it has 32 bits. An access that
         crosses pages is made page by page by the caller.
         """
-        gva &= self.gva_mask  # type: ignore[assignment]
+        gva &= self.gva_mask
         translation = self.tlb.find(gva)
         if translation:
             # kind_index(), written out.
@@ -203,7 +203,7 @@ class Cpu(Registers):
 
     def invlpg(self, gva: Gva) -> int:
         """INVLPG: flush the page of ``gva``, of whatever size. INSN_DONE (a non-canonical address is ignored)."""
-        self.tlb.invlpg(gva & self.gva_mask)  # type: ignore[arg-type]
+        self.tlb.invlpg(gva & self.gva_mask)
         return INSN_DONE
 
     def invpcid(self, kind: int, pcid: int, gva: Gva) -> int:
@@ -214,7 +214,7 @@ class Cpu(Registers):
         if kind == INVPCID_ADDRESS:
             if self.efer & EFER_LMA and not self.is_canonical(gva):
                 return INSN_GP
-            self.tlb.invlpg_pcid(pcid, gva & self.gva_mask)  # type: ignore[arg-type]
+            self.tlb.invlpg_pcid(pcid, gva & self.gva_mask)
         elif kind == INVPCID_CONTEXT:
             self.tlb.flush_pcid(pcid)
         elif kind == INVPCID_ALL:
@@ -287,7 +287,7 @@ class Cpu(Registers):
 
     def flush_gva(self, gva: Gva) -> int:
         """INVLPGA with the current address-space tag: the page of ``gva`` goes under every PCID of it; return 0."""
-        return self.tlb.invlpg_space(gva & self.gva_mask)  # type: ignore[arg-type]
+        return self.tlb.invlpg_space(gva & self.gva_mask)
 
     def flush_all(self) -> int:
         """Flush every address space; return 0."""

@@ -18,7 +18,7 @@ set through the table's host address. Source: Intel SDM volume 3, "Paging"; AMD 
 
 from __future__ import annotations
 
-from ..addr import Gpa, Gva, Hpa
+from ..addr import Address, Gpa, Gva, Hpa
 from ..page_types import INVALID_PAGE, ONE, PAGE_SHIFT
 from .bits import (
     ACCESS_IMPLICIT,
@@ -105,8 +105,8 @@ class Walk:
     def __init__(self) -> None:
         self.nr = 0
         self.levels = [0] * 6
-        self.entries = [0] * 6
-        self.places = [0] * 6
+        self.entries: list[Address] = [0] * 6
+        self.places: list[Address] = [0] * 6
         self.gpa = Gpa(0)
         self.hpa = Hpa(0)
         self.level = 0
@@ -140,7 +140,7 @@ def page_walk(regs: Registers, gva: Gva, kind: int, out: Walk) -> int:
     """
     if kind & ACCESS_IMPLICIT:
         kind = kind & ~ACCESS_USER
-    gva &= regs.gva_mask  # type: ignore[assignment]
+    gva &= regs.gva_mask
     status = _RESTART
     while status == _RESTART:
         if regs.levels == 0:
@@ -169,7 +169,7 @@ def _walk_tables(regs: Registers, gva: Gva, kind: int, out: Walk) -> int:
     allowed = _TR_BOTH
     nx = 0
     while True:
-        status = _read_entry(regs, table, _entry_offset(regs, gva, level), out)  # type: ignore[arg-type]
+        status = _read_entry(regs, table, _entry_offset(regs, gva, level), out)
         if status != HW_HIT:
             return status
         entry = out.entries[out.nr]
@@ -206,32 +206,32 @@ def _entry_offset(regs: Registers, gva: Gva, level: int) -> int:
 
 
 # Read the entry into the element number out.nr, which the caller then counts.
-def _read_entry(regs: Registers, table: Gpa, offset: int, out: Walk) -> int:
+def _read_entry(regs: Registers, table: Address, offset: int, out: Walk) -> int:
     if regs.has_pdptrs and out.nr == 0 and not regs.nested:
         out.places[0] = INVALID_PAGE
         out.entries[0] = regs.pdptrs[offset >> 3]
         return HW_HIT
-    place = table + offset
+    place: Address = table + offset
     if regs.nested:
-        if translate(regs, place, _TABLE_ACCESS, out.nested) != HW_HIT:  # type: ignore[arg-type]
+        if translate(regs, place, _TABLE_ACCESS, out.nested) != HW_HIT:
             return _nested_fault(out)
         place = out.nested.hpa
     out.places[out.nr] = place
     if regs.entry_size == 4:
-        out.entries[out.nr] = regs.memory.read_once32(place)  # type: ignore[arg-type]
+        out.entries[out.nr] = regs.memory.read_once32(place)
     else:
-        out.entries[out.nr] = regs.memory.read_once(place)  # type: ignore[arg-type]
+        out.entries[out.nr] = regs.memory.read_once(place)
     return HW_HIT
 
 
 # What the leaf itself says: frame, page size, global, protection key.
-def _decode_leaf(regs: Registers, gva: Gva, entry: int, level: int, out: Walk) -> int:
+def _decode_leaf(regs: Registers, gva: Gva, entry: Address, level: int, out: Walk) -> int:
     offset = (ONE << (PAGE_SHIFT + regs.index_bits * (level - 1))) - 1
     gpa = (entry & PT_FRAME & ~offset) | (gva & offset)
     out.large4m = regs.entry_size == 4 and level == 2
     if out.large4m:
         gpa |= (entry & PT_PSE36_LOW) << PT_PSE36_SHIFT
-    out.gpa = gpa  # type: ignore[assignment]
+    out.gpa = gpa
     out.level = level
     out.is_global = regs.has_global and (entry & PT_GLOBAL) != 0
     out.pkey = (entry >> PT_PKEY_SHIFT) & 15 if regs.has_pkeys else 0

@@ -13,7 +13,7 @@ A fault is a value: ``fault_gpa`` and ``fault_code`` in the record, the latter w
 
 from __future__ import annotations
 
-from ..addr import Gpa, Hpa
+from ..addr import Address, Gpa, Hpa
 from ..page_types import LEVEL_BITS, ONE, PAGE_SHIFT
 from .bits import (
     HW_HIT,
@@ -61,8 +61,8 @@ class NestedWalk:
     def __init__(self) -> None:
         self.nr = 0
         self.levels = [0] * 6
-        self.entries = [0] * 6
-        self.places = [0] * 6
+        self.entries: list[Address] = [0] * 6
+        self.places: list[Address] = [0] * 6
         self.hpa = Hpa(0)
         self.level = 0
         self.writable = False
@@ -94,12 +94,12 @@ def _walk(regs: Registers, gpa: Gpa, access: int, out: NestedWalk) -> int:
     out.nr = 0
     if gpa >> (PAGE_SHIFT + LEVEL_BITS * level):
         return _fault(out, gpa, access)
-    table = regs.ncr3 & PT_FRAME
+    table: Address = regs.ncr3 & PT_FRAME
     allowed = PT_WRITABLE | PT_USER
     is_nx = False
     while True:
         place = table + ((gpa >> (PAGE_SHIFT + LEVEL_BITS * (level - 1))) & 511) * 8
-        entry = regs.memory.read_once(place)  # type: ignore[arg-type]
+        entry = regs.memory.read_once(place)
         out.levels[out.nr] = level
         out.entries[out.nr] = entry
         out.places[out.nr] = place
@@ -145,7 +145,7 @@ def _set_accessed_dirty(regs: Registers, access: int, out: NestedWalk) -> int:
         new = entry | PT_ACCESSED
         if i == last and access & PFERR_WRITE:
             new |= PT_DIRTY
-        if new != entry and not regs.memory.cmpxchg(out.places[i], entry, new):  # type: ignore[arg-type]
+        if new != entry and not regs.memory.cmpxchg(out.places[i], entry, new):
             return _RESTART
         i += 1
     out.dirty = (new & PT_DIRTY) != 0

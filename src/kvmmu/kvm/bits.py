@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from ..addr import Gpa, Hva, Pfn
+
 #: Buckets of the hash of shadow pages.
 KVM_NUM_MMU_PAGES_BUCKETS = 4096
 KVM_ADDRESS_SPACE_NUM = 2
@@ -20,16 +22,19 @@ KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63
 
 #: First address that belongs to the host's kernel (4-level paging): no hva is here or above.
 PAGE_OFFSET = 0xFFFF_8880_0000_0000
-KVM_HVA_ERR_BAD = PAGE_OFFSET
-KVM_HVA_ERR_RO_BAD = PAGE_OFFSET + 4096
+KVM_HVA_ERR_BAD = Hva(PAGE_OFFSET)
+KVM_HVA_ERR_RO_BAD = Hva(PAGE_OFFSET + 4096)
+
+#: No guest physical address.
+INVALID_GPA = Gpa(0xFFFF_FFFF_FFFF_FFFF)
 
 #: Words in place of a pfn.
 KVM_PFN_ERR_MASK = 0x7FF << 52
 KVM_PFN_ERR_NOSLOT_MASK = 0xFFF << 52
-KVM_PFN_NOSLOT = 1 << 63
-KVM_PFN_ERR_FAULT = KVM_PFN_ERR_MASK
+KVM_PFN_NOSLOT = Pfn(1 << 63)
+KVM_PFN_ERR_FAULT = Pfn(KVM_PFN_ERR_MASK)
 KVM_PFN_ERR_HWPOISON = KVM_PFN_ERR_MASK + 1
-KVM_PFN_ERR_RO_FAULT = KVM_PFN_ERR_MASK + 2
+KVM_PFN_ERR_RO_FAULT = Pfn(KVM_PFN_ERR_MASK + 2)
 KVM_PFN_ERR_SIGPENDING = KVM_PFN_ERR_MASK + 3
 
 # Requests to a vCPU: numbers of bits of ``vcpu.requests``.

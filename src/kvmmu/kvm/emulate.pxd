@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..addr cimport u32, u64, gva_t, gpa_t, hpa_t, gpa_to_gfn, page_offset
+from ..addr cimport u32, u64, gva_t, gpa_t, hpa_t, gpa_to_gfn, page_offset, gfn_to_gpa
 from .dirtylog cimport mark_page_dirty_in_slot
 from .guestmem cimport gpa_to_hpa
 from .kvmtrace cimport trace_emulate_insn, trace_kvm_mmio, trace_vcpu_match_mmio
@@ -19,7 +19,7 @@ cdef int EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_WRITE_PF_TO_SP, KVM_TRACE_MMIO_READ, 
 cdef int KVM_TRACE_MMIO_WRITE, UD_VECTOR, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_PROPAGATE_FAULT
 cdef int X86EMUL_RETRY_INSTR, X86EMUL_UNHANDLEABLE
 cdef u64 ACCESS_FETCH, ACCESS_IMPLICIT, ACCESS_NOT_PT_INSN, ACCESS_USER, ACCESS_WRITE, APIC_DEFAULT_PHYS_BASE
-cdef u64 EFER_LMA, INVALID_PAGE, NO_HPA, PAGE_MASK, PAGE_SIZE, PFERR_FETCH, PFERR_IMPLICIT_ACCESS, PFERR_USER
+cdef u64 EFER_LMA, INVALID_GPA, NO_HPA, PAGE_MASK, PAGE_SIZE, PFERR_FETCH, PFERR_IMPLICIT_ACCESS, PFERR_USER
 cdef u64 PFERR_WRITE, U32, U64
 
 cpdef u64 walk_access(u32 kind) noexcept

@@ -9,7 +9,7 @@ Reference: "Emulator memory path, retry and unprotect".
 
 from __future__ import annotations
 
-from ..addr import Gpa, Gva, gpa_to_gfn, page_offset
+from ..addr import Gpa, Gva, gfn_to_gpa, gpa_to_gfn, page_offset
 from ..host.bits import NO_HPA
 from ..hw.bits import (
     ACCESS_FETCH,
@@ -23,10 +23,11 @@ from ..hw.bits import (
     PFERR_WRITE,
     UD_VECTOR,
 )
-from ..page_types import INVALID_PAGE, PAGE_MASK, PAGE_SIZE, U32, U64
+from ..page_types import PAGE_MASK, PAGE_SIZE, U32, U64
 from .bits import (
     ACCESS_NOT_PT_INSN,
     APIC_DEFAULT_PHYS_BASE,
+    INVALID_GPA,
     KVM_EMUL_INSN_PROT64,
     KVM_TRACE_MMIO_READ,
     KVM_TRACE_MMIO_READ_UNSATISFIED,
@@ -67,8 +68,8 @@ def walk_access(kind: int) -> int:
 def fetch_insn(vcpu: Vcpu, kind: int) -> int:
     """Fetch the instruction at rip, as without decode assists: CONTINUE, PROPAGATE_FAULT or UNHANDLEABLE."""
     access = PFERR_FETCH | (PFERR_USER if kind & ACCESS_USER else 0)
-    gpa = gva_to_gpa_walk(vcpu, vcpu.walk_mmu, vcpu.guest_walk, vcpu.rip, access)  # type: ignore[arg-type]
-    if gpa == INVALID_PAGE:
+    gpa = gva_to_gpa_walk(vcpu, vcpu.walk_mmu, vcpu.guest_walk, vcpu.rip, access)
+    if gpa == INVALID_GPA:
         return X86EMUL_PROPAGATE_FAULT
     if gpa_to_hpa(vcpu.memslots(), vcpu.vm.mm, gpa, False) == NO_HPA:
         return X86EMUL_UNHANDLEABLE
@@ -124,19 +125,19 @@ def find_gpa(vcpu: Vcpu, gva: Gva, kind: int, has_exit_gpa: bool) -> int:
     mmu = vcpu.mmu
     is_write = kind & ACCESS_WRITE != 0
     if has_exit_gpa:
-        vcpu.mmio_gpa = vcpu.exit_address  # type: ignore[assignment]
+        vcpu.mmio_gpa = vcpu.exit_address
         return X86EMUL_IO_NEEDED if is_mmio_gpa(vcpu, gva, vcpu.mmio_gpa, is_write) else X86EMUL_CONTINUE
     access = walk_access(kind)
     if match_gva(vcpu, gva) and (
         not cpu_role_paging(mmu.cpu_role)
         or permission_fault(mmu, vcpu.mmio_access, 0, access, vcpu.rflags, vcpu.pkru) == 0
     ):
-        vcpu.mmio_gpa = (vcpu.mmio_gfn << 12) | page_offset(gva)  # type: ignore[assignment]
+        vcpu.mmio_gpa = gfn_to_gpa(vcpu.mmio_gfn) | page_offset(gva)
         if vcpu.vm.trace.on:
             trace_vcpu_match_mmio(vcpu.vm.trace, gva, vcpu.mmio_gpa, is_write, False)
         return X86EMUL_IO_NEEDED
     gpa = gva_to_gpa_walk(vcpu, vcpu.walk_mmu, vcpu.guest_walk, gva, access)
-    if gpa == INVALID_PAGE:
+    if gpa == INVALID_GPA:
         inject_page_fault(vcpu, vcpu.guest_walk)
         return X86EMUL_PROPAGATE_FAULT
     vcpu.mmio_gpa = gpa
@@ -192,7 +193,7 @@ def emulate_memory(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: in
         fragment = vcpu.mmio_gpa
     if ret != X86EMUL_PROPAGATE_FAULT and size > first:
         size -= first
-        gva = (gva + first) & (U64 if vcpu.efer & EFER_LMA else U32)  # type: ignore[assignment]
+        gva = (gva + first) & (U64 if vcpu.efer & EFER_LMA else U32)
         ret = one_page(vcpu, gva, kind, None if data is None else data[first:], size, direct and offset == 0)
         if ret == X86EMUL_IO_NEEDED and not is_mmio:
             is_mmio = True

@@ -30,11 +30,11 @@ def gpa_to_hpa(slots: Memslots, mm: Mm, gpa: Gpa, write: bool) -> Hpa:
     gfn = gpa_to_gfn(gpa)
     slot = slots.find(gfn)
     if slot is None:
-        return NO_HPA  # type: ignore[return-value]
+        return NO_HPA
     hva = slot.gfn_to_hva_prot(gfn, write)
     if hva >= PAGE_OFFSET:
-        return NO_HPA  # type: ignore[return-value]
-    return mm.user_access(hva + page_offset(gpa), write)  # type: ignore[arg-type]
+        return NO_HPA
+    return mm.user_access(hva + page_offset(gpa), write)
 
 
 def read_guest(vm: Vm, as_id: int, gpa: Gpa, length: int) -> bytes | None:

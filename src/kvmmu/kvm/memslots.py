@@ -160,14 +160,14 @@ class Memslot:
 
     def gfn_to_hva(self, gfn: Gfn) -> Hva:
         """Address of ``gfn`` in the process, whatever the slot's flags; ``gfn`` lies in the slot."""
-        return self.userspace_addr + ((gfn - self.base_gfn) << PAGE_SHIFT)  # type: ignore[return-value]
+        return self.userspace_addr + ((gfn - self.base_gfn) << PAGE_SHIFT)
 
     def gfn_to_hva_prot(self, gfn: Gfn, write: bool) -> Hva:
         """:meth:`gfn_to_hva`, or ``KVM_HVA_ERR_BAD`` (INVALID slot), ``KVM_HVA_ERR_RO_BAD`` (write to read-only)."""
         if self.flags & KVM_MEMSLOT_INVALID:
-            return KVM_HVA_ERR_BAD  # type: ignore[return-value]
+            return KVM_HVA_ERR_BAD
         if write and self.flags & KVM_MEM_READONLY:
-            return KVM_HVA_ERR_RO_BAD  # type: ignore[return-value]
+            return KVM_HVA_ERR_RO_BAD
         return self.gfn_to_hva(gfn)
 
     def contains(self, gfn: Gfn) -> bool:
@@ -253,7 +253,7 @@ class Memslots:
         """Address of ``gfn`` in the process, or an error hva: no slot, an INVALID one, a write to a read-only one."""
         slot = self.find(gfn)
         if slot is None:
-            return KVM_HVA_ERR_BAD  # type: ignore[return-value]
+            return KVM_HVA_ERR_BAD
         return slot.gfn_to_hva_prot(gfn, write)
 
     def is_visible_gfn(self, gfn: Gfn) -> bool:

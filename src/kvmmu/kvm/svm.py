@@ -52,7 +52,7 @@ def load_shadow(vcpu: Vcpu) -> int:
         efer &= ~(EFER_LMA | EFER_LME)
     cr3 = mmu.root_hpa
     if vcpu.cr4 & CR4_PCIDE:
-        cr3 |= vcpu.cr3 & CR3_PCID  # type: ignore[assignment]
+        cr3 |= vcpu.cr3 & CR3_PCID
     if vcpu.runner.load_guest(cr0, cr3, cr4, efer):
         raise KvmBug(f"the CPU refuses the shadow root {mmu.root_hpa:#x}")
     return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..addr import Gfn, Gpa, Gva
+from ..addr import Address, Gfn, Gpa, Gva
 from ..hw.cpu import Cpu, CpuRunner
 from ..hw.runner import Runner
 from ..page_types import ONE, U64
@@ -93,13 +93,13 @@ class Vcpu:
         self.efer = 0
         self.pkru = 0
         self.rflags = 2
-        self.rip = 0
+        self.rip: Address = 0
         self.smm = False
         self.set_cpuid(vm.host_maxphyaddr)
         self.guest_walk = guest_walk
         self.fault_cause = 0
         self.fault_counts = [0] * 16
-        self.exit_address = 0
+        self.exit_address: Address = 0
         self.emultype = 0
         self.run_errno = 0
         self.mmio_gpa = Gpa(0)

@@ -14,7 +14,7 @@ from ..host.frames import FrameAllocator
 from ..host.mm import Mm
 from ..hw.memory import PhysicalMemory
 from ..lockorder import RANK_LEAF, RANK_MMU, RANK_SLOTS, RANK_SLOTS_ARCH, RANK_UNDER_MMU
-from ..page_types import ONE
+from ..page_types import NOTHING, ONE
 from ..params import Params
 from ..sync import Gate, Mutex, RwLock, Srcu
 from ..tracepoint import Trace
@@ -94,7 +94,7 @@ class Vm:
         self.fmt = make_format(params.host_maxphyaddr, params.mmio_caching)
         self.policy = Policy(params, mmio_caching=self.fmt.mmio_caching)
         bits = params.host_maxphyaddr if params.npt else SPTE_MAXPHYADDR
-        self.max_gfn: Gfn = (ONE << (bits - 12)) - 1  # type: ignore[assignment]
+        self.max_gfn = Gfn((ONE << (bits - 12)) - 1)
         self.slots_lock = Mutex("slots_lock", gate, RANK_SLOTS)
         self.slots_arch_lock = Mutex("slots_arch_lock", gate, RANK_SLOTS_ARCH)
         self.mmu_lock = RwLock("mmu_lock", gate, RANK_MMU)
@@ -161,7 +161,7 @@ class Vm:
 
 def empty_list() -> ShadowPage:
     """A sentinel that links to itself: the head of an empty list of shadow pages."""
-    head = ShadowPage(0, 0, 0)  # type: ignore[arg-type]
+    head = ShadowPage(NOTHING, 0, NOTHING)
     head.link_next = head
     head.link_prev = head
     return head

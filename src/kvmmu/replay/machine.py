@@ -133,7 +133,7 @@ class GuestMachine:
         number = next(n for n in range(len(self.regions) + 1) if n not in self.regions)
         flags = KVM_MEM_READONLY if region.kind == "rom" else 0
         hva = self.hvas[region.memory] + region.offset
-        self.world.set_region(UserMemoryRegion(number, flags, region.gpa, region.size, hva))  # type: ignore[arg-type]
+        self.world.set_region(UserMemoryRegion(number, flags, Gpa(region.gpa), region.size, hva))
         self.regions[number] = region
 
     def change_map(self, reader: Reader) -> None:

@@ -5,7 +5,7 @@ from ...addr cimport u8, u32, u64, gpa_t, hpa_t
 from .gpte cimport GpteFormat
 from .role cimport cpu_role_cr0_wp, cpu_role_efer_nx, cpu_role_pke, cpu_role_smap, cpu_role_smep
 
-cdef u64 ACC_USER, INVALID_PAGE, ONE, PFERR_FETCH, PFERR_IMPLICIT_ACCESS, PFERR_PK, PFERR_PRESENT, PFERR_RSVD
+cdef u64 NOTHING, ACC_USER, INVALID_PAGE, ONE, PFERR_FETCH, PFERR_IMPLICIT_ACCESS, PFERR_PK, PFERR_PRESENT, PFERR_RSVD
 cdef u64 PFERR_USER, PFERR_WRITE, X86_EFLAGS_AC
 
 cdef u64 _PFERR_INDEX

@@ -23,7 +23,7 @@ from ...hw.bits import (
     PFERR_WRITE,
     X86_EFLAGS_AC,
 )
-from ...page_types import INVALID_PAGE, ONE
+from ...page_types import INVALID_PAGE, NOTHING, ONE
 from .bits import (
     ACC_EXEC,
     ACC_USER,
@@ -69,10 +69,10 @@ class Mmu:
     )
 
     def __init__(self) -> None:
-        self.root_hpa: Hpa = INVALID_PAGE  # type: ignore[assignment]
-        self.root_pgd: Gpa = 0  # type: ignore[assignment]
-        self.prev_hpa: list[Hpa] = [INVALID_PAGE] * 3  # type: ignore[list-item]
-        self.prev_pgd: list[Gpa] = [INVALID_PAGE] * 3  # type: ignore[list-item]
+        self.root_hpa: Hpa = INVALID_PAGE
+        self.root_pgd: Gpa = NOTHING
+        self.prev_hpa: list[Hpa] = [INVALID_PAGE] * 3
+        self.prev_pgd: list[Gpa] = [INVALID_PAGE] * 3
         self.cpu_role = 0
         self.root_role = 0
         self.fault_op = FAULT_OP_NONPAGING
@@ -83,7 +83,7 @@ class Mmu:
         self.guest_rsvd = [0] * 10
         self.shadow_rsvd = [0] * 10
         self.pdptrs = [0] * 4
-        self.pae_root: Hpa = 0  # type: ignore[assignment]
+        self.pae_root: Hpa = NOTHING
 
     def pdptr(self, index: int) -> int:
         """PDPTE ``index`` (0 to 3) of a PAE guest, as it was when CR3 was loaded."""

@@ -13,7 +13,7 @@ from .spte cimport (SpteFormat, ad_enabled, is_access_tracked, is_executable, is
                     is_shadow_present, is_writable, restore_access_track)
 
 cdef int RET_PF_FIXED, RET_PF_INVALID, RET_PF_SPURIOUS
-cdef u64 PT_PRESENT, PT_WRITABLE
+cdef u64 NOTHING, PT_PRESENT, PT_WRITABLE
 
 cdef int _MOST_TRIES
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ...addr import Hpa
 from ...hw.bits import PT_PRESENT, PT_WRITABLE
+from ...page_types import NOTHING
 from ..dirtylog import mark_page_dirty_in_slot
 from ..vcpu import Vcpu
 from ..vm import Vm
@@ -101,7 +102,7 @@ def fix_lockless(vcpu: Vcpu, fault: PageFault) -> int:
     vm = vcpu.vm
     ret = -1
     tries = 0
-    sptep: Hpa = 0  # type: ignore[assignment]
+    sptep: Hpa = NOTHING
     spte = 0
     while ret < 0:
         sptep = find_last_sptep(vcpu, fault.addr)

@@ -7,8 +7,9 @@ The stages themselves are in ``pagefault``, which reads top to bottom. Reference
 
 from __future__ import annotations
 
-from ...addr import Gfn, Hva, Pfn
+from ...addr import Address, Gfn, Hva, Pfn
 from ...hw.bits import PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE
+from ...page_types import NOTHING
 from ..bits import KVM_HVA_ERR_BAD, KVM_PFN_ERR_FAULT
 from ..memslots import Memslot
 from .bits import KVM_MAX_HUGEPAGE_LEVEL
@@ -57,10 +58,10 @@ class PageFault:
         "write_fault_to_shadow_pgtable",
     )
 
-    def __init__(self, addr: int, error_code: int, prefetch: bool = False) -> None:
+    def __init__(self, addr: Address, error_code: int, prefetch: bool = False) -> None:
         self.begin(addr, error_code, prefetch)
 
-    def begin(self, addr: int, error_code: int, prefetch: bool) -> int:
+    def begin(self, addr: Address, error_code: int, prefetch: bool) -> int:
         """Do what ``__init__`` does, without boxed arguments (compiled rooms make objects with it)."""
         self.addr = addr
         self.error_code = error_code
@@ -73,11 +74,11 @@ class PageFault:
         self.max_level = KVM_MAX_HUGEPAGE_LEVEL
         self.req_level = 1
         self.goal_level = 1
-        self.gfn: Gfn = 0  # type: ignore[assignment]
+        self.gfn: Gfn = NOTHING
         self.slot: Memslot | None = None
         self.mmu_seq = 0
-        self.hva: Hva = KVM_HVA_ERR_BAD  # type: ignore[assignment]
-        self.pfn: Pfn = KVM_PFN_ERR_FAULT  # type: ignore[assignment]
+        self.hva: Hva = KVM_HVA_ERR_BAD
+        self.pfn: Pfn = KVM_PFN_ERR_FAULT
         self.map_writable = False
         self.write_fault_to_shadow_pgtable = False
         self.validate_direct = True
@@ -92,7 +93,7 @@ class PageFault:
         )
 
 
-def make_fault(addr: int, error_code: int) -> PageFault:
+def make_fault(addr: Address, error_code: int) -> PageFault:
     """The record of a fault at ``addr`` that a guest waits for; :class:`PageFault` for callers in compiled rooms."""
     fault = PageFault.__new__(PageFault)
     fault.begin(addr, error_code, False)

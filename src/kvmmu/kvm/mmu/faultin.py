@@ -35,7 +35,7 @@ def find_pfn(vm: Vm, fault: PageFault) -> int:
     slot = fault.slot
     readonly = slot.is_readonly()  # type: ignore[union-attr]
     if fault.write and readonly:
-        fault.pfn = KVM_PFN_ERR_RO_FAULT  # type: ignore[assignment]
+        fault.pfn = KVM_PFN_ERR_RO_FAULT
         return 0
     fault.hva = slot.gfn_to_hva(fault.gfn)  # type: ignore[union-attr]
     if not readonly:
@@ -46,7 +46,7 @@ def find_pfn(vm: Vm, fault: PageFault) -> int:
             return 0
     pfn = mm.gup(fault.hva, fault.write)
     if pfn >= GUP_ERRORS:
-        fault.pfn = KVM_PFN_ERR_FAULT  # type: ignore[assignment]
+        fault.pfn = KVM_PFN_ERR_FAULT
         return 0
     fault.pfn = pfn
     fault.map_writable = fault.write
@@ -63,9 +63,9 @@ def handle_noslot(vcpu: Vcpu, fault: PageFault, access: int) -> int:
     gva = 0 if vcpu.mmu.fault_op == FAULT_OP_TDP else fault.addr
     cache_record(vcpu, gva, fault.gfn, access & vm.fmt.mmio_access_mask)  # type: ignore[arg-type]
     fault.slot = None
-    fault.pfn = KVM_PFN_NOSLOT  # type: ignore[assignment]
+    fault.pfn = KVM_PFN_NOSLOT
     fault.map_writable = False
-    fault.hva = KVM_HVA_ERR_BAD  # type: ignore[assignment]
+    fault.hva = KVM_HVA_ERR_BAD
     if not vm.policy.mmio_caching or fault.gfn > vm.max_gfn:
         return RET_PF_EMULATE
     return RET_PF_CONTINUE

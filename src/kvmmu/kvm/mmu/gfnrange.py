@@ -32,7 +32,7 @@ def unmap_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool
     flush = False
     for level in range(1, KVM_MAX_HUGEPAGE_LEVEL + 1):
         at = slot.offset[level] + slot.index(start_gfn, level)
-        last = slot.offset[level] + slot.index(end_gfn - 1, level)  # type: ignore[arg-type]
+        last = slot.offset[level] + slot.index(end_gfn - 1, level)
         while at <= last:
             if zap_rmap(vm, slot, at):
                 flush = True
@@ -78,7 +78,7 @@ def write_protect_masked(vm: Vm, slot: Memslot, base_gfn: Gfn, mask: int) -> int
         return 0
     for i in range(64):
         if (mask >> i) & ONE:
-            gfn: Gfn = base_gfn + i  # type: ignore[assignment]
+            gfn: Gfn = base_gfn + i
             rmap_write_protect(vm, slot.rmap[slot.offset[1] + slot.index(gfn, 1)], False)
     return 0
 

@@ -7,7 +7,7 @@ The walker, the sync of single entries and the prefetch ask the row of their MMU
 
 from __future__ import annotations
 
-from ...addr import Gfn, gpa_to_gfn
+from ...addr import Address, Gfn, gpa_to_gfn
 from ...hw.bits import PT_ACCESSED, PT_DIRTY, PT_NX, PT_PRESENT
 from ...page_types import ONE, U32, U64
 from .bits import ACC_ALL, ACC_WRITE, SPTE_BASE_ADDR_MASK
@@ -74,6 +74,6 @@ def protect_clean(fmt: GpteFormat, access: int, gpte: int) -> int:
     return access & ~ACC_WRITE
 
 
-def gpte_to_gfn(gpte: int) -> Gfn:
+def gpte_to_gfn(gpte: Address) -> Gfn:
     """Guest frame that the 4K leaf or directory entry ``gpte`` names."""
-    return gpa_to_gfn(gpte & SPTE_BASE_ADDR_MASK)  # type: ignore[arg-type]
+    return gpa_to_gfn(gpte & SPTE_BASE_ADDR_MASK)

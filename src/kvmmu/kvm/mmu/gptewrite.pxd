@@ -11,7 +11,7 @@ from .track cimport is_anything_shadowed
 from .walker cimport gpte_place, gva_to_gpa, read_gpte
 from .zap cimport commit_zap, flush_or_zap, prepare_zap, zap_pte
 
-cdef u64 CR4_PAE, INVALID_PAGE, PFERR_WRITE
+cdef u64 CR4_PAE, INVALID_GPA, NOTHING, NO_HPA, PFERR_WRITE
 
 cdef u64 _FLOOD_LIMIT
 

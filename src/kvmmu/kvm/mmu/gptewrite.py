@@ -8,9 +8,11 @@ Reference: "Write tracking and emulated writes to guest tables", "Emulator memor
 
 from __future__ import annotations
 
-from ...addr import Gfn, Gpa, Hpa, gpa_to_gfn, page_offset
+from ...addr import Address, Gfn, Gpa, Hpa, gpa_to_gfn, page_offset
+from ...host.bits import NO_HPA
 from ...hw.bits import CR4_PAE, PFERR_WRITE
-from ...page_types import INVALID_PAGE
+from ...page_types import NOTHING
+from ..bits import INVALID_GPA
 from ..vcpu import Vcpu
 from ..vm import Vm
 from .page import ShadowPage
@@ -50,9 +52,9 @@ def written_sptep(sp: ShadowPage, gpa: Gpa) -> Hpa:
             # A 4M entry is two of 2M.
             offset = (offset & ~7) << 1
         if offset >> 12 != role_quadrant(sp.role):
-            return 0  # type: ignore[return-value]
+            return NOTHING  # type: ignore[no-any-return]
         offset &= 4095
-    return sp.spt + (offset & ~7)  # type: ignore[return-value]
+    return sp.spt + (offset & ~7)
 
 
 def nr_written(sp: ShadowPage) -> int:
@@ -65,7 +67,7 @@ def written_gpte(vcpu: Vcpu, gpa: Gpa, nr_bytes: int) -> int:
     if nr_bytes != 4 and nr_bytes != 8:
         return 0
     place = gpte_place(vcpu, gpa)
-    if place == INVALID_PAGE:
+    if place == NO_HPA:
         return 0
     return read_gpte(vcpu, place, nr_bytes)
 
@@ -78,9 +80,9 @@ def zap_written(vcpu: Vcpu, sp: ShadowPage, gpa: Gpa, gpte: int) -> bool:
         return False
     flush = False
     for i in range(nr_written(sp)):
-        if is_shadow_present(vm.memory.read_once(sptep + (i << 3))):  # type: ignore[arg-type]
+        if is_shadow_present(vm.memory.read_once(sptep + (i << 3))):
             flush = True
-        zap_pte(vm, sp, sptep + (i << 3))  # type: ignore[arg-type]
+        zap_pte(vm, sp, sptep + (i << 3))
         if gpte and role_level(sp.role) != 1:
             vm.stat.mmu_pde_zapped += 1
     return flush
@@ -100,7 +102,7 @@ def track_write(vcpu: Vcpu, gpa: Gpa, nr_bytes: int) -> int:
     gfn = gpa_to_gfn(gpa)
     if vcpu.cr4 & CR4_PAE and nr_bytes == 4:
         # One half of a 64-bit entry.
-        gpa &= ~7  # type: ignore[assignment]
+        gpa &= ~7
         nr_bytes = 8
     gpte = written_gpte(vcpu, gpa, nr_bytes)
     vm.stat.mmu_pte_write += 1
@@ -134,7 +136,7 @@ def unprotect_gfn(vm: Vm, gfn: Gfn) -> bool:
     return done
 
 
-def unprotect_and_retry(vcpu: Vcpu, addr: int, always: bool) -> bool:
+def unprotect_and_retry(vcpu: Vcpu, addr: Address, always: bool) -> bool:
     """Stop mirroring the table at ``addr`` (gva; gpa for a direct MMU) and note that the guest may try again there.
 
     Return whether anything was zapped; with ``always`` the retry is noted even if not.
@@ -142,10 +144,10 @@ def unprotect_and_retry(vcpu: Vcpu, addr: int, always: bool) -> bool:
     vm = vcpu.vm
     done = False
     if is_anything_shadowed(vm):
-        gpa: Gpa = addr  # type: ignore[assignment]
+        gpa: Gpa = addr
         if not role_direct(vcpu.mmu.root_role):
-            gpa = gva_to_gpa(vcpu, vcpu.walk_mmu, addr, PFERR_WRITE)  # type: ignore[arg-type]
-        if gpa != INVALID_PAGE:
+            gpa = gva_to_gpa(vcpu, vcpu.walk_mmu, addr, PFERR_WRITE)
+        if gpa != INVALID_GPA:
             done = unprotect_gfn(vm, gpa_to_gfn(gpa))
     if done or always:
         vcpu.last_retry_eip = vcpu.rip

@@ -38,7 +38,7 @@ def adjust(vcpu: Vcpu, fault: PageFault) -> int:
         return 0
     fault.goal_level = fault.req_level
     mask = pages_per_level(fault.goal_level) - 1
-    if fault.gfn & mask != fault.pfn & mask:
+    if (fault.gfn ^ fault.pfn) & mask:
         raise KvmBug(f"gfn {fault.gfn:#x} and pfn {fault.pfn:#x} differ within a level {fault.goal_level} page")
-    fault.pfn &= ~mask  # type: ignore[assignment]
+    fault.pfn &= ~mask
     return 0

@@ -7,10 +7,11 @@ nobody asked for yet. ``mmu_lock`` exclusive throughout. Reference: "Installing 
 
 from __future__ import annotations
 
-from ...addr import Gfn, Hpa, pfn_to_hpa
+from ...addr import Gfn, Hpa, Pfn, pfn_to_hpa
 from ...errors import KvmBug
 from ...host.bits import NO_PFN
 from ...hw.bits import PT_PAGE_SIZE, PT_WRITABLE
+from ...page_types import NOTHING
 from ..bits import KVM_PFN_NOSLOT
 from ..dirtylog import mark_page_dirty_in_slot
 from ..memslots import Memslot
@@ -71,8 +72,8 @@ class Leaf:
     def begin(self) -> int:
         """Do what ``__init__`` does, without a Python call (compiled rooms make objects with it)."""
         self.slot: Memslot | None = None
-        self.gfn: Gfn = 0  # type: ignore[assignment]
-        self.pfn = 0
+        self.gfn: Gfn = NOTHING
+        self.pfn: Pfn = NOTHING
         self.access = 0
         self.host_writable = True
         self.prefetch = True
@@ -96,7 +97,7 @@ def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
     level = role_level(sp.role)
     access = leaf.access
     leaf.wrprot = False
-    spte = SPTE_MMU_PRESENT | fmt.present_mask | fmt.me_value | pfn_to_hpa(leaf.pfn)  # type: ignore[arg-type]
+    spte = SPTE_MMU_PRESENT | fmt.present_mask | fmt.me_value | pfn_to_hpa(leaf.pfn)
     # A page mapped ahead of need has not been accessed, and must not look so to whoever ages pages.
     if role_ad_disabled(sp.role):
         spte |= SPTE_TDP_AD_DISABLED
@@ -238,12 +239,12 @@ def prefetch_run(vcpu: Vcpu, sp: ShadowPage, start: Hpa, end: Hpa) -> bool:
     leaf.access = access
     i = 0
     while i < nr:
-        pfn = mm.gup_fast(slot.gfn_to_hva(gfn + i), True)  # type: ignore[arg-type]
+        pfn = mm.gup_fast(slot.gfn_to_hva(gfn + i), True)
         if pfn == NO_PFN:
             break
-        leaf.gfn = gfn + i  # type: ignore[assignment]
+        leaf.gfn = gfn + i
         leaf.pfn = pfn
-        set_leaf(vcpu, sp, start + (i << 3), leaf)  # type: ignore[arg-type]
+        set_leaf(vcpu, sp, start + (i << 3), leaf)
         vcpu.vm.frames.put(pfn)
         i += 1
     return i != 0
@@ -254,17 +255,17 @@ def prefetch_direct(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa) -> int:
     mem = vcpu.vm.memory
     # The aligned group of eight entries is one cache line of the table. The faulting entry breaks a run like a present
     # one: it gets its own leaf, with A and with the fault's rights.
-    place: Hpa = sptep & ~63  # type: ignore[assignment]
+    place: Hpa = sptep & ~63
     end = place + PTE_PREFETCH_NUM * 8
-    start: Hpa = 0  # type: ignore[assignment]
+    start: Hpa = NOTHING
     while place < end:
         if place == sptep or is_shadow_present(mem.read_once(place)):
             if start and not prefetch_run(vcpu, sp, start, place):
                 return 0
-            start = 0  # type: ignore[assignment]
+            start = NOTHING
         elif start == 0:
             start = place
-        place += 8  # type: ignore[assignment]
+        place += 8
     if start:
         prefetch_run(vcpu, sp, start, place)
     return 0

@@ -6,7 +6,7 @@ from .change cimport set_spte
 from .mmutrace cimport trace_mark_mmio_spte
 from .spte cimport make_mmio
 
-cdef u64 KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, MMIO_SPTE_GEN_MASK, PAGE_MASK
+cdef u64 NOTHING, KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, MMIO_SPTE_GEN_MASK, PAGE_MASK
 
 cpdef u64 generation(Vcpu vcpu) except? 0x5A5A5A5A
 @cython.locals(spte=u64)

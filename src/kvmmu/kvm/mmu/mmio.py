@@ -9,7 +9,7 @@ Reference: "MMIO".
 from __future__ import annotations
 
 from ...addr import Gfn, Gpa, Gva, Hpa, gpa_to_gfn
-from ...page_types import PAGE_MASK
+from ...page_types import NOTHING, PAGE_MASK
 from ..bits import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
 from ..vcpu import Vcpu
 from .bits import MMIO_SPTE_GEN_MASK
@@ -40,7 +40,7 @@ def cache_record(vcpu: Vcpu, gva: Gva, gfn: Gfn, access: int) -> int:
     gen = generation(vcpu)
     if gen & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
         return 0
-    vcpu.mmio_gva = gva & PAGE_MASK  # type: ignore[assignment]
+    vcpu.mmio_gva = gva & PAGE_MASK
     vcpu.mmio_access = access
     vcpu.mmio_gfn = gfn
     vcpu.mmio_gen = gen
@@ -60,11 +60,11 @@ def match_gpa(vcpu: Vcpu, gpa: Gpa) -> bool:
 def clear_gva(vcpu: Vcpu, gva: Gva) -> int:
     """Forget the gva half if it names the page of ``gva``; the gfn half stays."""
     if vcpu.mmio_gva == gva & PAGE_MASK:
-        vcpu.mmio_gva = 0  # type: ignore[assignment]
+        vcpu.mmio_gva = NOTHING
     return 0
 
 
 def clear_any_gva(vcpu: Vcpu) -> int:
     """Forget the gva half."""
-    vcpu.mmio_gva = 0  # type: ignore[assignment]
+    vcpu.mmio_gva = NOTHING
     return 0

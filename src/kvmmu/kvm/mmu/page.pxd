@@ -2,7 +2,7 @@
 cimport cython
 from ...addr cimport u8, u32, u64, gfn_t, hpa_t
 
-cdef u64 ONE
+cdef u64 NOTHING, ONE
 
 @cython.final
 cdef class ShadowPage:

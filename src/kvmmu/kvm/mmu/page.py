@@ -9,7 +9,7 @@ Reference: "Data structures", kvm_mmu_page.
 from __future__ import annotations
 
 from ...addr import Gfn, Hpa
-from ...page_types import ONE
+from ...page_types import NOTHING, ONE
 from .role import describe_role
 
 
@@ -42,7 +42,7 @@ class ShadowPage:
         self.gfn = gfn
         self.role = role
         self.spt = spt
-        self.shadowed_translation: Hpa = 0  # type: ignore[assignment]
+        self.shadowed_translation: Hpa = NOTHING
         self.mmu_valid_gen = 0
         self.root_count = 0
         self.parent_ptes = 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from errno import ENOMEM
 
-from ...addr import gpa_to_gfn
+from ...addr import Address, gpa_to_gfn
 from ...errors import KvmBug
 from ...hw.bits import (
     PF_VECTOR,
@@ -84,7 +84,7 @@ from .zap import make_pages_available
 _PFERR_PT_WRITE = PFERR_GUEST_PAGE | PFERR_WRITE | PFERR_PRESENT
 
 
-def page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
+def page_fault(vcpu: Vcpu, addr: Address, error_code: int) -> int:
     """Handle one fault (``kvm_mmu_page_fault``): ``addr`` is a gva, or a gpa under nested paging.
 
     Return 0, or a negative errno that ends KVM_RUN. After 0 ``vcpu.emultype`` says what kvm must do: nothing, let the
@@ -116,7 +116,7 @@ def page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
     return 0
 
 
-def do_page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
+def do_page_fault(vcpu: Vcpu, addr: Address, error_code: int) -> int:
     """The op of the MMU's mode, with its cause noted; a verdict or a negative errno."""
     vcpu.stat.pf_taken += 1
     fault = make_fault(addr, error_code)
@@ -135,7 +135,7 @@ def do_page_fault(vcpu: Vcpu, addr: int, error_code: int) -> int:
 def paging_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     """Shadow paging, guest paging on: walk the guest's tables, then mirror what they say."""
     gw = vcpu.guest_walk
-    if not walk_addr(vcpu, vcpu.mmu, gw, fault.addr, fault.error_code & ~PFERR_RSVD):  # type: ignore[arg-type]
+    if not walk_addr(vcpu, vcpu.mmu, gw, fault.addr, fault.error_code & ~PFERR_RSVD):
         fault.cause = CAUSE_GUEST
         if not fault.prefetch:
             inject_page_fault(vcpu, gw)
@@ -159,7 +159,7 @@ def paging_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
 
 def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     """No guest tables in the way: nested paging, or a guest without paging."""
-    fault.gfn = gpa_to_gfn(fault.addr)  # type: ignore[arg-type]
+    fault.gfn = gpa_to_gfn(fault.addr)
     fault.slot = vcpu.gfn_to_memslot(fault.gfn)
     if vcpu.mmu.fault_op == FAULT_OP_NONPAGING:
         fault.max_level = 2
@@ -207,7 +207,7 @@ def topup_caches(vm: Vm) -> int:
 def inject_page_fault(vcpu: Vcpu, gw: GuestWalk) -> int:
     """Queue the ``#PF`` that walk ``gw`` ended with; first forget a stale translation that would repeat it forever."""
     if gw.error_code & PFERR_PRESENT and not gw.error_code & PFERR_RSVD:
-        invalidate_addr(vcpu, gw.fault_address, KVM_MMU_ROOT_CURRENT)  # type: ignore[arg-type]
+        invalidate_addr(vcpu, gw.fault_address, KVM_MMU_ROOT_CURRENT)
     vcpu.stat.pf_guest += 1
     if queue_exception(vcpu, PF_VECTOR, True, gw.error_code) == PF_VECTOR:
         vcpu.exception_address = gw.fault_address
@@ -234,7 +234,7 @@ def effective_access(vcpu: Vcpu, fault: PageFault, gw: GuestWalk) -> int:
     return access
 
 
-def walk_for_mmio(vcpu: Vcpu, addr: int) -> int:
+def walk_for_mmio(vcpu: Vcpu, addr: Address) -> int:
     """The last spte on the way to addr, found without the lock; 0: no walk. Reserved bits on the way are a bug."""
     spte = 0
     begin_lockless_walk(vcpu)
@@ -250,10 +250,10 @@ def walk_for_mmio(vcpu: Vcpu, addr: int) -> int:
     return spte
 
 
-def handle_mmio_page_fault(vcpu: Vcpu, addr: int, direct: bool) -> int:
+def handle_mmio_page_fault(vcpu: Vcpu, addr: Address, direct: bool) -> int:
     """A reserved-bit fault: EMULATE if record or spte say that addr is MMIO; INVALID: the slow path must look."""
     vm = vcpu.vm
-    if match_gpa(vcpu, addr) if direct else match_gva(vcpu, addr):  # type: ignore[arg-type]
+    if match_gpa(vcpu, addr) if direct else match_gva(vcpu, addr):
         return RET_PF_EMULATE
     spte = walk_for_mmio(vcpu, addr)
     if not is_mmio(vm.fmt, spte):
@@ -271,7 +271,7 @@ def handle_mmio_page_fault(vcpu: Vcpu, addr: int, direct: bool) -> int:
     access = mmio_access(vm.fmt, spte)
     if vm.trace.on:
         trace_handle_mmio_page_fault(vm.trace, addr, gfn, access)
-    cache_record(vcpu, addr, gfn, access)  # type: ignore[arg-type]
+    cache_record(vcpu, addr, gfn, access)
     return RET_PF_EMULATE
 
 
@@ -286,7 +286,7 @@ def count_verdict(vcpu: Vcpu, verdict: int) -> int:
     return 0
 
 
-def handle_write_protected(vcpu: Vcpu, addr: int, error_code: int) -> int:
+def handle_write_protected(vcpu: Vcpu, addr: Address, error_code: int) -> int:
     """RETRY if the page was unprotected; else EMULATE, with EMULTYPE_* bits added to ``vcpu.emultype``."""
     direct = role_direct(vcpu.mmu.root_role)
     vcpu.emultype |= EMULTYPE_PF
@@ -294,7 +294,7 @@ def handle_write_protected(vcpu: Vcpu, addr: int, error_code: int) -> int:
         return RET_PF_EMULATE
     vcpu.last_retry_eip = 0
     vcpu.last_retry_addr = 0
-    if match_gpa(vcpu, addr) if direct else match_gva(vcpu, addr):  # type: ignore[arg-type]
+    if match_gpa(vcpu, addr) if direct else match_gva(vcpu, addr):
         return RET_PF_EMULATE
     if (direct and error_code & _PFERR_PT_WRITE == _PFERR_PT_WRITE) or (not direct and vcpu.exception_reinjected):
         if unprotect_and_retry(vcpu, addr, False):

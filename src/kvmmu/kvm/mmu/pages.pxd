@@ -7,7 +7,7 @@ from .page cimport ShadowPage, make_page
 from .role cimport (role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm)
 
 cdef int ENTRIES
-cdef u64 ROLE_INVALID, ACC_ALL, INVALID_PAGE, SHADOW_NONPRESENT_VALUE, U64
+cdef u64 NOTHING, ROLE_INVALID, ACC_ALL, INVALID_PAGE, SHADOW_NONPRESENT_VALUE, U64
 
 cdef u64 _GOLDEN_RATIO_64
 

@@ -7,7 +7,7 @@ Reference: "Data structures" (kvm_mmu_page), "Shadow pages" lookup and alloc.
 from __future__ import annotations
 
 from ...addr import Gfn, Hpa, gfn_to_gpa, hpa_to_pfn, pfn_to_hpa
-from ...page_types import ENTRIES, INVALID_PAGE, U64
+from ...page_types import ENTRIES, INVALID_PAGE, NOTHING, U64
 from ..memslots import Memslot
 from ..vm import Vm
 from .bits import ACC_ALL, ROLE_INVALID, SHADOW_NONPRESENT_VALUE
@@ -94,21 +94,21 @@ def sp_gfn(vm: Vm, sp: ShadowPage, index: int) -> Gfn:
     if role_passthrough(sp.role):
         return sp.gfn
     if sp.shadowed_translation:
-        return vm.memory.read_once(sp.shadowed_translation + (index << 3)) >> 12  # type: ignore[return-value, arg-type]
-    return sp.gfn + (index << ((role_level(sp.role) - 1) * 9))  # type: ignore[return-value]
+        return vm.memory.read_once(sp.shadowed_translation + (index << 3)) >> 12  # type: ignore[return-value]
+    return sp.gfn + (index << ((role_level(sp.role) - 1) * 9))
 
 
 def sp_access(vm: Vm, sp: ShadowPage, index: int) -> int:
     """The access triple that the guest allows for entry ``index`` of ``sp``."""
     if sp.shadowed_translation:
-        return vm.memory.read_once(sp.shadowed_translation + (index << 3)) & ACC_ALL  # type: ignore[arg-type]
+        return vm.memory.read_once(sp.shadowed_translation + (index << 3)) & ACC_ALL
     return role_access(sp.role)
 
 
 def set_translation(vm: Vm, sp: ShadowPage, index: int, gfn: Gfn, access: int) -> int:
     """Note what the guest's entry ``index`` translates to; nothing to note for a page without the array."""
     if sp.shadowed_translation:
-        vm.memory.write_once(sp.shadowed_translation + (index << 3), gfn_to_gpa(gfn) | access)  # type: ignore[arg-type]
+        vm.memory.write_once(sp.shadowed_translation + (index << 3), gfn_to_gpa(gfn) | access)
     return 0
 
 
@@ -183,7 +183,7 @@ def free_page(vm: Vm, sp: ShadowPage) -> int:
     vm.frames.put(hpa_to_pfn(sp.spt))
     if sp.shadowed_translation:
         vm.frames.put(hpa_to_pfn(sp.shadowed_translation))
-        sp.shadowed_translation = 0  # type: ignore[assignment]
+        sp.shadowed_translation = NOTHING
     return 0
 
 

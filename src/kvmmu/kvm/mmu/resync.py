@@ -56,14 +56,14 @@ def is_invalid_gpte(vcpu: Vcpu, gpte: int) -> bool:
 def gpte_table(vcpu: Vcpu, sp: ShadowPage) -> Hpa:
     """Where the gptes that level-1 page sp mirrors begin; INVALID_PAGE: they cannot be read."""
     offset = role_quadrant(sp.role) << 11 if role_has_4_byte_gpte(sp.role) else 0
-    return gpte_place(vcpu, gfn_to_gpa(sp.gfn) + offset)  # type: ignore[arg-type]
+    return gpte_place(vcpu, gfn_to_gpa(sp.gfn) + offset)
 
 
 def sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, table: Hpa) -> int:
     """Make one entry agree with its gpte. 0: it does; 1: it changed so that TLBs must be flushed; -1: unreadable."""
     vcpu.vm.mmu_lock.assert_exclusive()
     vm = vcpu.vm
-    sptep: Hpa = sp.spt + (index << 3)  # type: ignore[assignment]
+    sptep: Hpa = sp.spt + (index << 3)
     # An empty entry stands for any gpte: a fault will read it. So only what is there can be wrong.
     spte = vm.memory.read_once(sptep)
     if spte == SHADOW_NONPRESENT_VALUE:
@@ -71,7 +71,7 @@ def sync_spte(vcpu: Vcpu, sp: ShadowPage, index: int, table: Hpa) -> int:
     if table == INVALID_PAGE:
         return _FAILED
     size = 4 if role_has_4_byte_gpte(sp.role) else 8
-    gpte = read_gpte(vcpu, table + index * size, size)  # type: ignore[arg-type]
+    gpte = read_gpte(vcpu, table + index * size, size)
     # What the guest took away, or never used (A clear: kvm may not map it, for nobody would set A later).
     fmt = vcpu.mmu.gpte
     if is_invalid_gpte(vcpu, gpte):
@@ -120,7 +120,7 @@ def sync_page(vcpu: Vcpu, sp: ShadowPage, invalid_list: list[ShadowPage]) -> int
         mem = vcpu.vm.memory
         table = gpte_table(vcpu, sp)
         for index in range(512):
-            if mem.read_once(sp.spt + (index << 3)) == SHADOW_NONPRESENT_VALUE:  # type: ignore[arg-type]
+            if mem.read_once(sp.spt + (index << 3)) == SHADOW_NONPRESENT_VALUE:
                 continue
             ret = sync_spte(vcpu, sp, index, table)
             if ret < 0:
@@ -197,7 +197,7 @@ def sync_roots(vcpu: Vcpu) -> int:
         return 0
     vm.mmu_lock.write_lock()
     for i in range(4):
-        entry = vm.memory.read_once(mmu.pae_root + (i << 3))  # type: ignore[arg-type]
+        entry = vm.memory.read_once(mmu.pae_root + (i << 3))
         if entry:
             sync_children(vcpu, sptep_to_sp(vm, spte_to_child(entry)))
     vm.mmu_lock.write_unlock()

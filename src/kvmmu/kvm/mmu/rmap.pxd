@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ...addr cimport u32, u64, gfn_t, hpa_t
+from ...addr cimport u32, u64, gfn_t, hpa_t, pfn_to_hpa
 from ...hw.memory cimport PhysicalMemory
 from ..memslots cimport Memslot
 from ..requests cimport flush_remote_tlbs_gfn

@@ -15,7 +15,7 @@ After a removal, start again. ``mmu_lock`` exclusive. Reference: "Reverse maps".
 
 from __future__ import annotations
 
-from ...addr import Gfn, Hpa
+from ...addr import Address, Gfn, Hpa, pfn_to_hpa
 from ...errors import KvmBug
 from ...hw.bits import PT_WRITABLE
 from ...page_types import ONE, PAGE_SIZE
@@ -36,12 +36,12 @@ _POINTER_MASK = 0xFFFF_FFFF_FFFF_FFF8
 def alloc_desc(vm: Vm) -> Hpa:
     """From the free list, which takes one more frame of 32 descriptors when it is empty."""
     if vm.desc_free == 0:
-        frame: Hpa = vm.frames.alloc() << 12  # type: ignore[assignment]
+        frame = pfn_to_hpa(vm.frames.alloc())
         vm.nr_desc_frames += 1
         offset = PAGE_SIZE
         while offset:
             offset -= PTE_LIST_DESC_SIZE
-            free_desc(vm, frame + offset)  # type: ignore[arg-type]
+            free_desc(vm, frame + offset)
     desc = vm.desc_free
     vm.desc_free = vm.memory.read_once(desc)  # type: ignore[assignment]
     return desc
@@ -54,78 +54,79 @@ def free_desc(vm: Vm, desc: Hpa) -> int:
     return 0
 
 
-def pte_list_count(vm: Vm, head: int) -> int:
+def pte_list_count(vm: Vm, head: Address) -> int:
     """Number of locations in the list ``head``."""
     if head == 0:
         return 0
     if head & 1 == 0:
         return 1
-    word = vm.memory.read_once((head & _POINTER_MASK) + 8)  # type: ignore[arg-type]
+    word = vm.memory.read_once((head & _POINTER_MASK) + 8)
     return (word & _COUNT_MASK) + (word >> 32)
 
 
-def pte_list_add(vm: Vm, head: int, sptep: Hpa) -> int:
+def pte_list_add(vm: Vm, head: Address, sptep: Hpa) -> Address:
     """Add ``sptep``; return the new head."""
     mem = vm.memory
+    desc: Address
     if head == 0:
         return sptep
     if head & 1 == 0:
         desc = alloc_desc(vm)
         mem.write_once(desc, 0)
-        mem.write_once(desc + 8, 2)  # type: ignore[arg-type]
-        mem.write_once(desc + 16, head)  # type: ignore[arg-type]
-        mem.write_once(desc + 24, sptep)  # type: ignore[arg-type]
+        mem.write_once(desc + 8, 2)
+        mem.write_once(desc + 16, head)
+        mem.write_once(desc + 24, sptep)
         return desc | ONE
-    desc = head & _POINTER_MASK  # type: ignore[assignment]
-    word = mem.read_once(desc + 8)  # type: ignore[arg-type]
+    desc = head & _POINTER_MASK
+    word = mem.read_once(desc + 8)
     count = word & _COUNT_MASK
     if count == PTE_LIST_EXT:
         new = alloc_desc(vm)
         total = count + (word >> 32)
         mem.write_once(new, desc)
-        mem.write_once(new + 8, (total << 32) | 1)  # type: ignore[arg-type]
-        mem.write_once(new + 16, sptep)  # type: ignore[arg-type]
+        mem.write_once(new + 8, (total << 32) | 1)
+        mem.write_once(new + 16, sptep)
         return new | ONE
-    mem.write_once(desc + 16 + (count << 3), sptep)  # type: ignore[arg-type]
-    mem.write_once(desc + 8, word + 1)  # type: ignore[arg-type]
+    mem.write_once(desc + 16 + (count << 3), sptep)
+    mem.write_once(desc + 8, word + 1)
     return head
 
 
-def pte_list_remove(vm: Vm, head: int, sptep: Hpa) -> int:
+def pte_list_remove(vm: Vm, head: Address, sptep: Hpa) -> Address:
     """Remove ``sptep``; return the new head. :class:`KvmBug` if it is not in the list."""
     mem = vm.memory
     if head == sptep and head != 0:
         return 0
     if head & 1 == 0:
         raise KvmBug(f"rmap: spte at {sptep:#x} is not in the list {head:#x}")
-    first: Hpa = head & _POINTER_MASK  # type: ignore[assignment]
-    desc = first
+    first: Address = head & _POINTER_MASK
+    desc: Address = first
     while desc:
-        count = mem.read_once(desc + 8) & _COUNT_MASK  # type: ignore[arg-type]
+        count = mem.read_once(desc + 8) & _COUNT_MASK
         i = 0
         while i < count:
-            if mem.read_once(desc + 16 + (i << 3)) == sptep:  # type: ignore[arg-type]
+            if mem.read_once(desc + 16 + (i << 3)) == sptep:
                 return remove_from_desc(vm, first, desc, i)
             i += 1
-        desc = mem.read_once(desc)  # type: ignore[assignment]
+        desc = mem.read_once(desc)
     raise KvmBug(f"rmap: spte at {sptep:#x} is not in the list {head:#x}")
 
 
-def remove_from_desc(vm: Vm, first: Hpa, desc: Hpa, i: int) -> int:
+def remove_from_desc(vm: Vm, first: Hpa, desc: Hpa, i: int) -> Address:
     """Fill the hole with the last entry of the head descriptor; free that one when it has no more."""
     mem = vm.memory
-    word = mem.read_once(first + 8)  # type: ignore[arg-type]
+    word = mem.read_once(first + 8)
     last = (word & _COUNT_MASK) - 1
-    mem.write_once(desc + 16 + (i << 3), mem.read_once(first + 16 + (last << 3)))  # type: ignore[arg-type]
+    mem.write_once(desc + 16 + (i << 3), mem.read_once(first + 16 + (last << 3)))
     if last:
-        mem.write_once(first + 8, word - 1)  # type: ignore[arg-type]
+        mem.write_once(first + 8, word - 1)
         return first | ONE
-    more: Hpa = mem.read_once(first)  # type: ignore[assignment]
+    more: Address = mem.read_once(first)
     free_desc(vm, first)
     return more | ONE if more else 0
 
 
-def pte_list_first(head: int) -> int:
+def pte_list_first(head: Address) -> Address:
     """The place of the first entry of ``head``; 0 if there is none."""
     if head == 0:
         return 0
@@ -134,20 +135,20 @@ def pte_list_first(head: int) -> int:
     return (head & _POINTER_MASK) + 16
 
 
-def pte_list_sptep(vm: Vm, place: int) -> Hpa:
+def pte_list_sptep(vm: Vm, place: Address) -> Address:
     """The spte location at ``place``."""
     if place & 1:
-        return place & _POINTER_MASK  # type: ignore[return-value]
-    return vm.memory.read_once(place)  # type: ignore[return-value, arg-type]
+        return place & _POINTER_MASK
+    return vm.memory.read_once(place)
 
 
-def pte_list_next(vm: Vm, place: int) -> int:
+def pte_list_next(vm: Vm, place: Address) -> Address:
     """The place after ``place``; 0 at the end."""
     if place & 1:
         return 0
-    desc: Hpa = place & _DESC_MASK  # type: ignore[assignment]
+    desc: Address = place & _DESC_MASK
     place += 8
-    if place < desc + 16 + ((vm.memory.read_once(desc + 8) & _COUNT_MASK) << 3):  # type: ignore[arg-type]
+    if place < desc + 16 + ((vm.memory.read_once(desc + 8) & _COUNT_MASK) << 3):
         return place
     more = vm.memory.read_once(desc)
     return more + 16 if more else 0
@@ -207,9 +208,9 @@ def zap_rmap(vm: Vm, slot: Memslot, at: int) -> bool:
         place = pte_list_next(vm, place)
     slot.rmap[at] = 0
     if head & 1:
-        desc: Hpa = head & _POINTER_MASK
+        desc: Address = head & _POINTER_MASK
         while desc:
-            more: Hpa = vm.memory.read_once(desc)  # type: ignore[assignment]
+            more: Address = vm.memory.read_once(desc)
             free_desc(vm, desc)
             desc = more
     return True
@@ -226,7 +227,7 @@ def spte_write_protect(vm: Vm, sptep: Hpa, pt_protect: bool) -> bool:
     return update_spte(vm, sptep, spte)
 
 
-def rmap_write_protect(vm: Vm, head: int, pt_protect: bool) -> bool:
+def rmap_write_protect(vm: Vm, head: Address, pt_protect: bool) -> bool:
     """Write-protect every leaf of one rmap; returns whether TLBs must be flushed."""
     flush = False
     place = pte_list_first(head)

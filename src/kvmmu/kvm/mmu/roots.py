@@ -10,13 +10,14 @@ from __future__ import annotations
 from ...addr import Gfn, Hpa, hpa_to_pfn, pfn_to_hpa
 from ...errors import KvmBug
 from ...hw.bits import PT_PRESENT
-from ...page_types import ENTRIES, INVALID_PAGE, ONE
+from ...page_types import ENTRIES, INVALID_PAGE, NOTHING, ONE
 from ..bits import KVM_ADDRESS_SPACE_NUM, KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT
 from ..requests import make_request
 from ..vcpu import Vcpu
 from ..vm import Vm
-from .bits import KVM_MMU_NUM_PREV_ROOTS, KVM_MMU_ROOT_CURRENT, KVM_MMU_ROOTS_ALL, SPTE_BASE_ADDR_MASK
+from .bits import KVM_MMU_NUM_PREV_ROOTS, KVM_MMU_ROOT_CURRENT, KVM_MMU_ROOTS_ALL
 from .context import Mmu
+from .gpte import gpte_to_gfn
 from .mmio import clear_any_gva
 from .page import ShadowPage
 from .pagefault import topup_caches
@@ -58,14 +59,14 @@ def alloc_direct_roots(vcpu: Vcpu) -> int:
     vm = vcpu.vm
     level = role_level(mmu.root_role)
     if level >= 4:
-        mmu.root_hpa = alloc_root(vcpu, 0, 0, level)  # type: ignore[arg-type]
+        mmu.root_hpa = alloc_root(vcpu, NOTHING, 0, level)
     else:
         for i in range(4):
             root = alloc_root(vcpu, i << 18, 0, 2)  # type: ignore[arg-type]
             entry = root | PT_PRESENT | vm.fmt.me_value
-            vm.memory.write_once(mmu.pae_root + (i << 3), entry)  # type: ignore[arg-type]
+            vm.memory.write_once(mmu.pae_root + (i << 3), entry)
         mmu.root_hpa = mmu.pae_root
-    mmu.root_pgd = 0  # type: ignore[assignment]
+    mmu.root_pgd = NOTHING
     return 0
 
 
@@ -75,7 +76,7 @@ def alloc_shadow_roots(vcpu: Vcpu) -> int:
     vm = vcpu.vm
     slots = vcpu.memslots()
     pgd = guest_pgd(vcpu, mmu)
-    root_gfn: Gfn = (pgd & SPTE_BASE_ADDR_MASK) >> 12  # type: ignore[assignment]
+    root_gfn = gpte_to_gfn(pgd)
     if not slots.is_visible_gfn(root_gfn):
         mmu.root_hpa = pfn_to_hpa(vm.frames.zero_pfn)
         return 0
@@ -90,7 +91,7 @@ def alloc_shadow_roots(vcpu: Vcpu) -> int:
             mmu.root_hpa = alloc_root(vcpu, root_gfn, 0, role_level(mmu.root_role))
         else:
             alloc_pae_roots(vcpu, root_gfn, entries)
-        mmu.root_pgd = pgd  # type: ignore[assignment]
+        mmu.root_pgd = pgd
     vm.mmu_lock.write_unlock()
     return ret
 
@@ -101,7 +102,7 @@ def visible_pdptrs(vcpu: Vcpu) -> list[int]:
     entries = []
     for i in range(4):
         entry = read_pdptr(vcpu, vcpu.mmu, i)
-        if entry & PT_PRESENT and not slots.is_visible_gfn((entry & SPTE_BASE_ADDR_MASK) >> 12):  # type: ignore[arg-type]
+        if entry & PT_PRESENT and not slots.is_visible_gfn(gpte_to_gfn(entry)):
             entry = 0
         entries.append(entry)
     return entries
@@ -115,12 +116,12 @@ def alloc_pae_roots(vcpu: Vcpu, root_gfn: Gfn, pdptrs: list[int]) -> int:
         gfn = root_gfn
         if pdptrs:
             entry = pdptrs[i]
-            gfn = (entry & SPTE_BASE_ADDR_MASK) >> 12  # type: ignore[assignment]
+            gfn = gpte_to_gfn(entry)
             if entry & PT_PRESENT == 0:
-                vm.memory.write_once(mmu.pae_root + (i << 3), 0)  # type: ignore[arg-type]
+                vm.memory.write_once(mmu.pae_root + (i << 3), 0)
                 continue
         root = alloc_root(vcpu, gfn, 0 if pdptrs else i, 2)
-        vm.memory.write_once(mmu.pae_root + (i << 3), root | PT_PRESENT | vm.fmt.me_value)  # type: ignore[arg-type]
+        vm.memory.write_once(mmu.pae_root + (i << 3), root | PT_PRESENT | vm.fmt.me_value)
     mmu.root_hpa = mmu.pae_root
     return 0
 
@@ -182,12 +183,12 @@ def free_current(vm: Vm, mmu: Mmu, invalid_list: list[ShadowPage]) -> int:
         put_root(vm, mmu.root_hpa, invalid_list)
     else:
         for i in range(4):
-            entry = mem.read_once(mmu.pae_root + (i << 3))  # type: ignore[arg-type]
+            entry = mem.read_once(mmu.pae_root + (i << 3))
             if entry:
                 put_root(vm, spte_to_child(entry), invalid_list)
-                mem.write_once(mmu.pae_root + (i << 3), 0)  # type: ignore[arg-type]
-    mmu.root_hpa = INVALID_PAGE  # type: ignore[assignment]
-    mmu.root_pgd = 0  # type: ignore[assignment]
+                mem.write_once(mmu.pae_root + (i << 3), 0)
+    mmu.root_hpa = INVALID_PAGE
+    mmu.root_pgd = NOTHING
     return 0
 
 
@@ -204,7 +205,7 @@ def free_roots(vm: Vm, mmu: Mmu, roots: int) -> int:
     for i in range(3):
         if (roots >> (i + 1)) & 1 and mmu.prev_hpa[i] != INVALID_PAGE:
             put_root(vm, mmu.prev_hpa[i], invalid_list)
-            mmu.prev_hpa[i] = INVALID_PAGE  # type: ignore[call-overload]
+            mmu.prev_hpa[i] = INVALID_PAGE
     if roots & 1 and mmu.root_hpa != INVALID_PAGE:
         free_current(vm, mmu, invalid_list)
     commit_zap(vm, invalid_list)
@@ -252,7 +253,7 @@ def find_cached_root(vm: Vm, mmu: Mmu, pgd: int) -> bool:
             for j in range(i, 2):
                 mmu.prev_hpa[j] = mmu.prev_hpa[j + 1]
                 mmu.prev_pgd[j] = mmu.prev_pgd[j + 1]
-            mmu.prev_hpa[2] = INVALID_PAGE  # type: ignore[call-overload]
+            mmu.prev_hpa[2] = INVALID_PAGE
             return True
         swap_prev(mmu, i)
     return False

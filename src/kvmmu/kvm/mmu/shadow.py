@@ -152,7 +152,7 @@ def fetch_tables(vcpu: Vcpu, fault: PageFault, gw: GuestWalk, step: int) -> int:
         if walk_level(step) == gw.level:
             return step
         level = walk_level(step) - 1
-        sp = get_child(vcpu, sptep, gw.table_gfn[level], False, gw.pt_access[level])  # type: ignore[arg-type]
+        sp = get_child(vcpu, sptep, gw.table_gfn[level], False, gw.pt_access[level])
         if sp is not None and sp.unsync_children:
             sync_children(vcpu, sp)
         # The table below is protected now (or can be written only by leaving a trace): is the walk still true?
@@ -240,7 +240,7 @@ def prefetch_gptes(vcpu: Vcpu, gw: GuestWalk, sptep: Hpa, leaf: Leaf) -> int:
     leaf.host_writable = True
     leaf.prefetch = True
     leaf.write_fault = False
-    place: Hpa = sptep & ~63  # type: ignore[assignment]
+    place: Hpa = sptep & ~63
     for i in range(PTE_PREFETCH_NUM):
         if place != sptep and not is_shadow_present(mem.read_once(place)):
             gpte = gw.prefetch_ptes[i]
@@ -251,5 +251,5 @@ def prefetch_gptes(vcpu: Vcpu, gw: GuestWalk, sptep: Hpa, leaf: Leaf) -> int:
             leaf.access = protect_clean(fmt, role_access(sp.role) & gpte_access(fmt, gpte), gpte)
             if not prefetch_one(vcpu, sp, place, leaf):
                 return 0
-        place += 8  # type: ignore[assignment]
+        place += 8
     return 0

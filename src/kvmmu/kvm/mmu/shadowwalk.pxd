@@ -9,7 +9,7 @@ from .pages cimport clear_flood_count, sptep_to_sp
 from .role cimport role_level
 from .spte cimport is_last, is_shadow_present
 
-cdef u64 INVALID_PAGE, SPTE_BASE_ADDR_MASK
+cdef u64 NOTHING, INVALID_PAGE, SPTE_BASE_ADDR_MASK
 
 cdef u64 _LEVEL_MASK
 cdef u64 _INDEX_MASK

@@ -9,7 +9,7 @@ Reference: "Roots, CR3, PCID, invalidation instructions", walk start.
 from __future__ import annotations
 
 from ...addr import Hpa, pfn_to_hpa
-from ...page_types import INVALID_PAGE
+from ...page_types import INVALID_PAGE, NOTHING
 from ..mode import begin_reading, end_reading
 from ..vcpu import Vcpu
 from ..vm import Vm
@@ -34,7 +34,7 @@ def walk_start(vcpu: Vcpu, root: Hpa, addr: int) -> int:
         return 0
     level = role_level(mmu.root_role)
     if level == 3:
-        entry = vcpu.vm.memory.read_once(mmu.pae_root + (((addr >> 30) & 3) << 3))  # type: ignore[arg-type]
+        entry = vcpu.vm.memory.read_once(mmu.pae_root + (((addr >> 30) & 3) << 3))
         if entry & SPTE_BASE_ADDR_MASK == 0:
             return 0
         return (entry & SPTE_BASE_ADDR_MASK) | 2
@@ -77,7 +77,7 @@ def find_last_sptep(vcpu: Vcpu, addr: int) -> Hpa:
 
     Takes no lock: the caller is inside a lockless walk as long as it uses the result.
     """
-    sptep: Hpa = 0  # type: ignore[assignment]
+    sptep: Hpa = NOTHING
     step = walk_start(vcpu, vcpu.mmu.root_hpa, addr)
     while step:
         sptep = walk_sptep(step, addr)

@@ -23,7 +23,7 @@ All words are unsigned 64-bit; nothing here takes a lock or touches memory. Refe
 
 from __future__ import annotations
 
-from ...addr import Gfn, Hpa, Pfn, gfn_to_gpa, gpa_to_gfn, hpa_to_pfn
+from ...addr import Address, Gfn, Hpa, Pfn, gfn_to_gpa, gpa_to_gfn, hpa_to_pfn
 from ...errors import ConfigError, KvmBug
 from ...hw.bits import PT_ACCESSED, PT_DIRTY, PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
 from ...page_types import ONE
@@ -211,14 +211,14 @@ def is_frozen(spte: int) -> bool:
     return spte == FROZEN_SPTE
 
 
-def spte_to_child(spte: int) -> Hpa:
+def spte_to_child(spte: Address) -> Hpa:
     """Address of the table that the nonleaf ``spte`` links."""
-    return spte & SPTE_BASE_ADDR_MASK  # type: ignore[return-value]
+    return spte & SPTE_BASE_ADDR_MASK  # type: ignore[no-any-return]  # the word names an hpa
 
 
-def spte_to_pfn(spte: int) -> Pfn:
+def spte_to_pfn(spte: Address) -> Pfn:
     """Host frame that the leaf ``spte`` maps (the first one, of a large page)."""
-    return hpa_to_pfn(spte & SPTE_BASE_ADDR_MASK)  # type: ignore[arg-type]
+    return hpa_to_pfn(spte & SPTE_BASE_ADDR_MASK)
 
 
 def is_mmu_writable(fmt: SpteFormat, spte: int) -> bool:
@@ -326,9 +326,9 @@ def make_mmio(fmt: SpteFormat, gfn: Gfn, access: int, generation: int) -> int:
     return spte | gpa | fmt.l1tf_mask | ((gpa & fmt.l1tf_mask) << SHADOW_NONPRESENT_OR_RSVD_MASK_LEN)
 
 
-def mmio_gfn(fmt: SpteFormat, spte: int) -> Gfn:
+def mmio_gfn(fmt: SpteFormat, spte: Address) -> Gfn:
     """Guest frame of an MMIO spte."""
-    return gpa_to_gfn((spte & fmt.lower_gfn_mask) | ((spte >> SHADOW_NONPRESENT_OR_RSVD_MASK_LEN) & fmt.l1tf_mask))  # type: ignore[arg-type]
+    return gpa_to_gfn((spte & fmt.lower_gfn_mask) | ((spte >> SHADOW_NONPRESENT_OR_RSVD_MASK_LEN) & fmt.l1tf_mask))
 
 
 def mmio_access(fmt: SpteFormat, spte: int) -> int:

@@ -210,7 +210,7 @@ def unsync_walk_below(vm: Vm, sp: ShadowPage, walk: UnsyncWalk) -> int:
     nr = 0
     index = sp.next_unsync_child(0)
     while index < 512:
-        spte = vm.memory.read_once(sp.spt + (index << 3))  # type: ignore[arg-type]
+        spte = vm.memory.read_once(sp.spt + (index << 3))
         # Links go without telling the marks above: who zaps a child leaves the bit behind, and the walk that next comes
         # by clears it. A bit may so be set without cause, never clear with one.
         if not is_shadow_present(spte) or is_large(spte):

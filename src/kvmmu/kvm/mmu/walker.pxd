@@ -17,7 +17,7 @@ from .role cimport cpu_role_efer_nx, cpu_role_level, cpu_role_paging, cpu_role_p
 from .role cimport cpu_role_smep
 
 cdef int PDPTRS_BAD, PDPTRS_CHANGED, PDPTRS_SAME, PTE_PREFETCH_NUM, PT_PKEY_SHIFT
-cdef u64 CR4_PAE, EFER_LMA, HPTE_PFN_MASK, HPTE_PRESENT, INVALID_PAGE, ONE, PAGE_SHIFT, PFERR_FETCH
+cdef u64 CR4_PAE, EFER_LMA, HPTE_PFN_MASK, HPTE_PRESENT, INVALID_GPA, NOTHING, NO_HPA, ONE, PAGE_SHIFT, PFERR_FETCH
 cdef u64 PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE, PT_PAGE_SIZE, PT_PRESENT
 cdef u64 SPTE_BASE_ADDR_MASK, U32, U64
 
@@ -73,7 +73,7 @@ cpdef int _update_accessed_dirty(Vcpu vcpu, Mmu mmu, GuestWalk gw, bint is_write
 cpdef int _store_gpte(Vcpu vcpu, Mmu mmu, GuestWalk gw, int level, u64 new) except -1
 cpdef int _make_fault(Vcpu vcpu, Mmu mmu, GuestWalk gw, gva_t addr, u64 access) except -1
 
-# Where the gpte at gpa lies in host memory; INVALID_PAGE when it cannot be read without a fault of the host's.
+# Where the gpte at gpa lies in host memory; NO_HPA when it cannot be read without a fault of the host's.
 @cython.locals(gfn=gfn_t, slot=Memslot, hva=hva_t, hpte=u64)
 cpdef hpa_t gpte_place(Vcpu vcpu, gpa_t gpa) except? 0x5A5A5A5A5A
 cpdef u64 read_gpte(Vcpu vcpu, hpa_t place, int size) except? 0x5A5A5A5A5A

@@ -12,9 +12,9 @@ The guest's mistakes are values: :func:`walk_addr` says False and the ``#PF`` is
 
 from __future__ import annotations
 
-from ...addr import Gfn, Gpa, Gva, Hpa, gpa_to_gfn, page_offset
+from ...addr import Address, Gfn, Gpa, Gva, Hpa, Hva, gpa_to_gfn, page_offset
 from ...errors import KvmBug
-from ...host.bits import HPTE_PFN_MASK, HPTE_PRESENT
+from ...host.bits import HPTE_PFN_MASK, HPTE_PRESENT, NO_HPA
 from ...host.mm import Mm
 from ...hw.bits import (
     CR4_PAE,
@@ -29,7 +29,8 @@ from ...hw.bits import (
     PT_PRESENT,
 )
 from ...hw.memory import PhysicalMemory
-from ...page_types import INVALID_PAGE, ONE, PAGE_SHIFT, U32, U64
+from ...page_types import NOTHING, ONE, PAGE_SHIFT, U32, U64
+from ..bits import INVALID_GPA
 from ..dirtylog import mark_page_dirty_in_slot
 from ..guestmem import gpa_to_hpa
 from ..memslots import Memslots, is_error_hva
@@ -102,19 +103,19 @@ class GuestWalk:
     def __init__(self) -> None:
         self.level = 0
         self.max_level = 0
-        self.table_gfn = [0] * 6
+        self.table_gfn: list[Gfn] = [NOTHING] * 6
         self.ptes = [0] * 6
-        self.pte_gpa = [0] * 6
-        self.pte_hva = [0] * 6
+        self.pte_gpa: list[Gpa] = [NOTHING] * 6
+        self.pte_hva: list[Hva] = [NOTHING] * 6
         self.pte_writable = [0] * 6
         self.pt_access = [0] * 6
         self.all_accessed = False
         self.pte_access = 0
-        self.gfn: Gfn = 0  # type: ignore[assignment]
-        self.gpa: Gpa = 0  # type: ignore[assignment]
+        self.gfn: Gfn = NOTHING
+        self.gpa: Gpa = NOTHING
         self.prefetch_ptes = [0] * 8
         self.error_code = 0
-        self.fault_address = 0
+        self.fault_address: Address = 0
 
     def gpte(self, level: int) -> int:
         """The guest entry that was read at ``level`` (1 to 5), with the A/D bits that the walk set."""
@@ -122,11 +123,11 @@ class GuestWalk:
 
     def gpte_gpa(self, level: int) -> Gpa:
         """Where the entry at ``level`` lies."""
-        return self.pte_gpa[level]  # type: ignore[return-value]
+        return self.pte_gpa[level]
 
     def table_frame(self, level: int) -> Gfn:
         """Guest frame of the table at ``level``."""
-        return self.table_gfn[level]  # type: ignore[return-value]
+        return self.table_gfn[level]
 
     def access_above(self, level: int) -> int:
         """Access triple that the levels above ``level`` allow."""
@@ -210,16 +211,16 @@ def _descend(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva) -> bool:
         gw.level = level
         table = pte & SPTE_BASE_ADDR_MASK
         index = (addr >> (PAGE_SHIFT + (level - 1) * fmt.index_bits)) & fmt.index_mask
-        gw.table_gfn[level] = gpa_to_gfn(table)  # type: ignore[arg-type]
+        gw.table_gfn[level] = gpa_to_gfn(table)
         gw.pte_gpa[level] = table + (index << fmt.size_shift)
-        gpa = translate_table_gpa(vcpu, mmu, gw.pte_gpa[level])  # type: ignore[arg-type]
+        gpa = translate_table_gpa(vcpu, mmu, gw.pte_gpa[level])
         gfn = gpa_to_gfn(gpa)
         slot = slots.find(gfn)
         if slot is None or not slot.is_visible():
             return False
         hva = slot.gfn_to_hva(gfn) + page_offset(gpa)
-        hpa = mm.user_access(hva, False)  # type: ignore[arg-type]
-        if hpa == INVALID_PAGE:
+        hpa = mm.user_access(hva, False)
+        if hpa == NO_HPA:
             return False
         pte = memory.read_once32(hpa) if fmt.size == 4 else memory.read_once(hpa)
         gw.pte_hva[level] = hva
@@ -242,7 +243,7 @@ def _descend(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva) -> bool:
     return True
 
 
-def guest_pgd(vcpu: Vcpu, mmu: Mmu) -> int:
+def guest_pgd(vcpu: Vcpu, mmu: Mmu) -> Address:
     """The root of the guest's tables that ``mmu`` walks: CR3 (``kvm_mmu_get_guest_pgd``)."""
     return vcpu.cr3
 
@@ -266,13 +267,13 @@ def read_pdptr(vcpu: Vcpu, mmu: Mmu, index: int) -> int:
 
 # Frame and address that the leaf gives to addr.
 def _translate(mmu: Mmu, gw: GuestWalk, addr: Gva) -> int:
-    gpte = gw.ptes[gw.level]
+    gpte: Address = gw.ptes[gw.level]
     below = (ONE << (PAGE_SHIFT + (gw.level - 1) * mmu.gpte.index_bits)) - 1
     gpa = (gpte & SPTE_BASE_ADDR_MASK & ~below) | (addr & below)
     if mmu.gpte.size == 4 and gw.level > 1:
         gpa += (gpte & _PSE36_MASK) << _PSE36_SHIFT
-    gw.gpa = gpa  # type: ignore[assignment]
-    gw.gfn = gpa_to_gfn(gpa)  # type: ignore[arg-type]
+    gw.gpa = gpa
+    gw.gfn = gpa_to_gfn(gpa)
     return 0
 
 
@@ -287,11 +288,11 @@ def _update_accessed_dirty(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, is_write: bool) 
         new = old
         if not old & fmt.accessed_mask:
             if vm.trace.on:
-                trace_set_accessed_bit(vm.trace, gw.pte_gpa[level])  # type: ignore[arg-type]
+                trace_set_accessed_bit(vm.trace, gw.pte_gpa[level])
             new |= fmt.accessed_mask
         if is_write and level == gw.level and not old & fmt.dirty_mask:
             if vm.trace.on:
-                trace_set_dirty_bit(vm.trace, gw.pte_gpa[level])  # type: ignore[arg-type]
+                trace_set_dirty_bit(vm.trace, gw.pte_gpa[level])
             new |= fmt.dirty_mask
         if new != old and gw.pte_writable[level]:
             outcome = _store_gpte(vcpu, mmu, gw, level, new)
@@ -304,9 +305,9 @@ def _update_accessed_dirty(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, is_write: bool) 
 # Replace the entry that the walk read at level by new, if it is still there.
 def _store_gpte(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, level: int, new: int) -> int:
     vm: Vm = vcpu.vm
-    gfn = gpa_to_gfn(translate_table_gpa(vcpu, mmu, gw.pte_gpa[level]))  # type: ignore[arg-type]
-    hpa = vm.mm.user_access(gw.pte_hva[level], True)  # type: ignore[arg-type]
-    if hpa == INVALID_PAGE:
+    gfn = gpa_to_gfn(translate_table_gpa(vcpu, mmu, gw.pte_gpa[level]))
+    hpa = vm.mm.user_access(gw.pte_hva[level], True)
+    if hpa == NO_HPA:
         return _FAILED
     if mmu.gpte.size == 4:
         is_stored = vm.memory.cmpxchg32(hpa, gw.ptes[level], new)
@@ -330,23 +331,23 @@ def _make_fault(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva, access: int) -> 
     return 0
 
 
-def gpte_place(vcpu: Vcpu, gpa: Gpa) -> Hpa:
+def gpte_place(vcpu: Vcpu, gpa: Gpa) -> Address:
     """Where the guest's word at ``gpa`` lies in host memory, for an access that cannot sleep.
 
-    ``INVALID_PAGE`` when it cannot be read: no slot, an INVALID one, or a page that the process has not mapped now.
+    ``NO_HPA`` when it cannot be read: no slot, an INVALID one, or a page that the process has not mapped now.
     Any lock may be held; nothing is faulted in.
     """
     gfn = gpa_to_gfn(gpa)
     slot = vcpu.gfn_to_memslot(gfn)
     if slot is None:
-        return INVALID_PAGE  # type: ignore[return-value]
+        return NO_HPA
     hva = slot.gfn_to_hva_prot(gfn, False)
     if is_error_hva(hva):
-        return INVALID_PAGE  # type: ignore[return-value]
-    hpte = vcpu.vm.mm.hpte(hva)
+        return NO_HPA
+    hpte: Address = vcpu.vm.mm.hpte(hva)
     if not hpte & HPTE_PRESENT:
-        return INVALID_PAGE  # type: ignore[return-value]
-    return (hpte & HPTE_PFN_MASK) | page_offset(gpa)  # type: ignore[return-value]
+        return NO_HPA
+    return (hpte & HPTE_PFN_MASK) | page_offset(gpa)
 
 
 def read_gpte(vcpu: Vcpu, place: Hpa, size: int) -> int:
@@ -365,19 +366,19 @@ def is_gpte_changed(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, level: int) -> bool:
     size = mmu.gpte.size
     gpa = gw.pte_gpa[level]
     if level > 1:
-        place = gpte_place(vcpu, gpa)  # type: ignore[arg-type]
-        return place == INVALID_PAGE or read_gpte(vcpu, place, size) != gw.ptes[level]
+        place = gpte_place(vcpu, gpa)
+        return place == NO_HPA or read_gpte(vcpu, place, size) != gw.ptes[level]
     base = gpa & ~(size * PTE_PREFETCH_NUM - 1) & U64
-    place = gpte_place(vcpu, base)  # type: ignore[arg-type]
-    if place == INVALID_PAGE:
+    place = gpte_place(vcpu, base)
+    if place == NO_HPA:
         return True
     for i in range(PTE_PREFETCH_NUM):
-        gw.prefetch_ptes[i] = read_gpte(vcpu, place + i * size, size)  # type: ignore[arg-type]
+        gw.prefetch_ptes[i] = read_gpte(vcpu, place + i * size, size)
     return gw.prefetch_ptes[(gpa - base) // size] != gw.ptes[1]
 
 
 def gva_to_gpa_walk(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, gva: Gva, access: int) -> Gpa:
-    """Guest physical address of ``gva`` for ``access`` (:func:`walk_addr`), or ``INVALID_PAGE``: the fault is in gw.
+    """Guest physical address of ``gva`` for ``access`` (:func:`walk_addr`), or ``INVALID_GPA``: the fault is in gw.
 
     Without paging a gva is its gpa and nothing is read or traced.
     """
@@ -388,7 +389,7 @@ def gva_to_gpa_walk(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, gva: Gva, access: int) 
         return gw.gpa
     if walk_addr(vcpu, mmu, gw, gva, access):
         return gw.gpa
-    return INVALID_PAGE  # type: ignore[return-value]
+    return INVALID_GPA
 
 
 def gva_to_gpa(vcpu: Vcpu, mmu: Mmu, gva: Gva, access: int) -> Gpa:
@@ -396,7 +397,7 @@ def gva_to_gpa(vcpu: Vcpu, mmu: Mmu, gva: Gva, access: int) -> Gpa:
     return gva_to_gpa_walk(vcpu, mmu, GuestWalk(), gva, access)
 
 
-def load_pdptrs(vcpu: Vcpu, mmu: Mmu, cr3: int) -> int:
+def load_pdptrs(vcpu: Vcpu, mmu: Mmu, cr3: Address) -> int:
     """Read the four PDPTEs of a PAE guest whose CR3 is to be ``cr3`` into ``mmu.pdptrs``.
 
     ``PDPTRS_BAD`` (0): one is present with a reserved bit set, or the table cannot be read; the caller raises #GP and
@@ -405,14 +406,14 @@ def load_pdptrs(vcpu: Vcpu, mmu: Mmu, cr3: int) -> int:
     Source: reference "Guest page-table walker", PDPTR load.
     """
     memory: PhysicalMemory = vcpu.vm.memory
-    table = translate_table_gpa(vcpu, mmu, cr3 & _PDPT_MASK)  # type: ignore[arg-type]
+    table = translate_table_gpa(vcpu, mmu, cr3 & _PDPT_MASK)
     place = gpa_to_hpa(vcpu.memslots(), vcpu.vm.mm, table, False)
-    if place == INVALID_PAGE:
+    if place == NO_HPA:
         return PDPTRS_BAD
     reserved = vcpu.reserved_gpa_bits | _PDPTE_RSVD
     entries = [0] * 4
     for i in range(4):
-        entries[i] = memory.read_once(place + i * 8)  # type: ignore[arg-type]
+        entries[i] = memory.read_once(place + i * 8)
     for entry in entries:
         if entry & PT_PRESENT and entry & reserved:
             return PDPTRS_BAD

@@ -82,7 +82,7 @@ def unlink_children(vm: Vm, sp: ShadowPage) -> int:
     while sptep < end:
         if mem.read_once(sptep) != SHADOW_NONPRESENT_VALUE:
             zap_pte(vm, sp, sptep)
-        sptep += 8  # type: ignore[assignment]
+        sptep += 8
     return 0
 
 
@@ -174,10 +174,10 @@ def zap_oldest(vm: Vm, nr_to_zap: int) -> int:
     invalid_list: list[ShadowPage] = []
     total = 0
     sp = vm.active_mmu_pages.link_prev
-    while sp is not vm.active_mmu_pages:
-        older = sp.link_prev  # type: ignore[union-attr]
-        if sp.root_count == 0:  # type: ignore[union-attr]
-            nr = prepare_zap(vm, sp, invalid_list)  # type: ignore[arg-type]
+    while sp is not None and sp is not vm.active_mmu_pages:
+        older = sp.link_prev
+        if sp.root_count == 0:
+            nr = prepare_zap(vm, sp, invalid_list)
             total += nr
             if total >= nr_to_zap:
                 break

@@ -42,7 +42,7 @@ def check_tracking(survey: Survey) -> None:
 
 
 def _check_write_track(survey: Survey, slot: Memslot, as_id: int) -> None:
-    tracked = {slot.base_gfn + i: count for i, count in _nonzero(slot.write_track_array)}
+    tracked: dict[int, int] = {slot.base_gfn + i: count for i, count in _nonzero(slot.write_track_array)}
     wanted = dict(_shadowed_in(survey, slot, as_id, True))
     for gfn in sorted(tracked.keys() | wanted.keys()):
         count, real = tracked.get(gfn, 0), wanted.get(gfn, 0)
