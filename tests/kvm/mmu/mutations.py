@@ -21,8 +21,8 @@ class Mutation:
     hangs: bool = False
 
 
-def one(name: str, test: str, room: str, text: str, broken: str) -> Mutation:
-    return Mutation(name, test, ((f"kvm/{room}.py", text, broken),))
+def one(name: str, test: str, room: str, text: str, broken: str, *, hangs: bool = False) -> Mutation:
+    return Mutation(name, test, ((f"kvm/{room}.py", text, broken),), hangs)
 
 
 MUTATIONS = [
@@ -261,6 +261,7 @@ MUTATIONS = [
         "mmu/roots",
         "        ret = alloc_shadow_roots(vcpu)\n",
         "        alloc_shadow_roots(vcpu)\n        ret = 0\n",
+        hangs=True,
     ),
     one(
         "120 dummy root survives",
