@@ -8,7 +8,7 @@ Reference: "Unsync / sync", "Roots, CR3, PCID, invalidation instructions" invali
 
 from __future__ import annotations
 
-from ...addr import Gfn, Gva, Hpa, gfn_to_gpa
+from ...addr import Address, Gfn, Gva, Hpa, gfn_to_gpa
 from ...page_types import INVALID_PAGE, U64
 from ..requests import flush_remote_tlbs_gfn
 from ..vcpu import Vcpu
@@ -53,7 +53,7 @@ def is_invalid_gpte(vcpu: Vcpu, gpte: int) -> bool:
     return is_rsvd_bits_set(vcpu.mmu, gpte, 1)
 
 
-def gpte_table(vcpu: Vcpu, sp: ShadowPage) -> Hpa:
+def gpte_table(vcpu: Vcpu, sp: ShadowPage) -> Address:
     """Where the gptes that level-1 page sp mirrors begin; INVALID_PAGE: they cannot be read."""
     offset = role_quadrant(sp.role) << 11 if role_has_4_byte_gpte(sp.role) else 0
     return gpte_place(vcpu, gfn_to_gpa(sp.gfn) + offset)
