@@ -149,7 +149,7 @@ def _decode_words(kind: Kind, words: Sequence[str], context: Context, as_json: b
             typer.echo(f"  {line}" if len(decoded) > 1 else line)
 
 
-def _word_lines(readings: list[Reading]) -> Iterator[str]:
+def _word_lines(readings: Sequence[Reading]) -> Iterator[str]:
     for reading in readings:
         lines = reading.lines()
         if len(readings) > 1:
@@ -203,14 +203,18 @@ def _decode_text(lines: Iterable[str], context: Context, as_json: bool) -> None:
         is_trace = bool(annotator.summary.events)
         _print_json({"lines": found, "summary": annotator.summary.to_json(annotator.counts) if is_trace else None})
         return
+    # Nothing is printed of a text without words.
+    waiting: list[str] = []
     for line in annotator.annotate(lines):
-        typer.echo(line.line)
-        for word in line.words:
-            for text in word.lines():
-                typer.echo(f"    {text}")
-        for remark in line.remarks:
-            typer.echo(f"    {remark}")
+        waiting.append(line.line)
+        waiting += [f"    {text}" for word in line.words for text in word.lines()]
+        waiting += [f"    {remark}" for remark in line.remarks]
+        if annotator.nr_words or annotator.summary.events:
+            typer.echo("\n".join(waiting))
+            waiting = []
     _check_found(annotator)
+    if waiting:
+        typer.echo("\n".join(waiting))
     if annotator.summary.events:
         typer.echo("")
         for text in annotator.summary.lines(annotator.counts):

@@ -39,7 +39,7 @@ class Word:
         several = len(self.readings) > 1
         for reading in self.readings:
             kind = f" as {reading.kind}:" if several or not reading.kind.startswith(("role", "gpte")) else ""
-            yield f"{self.label} {self.number.text}{kind} {reading.line}"
+            yield f"{self.label} {self.number.text}{kind or ':'} {reading.line}"
             yield from (f"  wrong: {problem}" for problem in reading.problems)
             yield from (f"  note: {note}" for note in reading.notes)
 
@@ -80,14 +80,20 @@ class Annotator:
     summary: Summary = field(default_factory=Summary)
     counts: LineCounts = field(default_factory=LineCounts)
     nr_words: int = 0
+    _notes: set[str] = field(default_factory=set)
+    #: What a line of the head told about the text, by its number.
+    _told: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    _remarks: tuple[str, ...] = ()
 
     def annotate(self, lines: Iterable[str]) -> Iterator[Annotated]:
         """Every line of the text with its words; unchanged and in order."""
         around = Around(self.options)
         lines = iter(lines)
         head = list(islice(lines, _LOOK_AHEAD))
-        for line in head:
+        for number, line in enumerate(head, 1):
+            told = len(around.told)
             look_around(line, around)
+            self._told[number] = tuple(around.told[told:])
         steps: list[Annotated] = []
         for number, line in enumerate(chain(head, lines), 1):
             text = line.rstrip("\r\n")
@@ -96,6 +102,7 @@ class Annotator:
                 continue
             yield from self._splat(steps, around)
             steps = []
+            self._remarks = self._told.pop(number, ())
             if parse_step(text) is not None:
                 steps.append(Annotated(number, text))
             else:
@@ -115,7 +122,8 @@ class Annotator:
 
     def _line(self, number: int, text: str, around: Around) -> Annotated:
         trace_line = read_line(text, self.counts)
-        remarks: list[str] = []
+        around.is_trace = trace_line is not None
+        remarks = list(self._remarks)
         if trace_line is not None:
             self.summary.add(trace_line)
         address = parse_header(text)
@@ -127,8 +135,19 @@ class Annotator:
             words += _role_words(trace_line, around)
         elif not words and address is None:
             words = list(_bare_words(text, around))
+        if trace_line is not None:
+            words = [self._without_old_notes(word) for word in words]
         self.nr_words += len(words)
         return Annotated(number, text, tuple(words), tuple(remarks))
+
+    # A trace has each kind of word a thousand times: a note is given once.
+    def _without_old_notes(self, word: Word) -> Word:
+        readings = []
+        for reading in word.readings:
+            new = tuple(note for note in reading.notes if note not in self._notes)
+            self._notes.update(new)
+            readings.append(replace(reading, notes=new))
+        return replace(word, readings=tuple(readings))
 
 
 def _word(found: Found) -> Word:
@@ -138,12 +157,12 @@ def _word(found: Found) -> Word:
     if found.is_guess:
         # A dump that does not say whose tables it is of: sptes look like no guest's entries, and the other way round.
         sptes = read_word(Kind.SPTE, found.number, found.context)
-        readings = [*readings, *(reading for reading in sptes if _is_present_spte(reading))]
-    return Word(found.label, found.number, tuple(readings))
+        readings = (*readings, *(reading for reading in sptes if _is_present_spte(reading)))
+    return Word(found.label, found.number, readings)
 
 
 def _is_present_spte(reading: Reading) -> bool:
-    return not reading.problems and "pfn" in reading.text or not reading.problems and "nonleaf" in reading.text
+    return not reading.problems and ("pfn" in reading.text or "nonleaf" in reading.text)
 
 
 # The role of a shadow page that a plugin printed by names of long ago.

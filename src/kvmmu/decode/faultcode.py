@@ -75,9 +75,7 @@ def _code_problems(value: int) -> Iterator[str]:
 
 def read_qualification(value: int) -> Reading:
     """The exit qualification of an EPT violation."""
-    access = [
-        name for bit, name in ((QUAL_READ, "read"), (QUAL_WRITE, "write"), (QUAL_FETCH, "fetch")) if value & bit
-    ]
+    access = [name for bit, name in ((QUAL_READ, "read"), (QUAL_WRITE, "write"), (QUAL_FETCH, "fetch")) if value & bit]
     rights = value >> QUAL_RIGHTS_SHIFT & 7
     allowed = "".join(name if rights & bit else "-" for bit, name in ((1, "R"), (2, "W"), (4, "X")))
     parts = ["+".join(access) or "no access", f"entry present, allows {allowed}" if rights else "entry not present"]
@@ -111,7 +109,7 @@ WHERE_QUALIFICATION = "so meant: on Intel with EPT (kvm_page_fault, info1 of EPT
 
 
 def read_fault(value: int, table_format: str | None) -> list[Reading]:
-    """The readings of an ``error_code``: one where ``table_format`` says which host it is of, else each possible one."""
+    """The readings of an ``error_code``: one where ``table_format`` says whose it is, else each possible one."""
     if table_format == "ept":
         return [read_qualification(value)]
     code = read_error_code(value)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from ..errors import ConfigError, UserError
 from ..hw.bits import PFERR_NAMES
 from ..hw.modes import MODE_32BIT_PSE, MODE_PAE, MODES, PagingMode
-from .layouts import Layout, layout_of, parse_version
+from .layouts import NONPRESENT_LAYOUTS, Layout, layout_of, parse_version
+from .mmio import l1tf_width
 from .number import Number, parse_number
 from .reading import Reading
 from .spte import Format
@@ -56,6 +57,10 @@ class Around:
     dump_kind: Kind = Kind.GPTE
     #: The text names entries of a top level above P4D.
     has_p4d: bool = False
+    #: An MMIO spte beside its gfn showed the L1TF mitigation, with this width.
+    cache_bits: int | None = None
+    #: The line is one of a trace.
+    is_trace: bool = False
     told: list[str] = field(default_factory=list)
 
     def context(self, table: Format | None = None, level: int | None = None, mode: PagingMode | None = None) -> Context:
@@ -64,12 +69,15 @@ class Around:
         machine = options.machine
         if machine.maxphyaddr is None and self.maxphyaddr is not None:
             machine = replace(machine, maxphyaddr=self.maxphyaddr)
+        if self.cache_bits is not None and not machine.l1tf:
+            machine = replace(machine, l1tf=True, cache_bits=self.cache_bits)
         return Context(
             options.layout or self.layout,
             machine,
             options.format or table or self.format,
             options.level or level,
             options.mode or mode,
+            self.is_trace,
         )
 
 
@@ -78,6 +86,8 @@ class Around:
 _RELEASE = re.compile(
     r"(?:Not tainted|Tainted: [A-Z ]{1,40}?|Linux version|Linux release|[Kk]ernel(?: version)?[:=]?) v?(\d+\.\d+)\b"
 )
+#: A trace shows what an empty entry holds.
+_EMPTY = re.compile(r"kvm_tdp_mmu_spte_changed: .{0,60}\bold_spte (0|5a0|8000000000000000|80000000000005a0)\b")
 _MAXPHYADDR = re.compile(r"MAXPHYADDR\W{1,4}(?:is )?(\d{2})\b|address sizes\s*: (\d{2}) bits physical", re.IGNORECASE)
 _FORMATS = (
     (re.compile(r"\b(?:EPT|ept_\w+|eptp?|vmx)\b"), Format.EPT),
@@ -103,6 +113,10 @@ def look_around(line: str, around: Around) -> None:
         around.told.append(f"MAXPHYADDR {around.maxphyaddr}")
     if around.format is None:
         around.format = next((table for pattern, table in _FORMATS if pattern.search(line)), None)
+    match = _EMPTY.search(line) if around.layout is None and around.options.layout is None else None
+    if match is not None:
+        around.layout = NONPRESENT_LAYOUTS[int(match[1], 16)]
+        around.told.append(f"old_spte {match[1]}: the layout of {around.layout.name}")
     if "P4D " in line or "P4D:" in line:
         around.has_p4d = True
 
@@ -149,9 +163,11 @@ def _monitor_line(line: str, around: Around) -> Iterator[Found]:
     if match is not None:
         start, end, size_bytes = (int(match[group], 16) for group in (1, 2, 3))
         who = "user and supervisor" if match[4][0] == "u" else "supervisor"
-        text = f"gvas {start:#x} to {end:#x}, {size_bytes >> 10} KiB: {who}, read{', write' if match[4][2] == 'w' else ''}"
+        rights = "read, write" if match[4][2] == "w" else "read"
+        text = f"gvas {start:#x} to {end:#x}, {size_bytes >> 10} KiB: {who}, {rights}"
         problems = () if end - start == size_bytes else (f"the range has {end - start:#x} bytes, not {size_bytes:#x}",)
-        reading = Reading("line of info mem", text, problems=problems, notes=("whether code may run there is not told",))
+        notes = ("whether code may run there is not told",)
+        reading = Reading("line of info mem", text, problems=problems, notes=notes)
         yield Found("info mem", None, Number(match[1], start, None), around.context(), (reading,))
 
 
@@ -167,11 +183,12 @@ _OOPS_LEVELS = {"PGD": 5, "P4D": 4, "PUD": 3, "PMD": 2, "PTE": 1}
 _OOPS = re.compile(r"\b(PGD|P4D|PUD|PMD|PTE) (" + _HEX + ")")
 _OOPS_32 = re.compile(r"\*(pdpt|pde|pte) = (" + _HEX + ")")
 _DUMP_LEVELS = {
-    "pml5": 5, "pml5e": 5, "p4d": 4, "pml4": 4, "pml4e": 4, "pml": 4, "pud": 3, "pdpt": 3, "pdpte": 3, "pdp": 3, "pdpe": 3,
-    "pmd": 2, "pd": 2, "pde": 2, "pte": 1, "pt": 1,
+    "pml5": 5, "pml5e": 5, "p4d": 4, "pml4": 4, "pml4e": 4, "pml": 4, "pud": 3, "pdpt": 3, "pdpte": 3, "pdp": 3,
+    "pdpe": 3, "pmd": 2, "pd": 2, "pde": 2, "pte": 1, "pt": 1,
 }  # fmt: skip
 _DUMP = re.compile(
-    r"\b(?:level[ =:]{0,3}([1-5])|[lL]([1-5])|(PML5E?|PML4E?|PML|PGD|P4D|PUD|PDPTE?|PDPE?|PMD|PDE?|PTE?|pgd|p4d|pud|pmd|pte))"
+    r"\b(?:level[ =:]{0,3}([1-5])|[lL]([1-5])(?=\s{0,2}[:=])"
+    r"|(PML5E?|PML4E?|PML|PGD|P4D|PUD|PDPTE?|PDPE?|PMD|PDE?|PTE?|pgd|p4d|pud|pmd|pte))"
     r"(?:\[\w{1,8}\])?\s{0,3}[:=,]?\s{0,8}(?:(?:0x)?[0-9a-f]{1,20}\s{0,3}=>\s{0,3})?(" + _WORD + ")"
 )
 _ONLY_WORDS = re.compile(r"\s*(?:\[\s*\d+\]|\d+:)?\s*(" + _WORD + r"(?:[\s,]{1,8}" + _WORD + r"){0,7})[\s,.]*")
@@ -180,7 +197,7 @@ _WORDS_AFTER = re.compile(r"[\s,]{1,8}(" + _WORD + ")(?![\\s]*[:=])")
 
 def _oops(line: str, around: Around) -> Iterator[Found]:
     entries = _OOPS.findall(line)
-    if len(entries) >= 2 or (entries and line.split("PGD")[0].strip(" []0123456789.") == ""):
+    if len(entries) >= 2 or (entries and line.strip(" []0123456789.").startswith("PGD")):
         words = dict(entries)
         # The kernel prints both where the P4D level is folded, as the same entry.
         folded = "P4D" not in words or words.get("P4D") == words.get("PGD")
@@ -254,14 +271,15 @@ def _dump_rest(line: str, around: Around) -> Iterator[Found]:
 _LEVEL = re.compile(r"\blevel\s{0,2}[=:]?\s{0,2}([1-5])\b")
 _NAMED_SPTE = re.compile(r"\b(old_spte|new_spte|spte)\s{0,3}[:=]?\s{0,3}(" + _WORD + ")")
 _FAST = re.compile(r"\bsptep \S+ old (" + _HEX + ") new (" + _HEX + ")")
+_GFN = re.compile(r"\bgfn\s{0,2}[:=]?\s{0,2}(?:0x)?([0-9a-f]{1,13})\b")
 _NAMED_GPTE = re.compile(r"\b(gpte|pte)\s{0,3}[:=]?\s{0,3}(" + _WORD + ")")
 _ROLE = re.compile(r"\b((?:root_|cpu_|base_)?role(?:\.word)?)\s{0,3}[:=]?\s{0,3}(" + _WORD + ")")
 _CODE = re.compile(
-    r"\b(error[_ ]code|pferr|pfec|PFERR|err_code)\s{0,2}[:=(]?\s{0,2}((?:[A-Z]{1,5}\|){0,6}[A-Z]{1,5}(?:\|0x[0-9a-f]{1,16})?"
-    r"(?![a-z])|" + _HEX + ")"
+    r"\b(error[_ ]code|pferr|pfec|PFERR|err_code)\s{0,2}[:=(]?\s{0,2}"
+    r"((?:[A-Z]{1,5}\|){0,6}[A-Z]{1,5}(?:\|0x[0-9a-f]{1,16})?(?![a-z])|" + _HEX + ")"
 )
 _OOPS_CODE = re.compile(r"\b(Oops|Bad pagetable): ([0-9a-f]{4}) \[#\d")
-_QUAL = re.compile(r"\b(exit[_ ]qual(?:ification)?|EXIT_QUALIFICATION|qualification)\s{0,2}[:=(]?\s{0,2}(" + _HEX + ")", re.I)
+_QUAL = re.compile(r"\b(exit[_ ]qual(?:ification)?|qualification)\s{0,2}[:=(]?\s{0,2}(" + _HEX + ")", re.IGNORECASE)
 _EXIT = re.compile(
     r"\breason:? ([A-Z][A-Z_]{2,40}|[A-Za-z_]{2,12}(?: excp)?|[a-z]\w{1,30}(?: excp)?)(?: \S+)? (?:rip:? \S+ )?"
     r"(?:info1|ext_inf1:|info) (" + _HEX + ")"
@@ -291,7 +309,10 @@ def _named(line: str, around: Around) -> Iterator[Found]:
     is_fault = "kvm_page_fault" in line or "kvm_exit" in line
     for match in _EXIT.finditer(line):
         yield from _exit(match, around)
+    gfn = _GFN.search(line) if around.cache_bits is None else None
     for match in _NAMED_SPTE.finditer(line):
+        if gfn is not None:
+            _note_l1tf(match[2], int(gfn[1], 16), around)
         yield from _found(match[1], Kind.SPTE, match[2], around.context(around.exit_format, level))
     for match in _FAST.finditer(line):
         for label, text in (("old", match[1]), ("new", match[2])):
@@ -309,6 +330,13 @@ def _named(line: str, around: Around) -> Iterator[Found]:
         yield from _found(match[1], Kind.PFERR, match[2], replace(around.context(), format=Format.SHADOW))
     for match in _QUAL.finditer(line):
         yield from _found("exit qualification", Kind.QUAL, match[2], around.context())
+
+
+# A trace prints the gfn beside the MMIO spte that hides its high bits.
+def _note_l1tf(text: str, gfn: int, around: Around) -> None:
+    number = _number(text)
+    if number is not None and number.value & 1 << 11 == 0 and number.value & 6 == 6:
+        around.cache_bits = l1tf_width(number.value, gfn)
 
 
 # A walk of the guest's tables has a #PF error code whatever the host is.
@@ -331,12 +359,13 @@ def _exit(match: re.Match[str], around: Around) -> Iterator[Found]:
 
 
 _FINDERS: tuple[Callable[[str, Around], Iterator[Found]], ...] = (_monitor_line, _oops, _named, _dump)
+_TRACE_FINDERS: tuple[Callable[[str, Around], Iterator[Found]], ...] = (_named,)
 
 
 def find_words(line: str, around: Around) -> list[Found]:
     """The words in ``line``, in the order of the first finder that knows the line's form."""
     line = line[:MAX_LINE]
-    for finder in _FINDERS:
+    for finder in _TRACE_FINDERS if around.is_trace else _FINDERS:
         found = list(finder(line, around))
         if found:
             if finder is not _dump:

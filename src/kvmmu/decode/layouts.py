@@ -21,7 +21,7 @@ Version = tuple[int, int]
 _ROLE_5_1 = dict(ROLE_FLAGS[1:9])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Layout:
     """The layout of one kernel. Bits are numbers, masks and words are 64-bit."""
 
@@ -169,11 +169,17 @@ def layout_of(version: Version) -> Layout:
     """The layout of kernel ``version``. Raises ConfigError for one older than the table."""
     found = [layout for layout in LAYOUTS if layout.since <= version]
     if not found:
-        raise ConfigError(
-            f"--kernel {version_text(version)}: layouts are known since {version_text(LAYOUTS[0].since)}"
-        )
+        raise ConfigError(f"--kernel {version_text(version)}: layouts are known since {version_text(LAYOUTS[0].since)}")
     return found[-1]
 
+
+#: The layouts by what empty and removed entries hold, for a trace that shows one: the newest confirmed one of each.
+NONPRESENT_LAYOUTS = {
+    word: layout
+    for layout in sorted(LAYOUTS, key=lambda layout: (bool(layout.confirmed), layout.since))
+    for word in (layout.nonpresent, layout.removed)
+    if word is not None
+}
 
 #: The layout of :data:`BASELINE`.
 BASELINE_LAYOUT = layout_of(BASELINE)

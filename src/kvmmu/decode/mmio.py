@@ -40,6 +40,13 @@ def is_mmio(word: int, table_format: str, layout: Layout) -> bool:
     return word & (_MARK | _P) == _MARK | _P
 
 
+# Before 5.13 the kind of an spte alone says MMIO, also where no address bit is reserved for it.
+def _is_wide_mmio(word: int, layout: Layout, machine: Machine) -> bool:
+    if machine.maxphyaddr != 52 or layout.mmio_mark is None or layout.since < (5, 4):
+        return False
+    return word & layout.mmio_mark[0] == layout.mmio_mark[1] and not word & _P
+
+
 def generation(word: int, layout: Layout) -> int:
     """The part of the memslots' generation that the MMIO spte ``word`` holds."""
     low = field_of(word, layout.gen_low)
@@ -53,12 +60,24 @@ def l1tf_gfn(word: int, cache_bits: int) -> int:
     return ((word & bits(12, low - 1)) | ((word >> _L1TF_LEN) & mask)) >> 12
 
 
+def l1tf_width(word: int, gfn: int) -> int | None:
+    """The width of the L1 cache with which the MMIO spte ``word`` is of ``gfn``; None if it is so without L1TF."""
+    address = word & bits(12, 50)
+    if address >> 12 == gfn or not address >> 31:
+        return None
+    fitting = (width for width in range(32, 47) if _fits_l1tf(address, width))
+    return next((width for width in fitting if l1tf_gfn(word, width) == gfn), None)
+
+
 def read_mmio(word: int, table_format: str, layout: Layout, machine: Machine) -> Reading | None:
     """The MMIO spte ``word``; None for another word, and on a host with 52 address bits, which has none."""
     is_ept = table_format == "ept"
-    if not is_mmio(word, table_format, layout) or (machine.maxphyaddr == 52 and not is_ept):
+    if machine.maxphyaddr == 52 and not is_ept:
+        if not _is_wide_mmio(word, layout, machine):
+            return None
+    elif not is_mmio(word, table_format, layout):
         return None
-    top = 51 if is_ept else 50
+    top = 51 if is_ept or machine.maxphyaddr == 52 else 50
     address = word & bits(12, top)
     width = machine.maxphyaddr
     if machine.l1tf:

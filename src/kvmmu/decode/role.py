@@ -64,6 +64,10 @@ def _read_cpu_role(word: int, layout: Layout) -> Reading:
     high = word & ~_PAGE_ROLE
     flags = set_names(high, layout.ext_flags)
     rest = high & ~sum(layout.ext_flags.values())
+    if "cr0_pg" in layout.ext_flags:
+        # In these kernels the guest's MAXPHYADDR lies above the flags.
+        flags.append(f"maxphyaddr {word >> 41 & 0x3F}")
+        rest &= ~(0x3F << 41)
     text = " ".join([page_role_text(word & _PAGE_ROLE, layout), "|", *flags])
     return Reading("cpu role", f"cpu role: {text}" + (f" bits {rest:#x}" if rest else ""))
 

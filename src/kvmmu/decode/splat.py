@@ -22,7 +22,9 @@ _LINE = re.compile(
     r".{0,200}?-{2,8} ?spte =? ?(?:0x)?(?P<spte>[0-9a-f]{1,16}) level =? ?(?P<level>[1-5])\b"
     r"(?P<new>, rsvd bits = (?:0x)?(?P<rsvd>[0-9a-f]{1,16}))?.{0,80}"
 )
-_HEADER = re.compile(r"(?:detect reserved bits on spte|reserved bits set on MMU-present spte), addr (?:0x)?([0-9a-f]{1,16})")
+_HEADER = re.compile(
+    r"(?:detect reserved bits on spte|reserved bits set on MMU-present spte), addr (?:0x)?([0-9a-f]{1,16})"
+)
 
 #: The first kernel that prints the reserved bits as well.
 _NEW_FORM = (5, 12)
@@ -99,7 +101,7 @@ def _layouts(steps: Sequence[Step]) -> list[Layout]:
     is_new = any(step.reserved is not None for step in steps)
     fitting = [layout for layout in LAYOUTS if (layout.since >= _NEW_FORM) == is_new]
     # The baseline first, then the newer ones.
-    return sorted(reversed(fitting), key=lambda layout: layout is not BASELINE_LAYOUT)
+    return sorted(fitting, key=lambda layout: (layout is not BASELINE_LAYOUT, [-part for part in layout.since]))
 
 
 # Reserved address bits that the kernel found bound the machine's MAXPHYADDR.

@@ -200,7 +200,8 @@ def _read_ept(word: int, level: int, layout: Layout, machine: Machine) -> tuple[
         text = f"nonleaf {text} table {word & ADDRESS:#x}"
     text += _ad_type(word, layout) + (" suppress-ve-" if ve and not word & ve else "") + _tail(word, known)
     problems = list(_ept_problems(word, level, leaf, layout))
-    problems += _address_problems(word, level, leaf, machine)
+    if word & _RWX:
+        problems += [f"EPT misconfiguration: {told}" for told in _address_problems(word, level, leaf, machine)]
     if leaf:
         problems += _triple_problems(word, host, mmu)
     if ve and not word & ve:

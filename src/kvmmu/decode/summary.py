@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ..trace.text import LineCounts, TraceLine
+from ..trace.text import LineCounts, TraceLine, exit_name
 from ..tracepoint import EVENTS
 
 #: Rows of each table in text; JSON has all.
@@ -26,6 +26,8 @@ class Summary:
 
     #: By event.
     events: Counter[str] = field(default_factory=Counter)
+    #: kvm_exit by reason.
+    exits: Counter[str] = field(default_factory=Counter)
     #: By the page (address / 4096) of the guest that the event is about, and the event.
     pages: Counter[tuple[int, str]] = field(default_factory=Counter)
     #: By the guest's rip, and the event.
@@ -36,6 +38,8 @@ class Summary:
         self.events[line.name] += 1
         if line.event is None:
             return
+        if line.name == "kvm_exit":
+            self.exits[exit_name(line.event[3], line.event[1])] += 1
         for fields, counter, shift in ((_ADDRESS_FIELDS, self.pages, 12), (_RIP_FIELDS, self.rips, 0)):
             name = fields.get(line.name)
             if name is not None and name not in line.missing:
@@ -46,6 +50,9 @@ class Summary:
         """The tables as text."""
         out = [f"lines {counts.lines}: {_count_text(counts)}", "", f"{'events':>8}  event"]
         out += [f"{count:>8}  {name}" for name, count in self.events.most_common()]
+        if self.exits:
+            out += ["", f"{'exits':>8}  reason"]
+            out += [f"{count:>8}  {name}" for name, count in self.exits.most_common()]
         for title, counter in (("page of the guest", self.pages), ("rip", self.rips)):
             if counter:
                 out += ["", f"{'events':>8}  {title}"]
@@ -66,6 +73,7 @@ class Summary:
             "comments": counts.comments,
             "unknown": counts.unknown,
             "events": dict(self.events.most_common()),
+            "exits": dict(self.exits.most_common()),
             "pages": [_row("page", value, name, count) for (value, name), count in self.pages.most_common()],
             "rips": [_row("rip", value, name, count) for (value, name), count in self.rips.most_common()],
         }

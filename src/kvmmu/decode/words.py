@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from itertools import groupby
 
 from ..hw.modes import MODE_4LEVEL, MODES, PagingMode
@@ -23,6 +24,9 @@ from .spte import Format, read_spte
 
 #: Readings of other kernels that are shown beside the one asked for.
 _MOST_OTHERS = 2
+
+
+_ANY_MACHINE = Machine()
 
 
 class Kind(StrEnum):
@@ -40,14 +44,21 @@ class Context:
     """What is known about a word, by options or from the text around it; None: unknown."""
 
     layout: Layout | None = None
-    machine: Machine = Machine()
+    machine: Machine = _ANY_MACHINE
     format: Format | None = None
     level: int | None = None
     mode: PagingMode | None = None
+    #: Other kernels are tried only where the baseline makes no sense of the word: one of thousands.
+    is_one_of_many: bool = False
 
 
-def read_word(kind: Kind, number: Number, context: Context) -> list[Reading]:
+@lru_cache(maxsize=4096)
+def read_word(kind: Kind, number: Number, context: Context) -> tuple[Reading, ...]:
     """The readings of ``number`` as a ``kind``, the likeliest first; at least one."""
+    return tuple(_read(kind, number, context))
+
+
+def _read(kind: Kind, number: Number, context: Context) -> list[Reading]:
     readings = _READERS[kind](number.value, context)
     if number.decimal is None:
         return readings
@@ -88,15 +99,15 @@ def _note_doubt(readings: Iterable[Reading], group: list[Layout]) -> list[Readin
 def _over_kernels(read: Callable[[Layout], list[Reading]], context: Context) -> list[Reading]:
     if context.layout is not None:
         return _note_doubt(read(context.layout), [context.layout])
-    mine: list[Reading] = []
+    mine = read(BASELINE_LAYOUT)
+    if context.is_one_of_many and any(not reading.problems for reading in mine):
+        return mine
     others: list[Reading] = []
     for group, readings in _by_kernel(read):
         if BASELINE_LAYOUT in group:
-            mine = readings
             continue
         others += [
-            replace(reading, kind=f"{reading.kind}, {_range_name(group)}")
-            for reading in _note_doubt(readings, group)
+            replace(reading, kind=f"{reading.kind}, {_range_name(group)}") for reading in _note_doubt(readings, group)
         ]
     clean = _distinct([reading for reading in others if not reading.problems], mine)[:_MOST_OTHERS]
     if any(not reading.problems for reading in mine):
@@ -146,7 +157,7 @@ def _least_wrong(readings: list[Reading]) -> Reading:
 def _format_readings(word: int, table: Format, layout: Layout, context: Context) -> list[Reading]:
     if context.level is not None:
         return [_at_level(word, table, context.level, layout, context, level_known=True)]
-    readings = []
+    readings: list[Reading] = []
     for level in (1, 2, 3):
         reading = _at_level(word, table, level, layout, context, level_known=False)
         if reading.text not in {other.text for other in readings}:
@@ -156,9 +167,7 @@ def _format_readings(word: int, table: Format, layout: Layout, context: Context)
     return readings
 
 
-def _at_level(
-    word: int, table: Format, level: int, layout: Layout, context: Context, *, level_known: bool
-) -> Reading:
+def _at_level(word: int, table: Format, level: int, layout: Layout, context: Context, *, level_known: bool) -> Reading:
     reading = read_spte(word, table, level, layout, context.machine)
     if table is Format.SHADOW and context.format is None:
         reading = replace(reading, kind="shadow or npt spte")

@@ -126,7 +126,7 @@ def read_line(line: str, counts: LineCounts | None = None) -> TraceLine | None:
     if len(line) > _MAX_LINE:
         counts.unknown += 1
         return None
-    if not line.strip() or line.startswith("#") or line.startswith("cpus="):
+    if not line.strip() or line.startswith(("#", "cpus=")):
         counts.comments += 1
         return None
     match = _FTRACE.fullmatch(line) or _PERF.fullmatch(line)
@@ -155,9 +155,7 @@ def _count_other(line: str, counts: LineCounts) -> None:
 def _make_line(match: re.Match[str]) -> TraceLine:
     groups = match.groupdict()
     name, text = groups["event"], groups["text"].strip(" \0")
-    event, missing = None, ()
-    if name in EVENTS:
-        event, missing = _read_event(name, text)
+    event, missing = _read_event(name, text) if name in EVENTS else (None, ())
     cpu = int(groups["cpu"] or groups.get("cpu_l") or 0)
     return TraceLine(groups["task"], int(groups["pid"]), cpu, groups["time"], name, text, event, missing)
 

@@ -132,7 +132,7 @@ _FORMS: dict[str, tuple[re.Pattern[str], Callable[[str, re.Match[str]], Told | N
     "kvm_emulate_insn": (_PLUGIN_INSN, _read_insn),
     "kvm_page_fault": (_OLD_FAULT, _read_fault),
     "kvm_inj_exception": (_OLD_EXCEPTION, _read_exception),
-} | {name: (_PAGE, _read_page) for name in PAGE_EVENTS}
+} | dict.fromkeys(PAGE_EVENTS, (_PAGE, _read_page))
 
 
 # ---- raw fields
