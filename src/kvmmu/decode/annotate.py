@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 from ..trace.forms import PAGE_EVENTS
-from ..trace.text import LineCounts, TraceLine, read_line
-from .find import Around, Found, find_words, look_around
+from ..trace.text import LineCounts, TraceLine, read_event, read_line
+from ..tracepoint import EVENTS
+from .find import MAX_LINE, Around, Found, find_words, look_around
 from .layouts import BASELINE_LAYOUT
 from .number import Number
 from .reading import Reading
@@ -23,6 +24,7 @@ from .words import Context, Kind, read_word
 _LOOK_AHEAD = 10_000
 #: Most lines of one hierarchy.
 _MAX_STEPS = 8
+_EVENT = re.compile(r"\s*(?:kvm:|kvmmmu:)?(\w{4,40}):\s(.*)")
 _BARE = re.compile(r"\s*((?:0x)?[0-9a-f]{1,16}(?:[\s,]{1,8}(?:0x)?[0-9a-f]{1,16}){0,15})[\s,]*", re.IGNORECASE)
 
 
@@ -38,7 +40,8 @@ class Word:
         """The annotation below the word's line."""
         several = len(self.readings) > 1
         for reading in self.readings:
-            kind = f" as {reading.kind}:" if several or not reading.kind.startswith(("role", "gpte")) else ""
+            is_plain = not several and reading.kind.startswith(("role", "gpte", "line of"))
+            kind = "" if is_plain else f" as {reading.kind}:"
             yield f"{self.label} {self.number.text}{kind or ':'} {reading.line}"
             yield from (f"  wrong: {problem}" for problem in reading.problems)
             yield from (f"  note: {note}" for note in reading.notes)
@@ -122,7 +125,8 @@ class Annotator:
 
     def _line(self, number: int, text: str, around: Around) -> Annotated:
         trace_line = read_line(text, self.counts)
-        around.is_trace = trace_line is not None
+        event = trace_line or _bare_event(text)
+        around.is_trace = event is not None
         remarks = list(self._remarks)
         if trace_line is not None:
             self.summary.add(trace_line)
@@ -131,8 +135,8 @@ class Annotator:
             self.nr_words += 1
             remarks.append(f"the fault was at {address:#x} (gfn {address >> 12:#x}); its tables, from the root down:")
         words = [_word(found) for found in find_words(text, around)]
-        if trace_line is not None:
-            words += _role_words(trace_line, around)
+        if event is not None:
+            words += _role_words(event, around)
         elif not words and address is None:
             words = list(_bare_words(text, around))
         if trace_line is not None:
@@ -163,6 +167,15 @@ def _word(found: Found) -> Word:
 
 def _is_present_spte(reading: Reading) -> bool:
     return not reading.problems and ("pfn" in reading.text or "nonleaf" in reading.text)
+
+
+# An event that was pasted without task, CPU and time.
+def _bare_event(text: str) -> TraceLine | None:
+    match = _EVENT.fullmatch(text[:MAX_LINE])
+    if match is None or match[1] not in EVENTS:
+        return None
+    event, missing = read_event(match[1], match[2].strip(" \0"))
+    return TraceLine("", 0, 0, "0", match[1], match[2], event, missing)
 
 
 # The role of a shadow page that a plugin printed by names of long ago.

@@ -78,21 +78,23 @@ class Around:
             options.level or level,
             options.mode or mode,
             self.is_trace,
+            format_is_hint=options.format is None and table in {None, self.exit_format},
         )
 
 
 # ---- what a text says about itself
 
 _RELEASE = re.compile(
-    r"(?:Not tainted|Tainted: [A-Z ]{1,40}?|Linux version|Linux release|[Kk]ernel(?: version)?[:=]?) v?(\d+\.\d+)\b"
+    r"(?:Not tainted|Tainted: [A-Z ]{1,40}?|Linux(?: [\w.-]{1,64})?|[Kk]ernel(?: version)?[:=]?) v?(\d{1,2}\.\d{1,3})"
+    r"(?=[.\-+~ ,;)]|$)"
 )
 #: A trace shows what an empty entry holds.
 _EMPTY = re.compile(r"kvm_tdp_mmu_spte_changed: .{0,60}\bold_spte (0|5a0|8000000000000000|80000000000005a0)\b")
 _MAXPHYADDR = re.compile(r"MAXPHYADDR\W{1,4}(?:is )?(\d{2})\b|address sizes\s*: (\d{2}) bits physical", re.IGNORECASE)
 _FORMATS = (
-    (re.compile(r"\b(?:EPT|ept_\w+|eptp?|vmx)\b"), Format.EPT),
-    (re.compile(r"\b(?:NPT|NPF|npt|npf|svm)\b"), Format.NPT),
-    (re.compile(r"\bshadow paging\b"), Format.SHADOW),
+    (re.compile(r"\bEPT\b|handle_ept_(?:violation|misconfig)"), Format.EPT),
+    (re.compile(r"\bNPT\b|\bnested paging\b|\bnpf_interception\b"), Format.NPT),
+    (re.compile(r"\bshadow paging\b|\bpf_interception\b|\bhandle_exception_nmi\b"), Format.SHADOW),
 )
 
 
@@ -278,12 +280,21 @@ _CODE = re.compile(
     r"\b(error[_ ]code|pferr|pfec|PFERR|err_code)\s{0,2}[:=(]?\s{0,2}"
     r"((?:[A-Z]{1,5}\|){0,6}[A-Z]{1,5}(?:\|0x[0-9a-f]{1,16})?(?![a-z])|" + _HEX + ")"
 )
+_INJECTED = re.compile(r"#PF \((0x[0-9a-f]{1,8})\)")
 _OOPS_CODE = re.compile(r"\b(Oops|Bad pagetable): ([0-9a-f]{4}) \[#\d")
 _QUAL = re.compile(r"\b(exit[_ ]qual(?:ification)?|qualification)\s{0,2}[:=(]?\s{0,2}(" + _HEX + ")", re.IGNORECASE)
 _EXIT = re.compile(
     r"\breason:? ([A-Z][A-Z_]{2,40}|[A-Za-z_]{2,12}(?: excp)?|[a-z]\w{1,30}(?: excp)?)(?: \S+)? (?:rip:? \S+ )?"
     r"(?:info1|ext_inf1:|info) (" + _HEX + ")"
 )
+#: A qualification stands beside the exit's reason in a dump of the VMCS; 48 is an EPT violation.
+_REASON = re.compile(r"\breason=([0-9a-f]{1,8})\b")
+_ENTRY = re.compile(
+    r"\b(?P<name>EPT (?:entry|pte|PTE|word)|EPTE|epte|NPT entry|entry|MMIO(?: word| entry)?)\s{0,3}[:=]?\s{0,3}[`'\"]?"
+    r"(?P<word>0[xX][0-9a-fA-F]{1,16})\b"
+)
+_AT_LEVEL = re.compile(r"\b(0[xX][0-9a-fA-F]{1,16})\b[`'\"]?,?\s{0,3}\(?(?:at |of )?level\s{0,2}[=:]?\s{0,2}([1-5])\b")
+_LEAF = re.compile(r"\b(leaf|table)\s{0,3}[:=]?\s{0,3}[`'\"]?(0[xX][0-9a-fA-F]{3,16})\b")
 _FAULT_FORMATS = {
     "EPT_VIOLATION": Format.EPT, "npf": Format.NPT, "EXIT_NPF": Format.NPT, "PF excp": Format.SHADOW,
     "EXIT_EXCP_PF": Format.SHADOW,
@@ -326,9 +337,12 @@ def _named(line: str, around: Around) -> Iterator[Found]:
         if number is not None and not (match[1] == "error_code" and "intr_info" in line):
             table = around.exit_format if is_fault else None
             yield Found(match[1], Kind.PFERR, number, _code_context(line, around, table))
+    for match in _INJECTED.finditer(line):
+        yield from _found("#PF", Kind.PFERR, match[1], replace(around.context(), format=Format.SHADOW))
     for match in _OOPS_CODE.finditer(line):
         yield from _found(match[1], Kind.PFERR, match[2], replace(around.context(), format=Format.SHADOW))
-    for match in _QUAL.finditer(line):
+    reason = _REASON.search(line)
+    for match in _QUAL.finditer(line) if reason is None or int(reason[1], 16) & 0xFFFF == 48 else ():
         yield from _found("exit qualification", Kind.QUAL, match[2], around.context())
 
 
@@ -342,6 +356,8 @@ def _note_l1tf(text: str, gfn: int, around: Around) -> None:
 # A walk of the guest's tables has a #PF error code whatever the host is.
 def _code_context(line: str, around: Around, table: Format | None) -> Context:
     context = around.context(table)
+    if context.format_is_hint and "kvm_page_fault" not in line:
+        context = replace(context, format=None)
     if "pagetable_walk" in line or "walker_error" in line or "inj_exception" in line or "fast_page_fault" in line:
         return replace(context, format=Format.SHADOW)
     return context
@@ -358,7 +374,27 @@ def _exit(match: re.Match[str], around: Around) -> Iterator[Found]:
     yield from _found("info1", kind, match[2], replace(around.context(), format=table))
 
 
-_FINDERS: tuple[Callable[[str, Around], Iterator[Found]], ...] = (_monitor_line, _oops, _named, _dump)
+# Entries in somebody's own words: "EPT entry 0x... at level 2".
+def _told(line: str, around: Around) -> Iterator[Found]:
+    at_level = {match[1]: int(match[2]) for match in _AT_LEVEL.finditer(line)}
+    named = {match["word"]: match["name"] for match in _ENTRY.finditer(line)}
+    named |= {match[2]: match[1] for match in _LEAF.finditer(line)}
+    level = _LEVEL.search(line)
+    for text in dict.fromkeys(sorted({**at_level, **named}, key=line.find)):
+        name = named.get(text, "entry")
+        number = _number(text)
+        if number is None:
+            continue
+        table = Format.EPT if name.lower().startswith("ept") else Format.NPT if name.startswith("NPT") else None
+        own = at_level.get(text) or (1 if name == "leaf" else None)
+        if own is None and level is not None and len(named) == 1:
+            own = int(level[1])
+        is_spte = table is not None or around.format is not None or name.startswith("MMIO") or "spte" in line
+        context = around.context(table, own)
+        yield Found(name, Kind.SPTE if is_spte else Kind.GPTE, number, context, is_guess=not is_spte)
+
+
+_FINDERS: tuple[Callable[[str, Around], Iterator[Found]], ...] = (_monitor_line, _oops, _named, _told, _dump)
 _TRACE_FINDERS: tuple[Callable[[str, Around], Iterator[Found]], ...] = (_named,)
 
 

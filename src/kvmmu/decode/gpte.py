@@ -23,7 +23,7 @@ def read_gpte(word: int, level: int, mode: PagingMode, machine: Machine) -> Read
     """The entry ``word`` at ``level`` of tables of ``mode``."""
     kind = f"gpte {mode.name} level {level}"
     if not word & PT_PRESENT:
-        return Reading(kind, f"not present, {word:#x} is the guest's own")
+        return Reading(kind, f"not present, {word:#x} is the guest's own" if word else "not present, empty")
     limits = Limits(machine.maxphyaddr or MAX_MAXPHYADDR, has_nx=True, has_gbpages=True)
     is_large = level > 1 and bool(word & PT_PAGE_SIZE) and is_large_level(mode, level, limits)
     leaf = level == 1 or is_large

@@ -50,6 +50,8 @@ class Context:
     mode: PagingMode | None = None
     #: Other kernels are tried only where the baseline makes no sense of the word: one of thousands.
     is_one_of_many: bool = False
+    #: The format is what the text around speaks of, not what somebody said of this word.
+    format_is_hint: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -118,7 +120,8 @@ def _over_kernels(read: Callable[[Layout], list[Reading]], context: Context) -> 
         clean = [reading for reading in clean if reading.text not in {"NP", "REMOVED", "FROZEN"}]
     if not clean and any(reading.problems for reading in mine):
         fewest = min(len(reading.problems) for reading in mine)
-        clean = _distinct([reading for reading in others if len(reading.problems) < fewest], mine)[:1]
+        better = sorted(others, key=lambda reading: len(reading.problems))
+        clean = _distinct([reading for reading in better if len(reading.problems) < fewest], mine)[:1]
     if clean and all(reading.problems for reading in mine):
         return [*clean, *(replace(reading, kind=f"{reading.kind}, kernel 6.12") for reading in mine)]
     return [*mine, *clean]
@@ -138,7 +141,13 @@ def _distinct(readings: list[Reading], shown: list[Reading]) -> list[Reading]:
 
 
 def _read_spte(word: int, context: Context) -> list[Reading]:
-    return _over_kernels(lambda layout: _spte_readings(word, layout, context), context)
+    readings = _over_kernels(lambda layout: _spte_readings(word, layout, context), context)
+    if context.format_is_hint and context.format is not None and all(reading.problems for reading in readings):
+        any_format = replace(context, format=None, format_is_hint=False)
+        others = _over_kernels(lambda layout: _spte_readings(word, layout, any_format), any_format)
+        if not all(reading.problems for reading in others):
+            return [reading for reading in others if not reading.problems]
+    return readings
 
 
 # Over formats and levels, of one kernel: all that make sense, or else the least wrong of each format.

@@ -24,7 +24,7 @@ from .toolforms import read_tool_form
 
 __all__ = [
     "FTRACE_HEADER", "LineCounts", "TraceLine", "event_text", "exit_name", "format_event", "format_line", "parse_event",
-    "parse_exit_name", "parse_line", "read_fast_page_fault", "read_line", "read_lines", "user_of_bits",
+    "parse_exit_name", "parse_line", "read_event", "read_fast_page_fault", "read_line", "read_lines", "user_of_bits",
 ]  # fmt: skip
 
 
@@ -155,12 +155,16 @@ def _count_other(line: str, counts: LineCounts) -> None:
 def _make_line(match: re.Match[str]) -> TraceLine:
     groups = match.groupdict()
     name, text = groups["event"], groups["text"].strip(" \0")
-    event, missing = _read_event(name, text) if name in EVENTS else (None, ())
+    event, missing = read_event(name, text) if name in EVENTS else (None, ())
     cpu = int(groups["cpu"] or groups.get("cpu_l") or 0)
     return TraceLine(groups["task"], int(groups["pid"]), cpu, groups["time"], name, text, event, missing)
 
 
-def _read_event(name: str, text: str) -> tuple[Event | None, tuple[str, ...]]:
+def read_event(name: str, text: str) -> tuple[Event | None, tuple[str, ...]]:
+    """The event ``name`` that the kernel or a tool prints as ``text``, and the fields that the form does not tell.
+
+    The event is None for text of no known form.
+    """
     try:
         return parse_event(name, text), ()
     except UserError:
