@@ -82,7 +82,7 @@ def test_fields_of_an_mmio_spte_do_not_overlap(layout: object) -> None:
     mark = layout.mmio_mark[0] if layout.mmio_mark else 0  # type: ignore[attr-defined]
     taken = bits(*layout.gen_low) | bits(*layout.gen_high)  # type: ignore[attr-defined]
     overlap = taken & mark
-    is_known = layout.since in {(5, 4)}  # type: ignore[attr-defined]
+    is_known = layout.since == (5, 4)  # type: ignore[attr-defined]
     assert bool(overlap) == is_known
     assert not taken & (7 | bits(12, 51))
 

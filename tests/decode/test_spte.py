@@ -140,7 +140,8 @@ GOOD_TABLE = 0x8000000012345907
       for bit in (3, 4, 5, 6)],
     (GOOD_TABLE | 1 << 39, 2, "EPT misconfiguration: reserved address bit 39: at or above MAXPHYADDR 39"),
     (GOOD_LEAF | 3 << 40, 1, "EPT misconfiguration: reserved address bits 41:40: at or above MAXPHYADDR 39"),
-    (GOOD_LEAF | 1 << 7, 2, "EPT misconfiguration: reserved address bits 20, 18, 14, 12: a 2M page is aligned to its size"),
+    (GOOD_LEAF | 1 << 7, 2,
+     "EPT misconfiguration: reserved address bits 20, 18, 14, 12: a 2M page is aligned to its size"),
     (GOOD_TABLE | 1 << 7, 4, "EPT misconfiguration: bit 7 set, there are no large pages at level 4"),
 ])  # fmt: skip
 def test_what_ept_forbids_is_told_with_the_rule(word: int, level: int, rule: str) -> None:

@@ -85,7 +85,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("kernel", ["5.10", "6.1", "6.12"])
 @pytest.mark.parametrize(("table", "fault"), [(table, fault) for table, faults in FAULTS.items() for fault in faults])
-@given(pfn=st.integers(1, 2**26), triple=st.sampled_from(TRIPLES), tables=st.lists(st.integers(1, 2**26), min_size=3, max_size=3))
+@given(
+    pfn=st.integers(1, 2**26),
+    triple=st.sampled_from(TRIPLES),
+    tables=st.lists(st.integers(1, 2**26), min_size=3, max_size=3),
+)
 def test_a_splat_of_any_kernel_is_read_in_its_own_format_and_the_broken_rule_is_told(
     kernel: str, table: str, fault: str, pfn: int, triple: tuple[int, int, int], tables: list[int]
 ) -> None:
@@ -134,8 +138,8 @@ def test_a_splat_without_a_broken_rule_says_so() -> None:
     ("exit_qualification 0x1aa", "EPT violation: write, entry present, allows R-X"),
     ("VMExit: intr_info=00000000 reason=00000030 qualification=0000000000000181", "EPT violation: read"),
     ("kvm_mmu_pagetable_walk: addr 1000 pferr 2 W", "W; write: no entry is present"),
-    ("fast_page_fault: vcpu 0 gva 4000000 error_code P|W|U|0x100000000 sptep 0xffff8881 old 0x3310e65 new 3310e67 "
-     "spurious 0 fixed 1", "nested page fault: user write of a final guest address: the entry is present"),
+    ("fast_page_fault: vcpu 0 gva 4000 error_code P|W|U|0x100000000 sptep 0xff old 0x3e65 new 3e67 spurious 0 fixed 1",
+     "nested page fault: user write of a final guest address: the entry is present"),
     ("kvm_mmu_set_spte: gfn 1 spte 1e63 (rwx-) level 1 at ab85008", "4K W-host W-mmu W U- X A D pfn 0x1"),
     ("check_mmio_spte: spte 800000400c057 kvm_gen c spte-gen a valid 0", "mmio gfn 0x400c gen 0xa access wu-"),
     ("kvm_mmu_paging_element: pte 8000000000011027 level 4", "level 4 entry P|W|U|A|NX gfn 0x11"),
@@ -166,7 +170,9 @@ def test_an_oops_gives_the_guests_own_entries_their_levels() -> None:
     ]  # fmt: skip
     assert "  wrong: bit 39: at or above MAXPHYADDR 39" in found
     # The width may stand in the text as well.
-    assert "  wrong: bit 39: at or above MAXPHYADDR 39" in said(f"address sizes\t: 39 bits physical, 48 bits virtual\n{text}")
+    assert "  wrong: bit 39: at or above MAXPHYADDR 39" in said(
+        f"address sizes\t: 39 bits physical, 48 bits virtual\n{text}"
+    )
     assert "  note: legal only where MAXPHYADDR is at least 40: else a reserved address bit is set" in said(text)
 
 
@@ -260,7 +266,9 @@ def test_a_whole_trace_is_annotated_and_summed_up() -> None:
     assert not any(problems)
     summary = annotator.summary
     assert summary.events["kvm_exit"] == sum(summary.exits.values()) > 0
-    assert summary.events["kvm_page_fault"] == sum(n for (_, name), n in summary.pages.items() if name == "kvm_page_fault")
+    assert summary.events["kvm_page_fault"] == sum(
+        n for (_, name), n in summary.pages.items() if name == "kvm_page_fault"
+    )
     assert {value % 4096 for value, _ in summary.pages} == {0}
     text = "\n".join(summary.lines(annotator.counts))
     assert "page of the guest" in text
@@ -279,11 +287,14 @@ def test_no_word_of_a_real_trace_breaks_a_rule(path: pathlib.Path) -> None:
 
 PIECES = st.sampled_from([
     "------ spte = 0x", "------ spte 0x", "level ", "level = ", ", rsvd bits = 0x", "PGD ", "P4D ", "PTE ", "*pte = ",
-    "error_code ", "role=", "pferr ", "0x", "=> ", "[#1]", "Oops: ", "reason EPT_VIOLATION ", "info1 ", "q-1 [000] 1.0: ",
-    "kvm_exit: ", "kvm_mmu_get_page: ", "Not tainted ", "5.10.0", "MAXPHYADDR ", "old_spte ", "L4: ", "\n", " ", "8" * 30,
-    "ffff800000000000-", "X--DA---W", "gfn ", "entry ", "EPT entry ", "detect reserved bits on spte, addr 0x",
+    "error_code ", "role=", "pferr ", "0x", "=> ", "[#1]", "Oops: ", "reason EPT_VIOLATION ", "info1 ",
+    "q-1 [000] 1.0: ", "kvm_exit: ", "kvm_mmu_get_page: ", "Not tainted ", "5.10.0", "MAXPHYADDR ", "old_spte ", "L4: ",
+    "\n", " ", "8" * 30, "ffff800000000000-", "X--DA---W", "gfn ", "entry ", "EPT entry ",
+    "detect reserved bits on spte, addr 0x",
 ])  # fmt: skip
-TEXT = st.lists(st.one_of(PIECES, st.text(max_size=20), st.integers(0, 2**70).map(hex), st.integers().map(str)), max_size=40)
+TEXT = st.lists(
+    st.one_of(PIECES, st.text(max_size=20), st.integers(0, 2**70).map(hex), st.integers().map(str)), max_size=40
+)
 
 
 @given(pieces=TEXT, table=st.sampled_from([None, *Format]), level=st.sampled_from([None, 1, 5]))
@@ -303,7 +314,20 @@ def test_no_events_text_is_too_much(name: str, text: str) -> None:
 
 def test_no_line_takes_long() -> None:
     start = time.process_time()
-    pieces = ("0x1 ", "level 1 ", "PGD 1 ", "a", "1", "spte 1 ", "P|", "role=", "reason A", "0x1 at level 1, ", " ", "W|" * 7)
+    pieces = (
+        "0x1 ",
+        "level 1 ",
+        "PGD 1 ",
+        "a",
+        "1",
+        "spte 1 ",
+        "P|",
+        "role=",
+        "reason A",
+        "0x1 at level 1, ",
+        " ",
+        "W|" * 7,
+    )
     for piece in pieces:
         line = piece * (100_000 // len(piece))
         around = Around(_NOTHING)

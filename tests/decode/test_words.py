@@ -88,8 +88,8 @@ def test_a_cpu_role_of_5_10_has_other_flags() -> None:
     (0x181, "read, entry not present, linear address valid, final guest address"),
     (0x83, "read+write, entry not present, linear address valid, walk of the guest's tables"),
     (0x1AA, "write, entry present, allows R-X, linear address valid, final guest address"),
-    (0x683, "read+write, entry not present, linear address valid, walk of the guest's tables, user-mode linear address,"
-            " writable in the guest's tables"),
+    (0x683, ("read+write, entry not present, linear address valid, walk of the guest's tables, user-mode linear "
+             "address, writable in the guest's tables")),
     (0x184, "fetch, entry not present, linear address valid, final guest address"),
     (0x19A, "write, entry present, allows RW-, linear address valid, final guest address"),
     (0x1, "read, entry not present, no linear address"),

@@ -165,8 +165,11 @@ def _word(found: Found) -> Word:
     return Word(found.label, found.number, readings)
 
 
+# Of the kernel that is known, or the baseline: in others too many entries of guests look like sptes.
 def _is_present_spte(reading: Reading) -> bool:
-    return not reading.problems and ("pfn" in reading.text or "nonleaf" in reading.text)
+    return (
+        "kernel" not in reading.kind and not reading.problems and ("pfn" in reading.text or "nonleaf" in reading.text)
+    )
 
 
 # An event that was pasted without task, CPU and time.

@@ -69,7 +69,8 @@ def _read_cpu_role(word: int, layout: Layout) -> Reading:
         flags.append(f"maxphyaddr {word >> 41 & 0x3F}")
         rest &= ~(0x3F << 41)
     text = " ".join([page_role_text(word & _PAGE_ROLE, layout), "|", *flags])
-    return Reading("cpu role", f"cpu role: {text}" + (f" bits {rest:#x}" if rest else ""))
+    problems = (f"{bit_names(rest)} set: no field of a CPU role",) if rest else ()
+    return Reading("cpu role", f"cpu role: {text}" + (f" bits {rest:#x}" if rest else ""), (), problems)
 
 
 def _problems(role: int, layout: Layout) -> Iterator[str]:

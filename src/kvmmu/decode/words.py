@@ -62,7 +62,8 @@ def read_word(kind: Kind, number: Number, context: Context) -> tuple[Reading, ..
 
 def _read(kind: Kind, number: Number, context: Context) -> list[Reading]:
     readings = _READERS[kind](number.value, context)
-    if number.decimal is None:
+    # Nearly every number makes sense as a guest's entry, so that a decimal one says nothing; no tool prints one.
+    if number.decimal is None or kind is Kind.GPTE or (kind is Kind.ROLE and number.decimal >> 32):
         return readings
     decimal = _READERS[kind](number.decimal, context)
     if min(len(reading.problems) for reading in decimal):
@@ -191,7 +192,8 @@ def _at_level(word: int, table: Format, level: int, layout: Layout, context: Con
 
 
 def _read_role(word: int, context: Context) -> list[Reading]:
-    return _over_kernels(lambda layout: [read_role(word, layout)], context)
+    # Every role is one of any kernel: others are asked only where the baseline makes no sense of it.
+    return _over_kernels(lambda layout: [read_role(word, layout)], replace(context, is_one_of_many=True))
 
 
 def _read_pferr(word: int, context: Context) -> list[Reading]:
