@@ -207,6 +207,17 @@ def test_a_directory_and_an_empty_file_are_one_line(capsys: pytest.CaptureFixtur
         assert (captured.out, len(captured.err.splitlines())) == ("", 1)
 
 
+@pytest.mark.parametrize("text", ["x" * 300, "x" * 5000, "a/" * 600, "\0", "\udcff\udc80", "\x1b[2J", "-- -", "."])
+def test_no_argument_is_more_than_one_line_of_complaint(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    assert cli.main(["decode", "--", text]) == Status.INPUT
+    captured = capsys.readouterr()
+    assert (captured.out, len(captured.err.splitlines())) == ("", 1)
+
+
+def test_bytes_in_an_argument_that_are_no_text_are_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "4K W-host" in decode(capsys, "\udcff spte 12345e67")[1]
+
+
 def test_options_hold_for_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  wrong: bit 39: at or above MAXPHYADDR 39" in "\n".join(
         decode(capsys, "--maxphyaddr", "39", "PGD 10067 P4D 11067 PUD 12067 PMD 13067 PTE 800000fffffee163")

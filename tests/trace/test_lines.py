@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmmu.trace.exits import SVM_EXITS
+from kvmmu.trace.files import read_event_file
 from kvmmu.trace.text import LineCounts, TraceLine, format_line, parse_line, read_line, read_lines
 from kvmmu.trace.toolforms import SVM_PLUGIN_EXITS, exit_of_tool, read_tool_form
 from kvmmu.tracepoint import EVENTS
@@ -124,6 +125,15 @@ def test_a_line_without_an_event_is_counted_and_never_an_error(line: str, kind: 
         name: int(name == kind) for name in ("unknown", "stack", "losses", "comments")
     }
     assert counts.lines == 1
+
+
+def test_a_file_of_another_tool_with_lines_of_no_form_is_read_to_its_end(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "report.txt"
+    lines = lines_of("report.txt")
+    path.write_text("\n".join(["no line", *lines[:9], "q-1 [000] 1.0: kvm_exit: cut he", *lines[9:]]), encoding="utf-8")
+    counts = LineCounts()
+    expected = [parse_line(line, counts) for line in lines]
+    assert list(read_event_file(path)) == [row for row in expected if row is not None]
 
 
 def test_an_event_in_an_unknown_form_is_counted_by_its_name() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
@@ -168,13 +169,15 @@ def _lines(arguments: Sequence[str]) -> Iterable[str]:
     path = Path(arguments[0])
     if len(arguments) == 1 and _is_file_name(arguments[0]):
         return _file_lines(path)
-    return "\n".join(arguments).splitlines() if any("\n" in part for part in arguments) else [" ".join(arguments)]
+    separator = "\n" if any("\n" in part for part in arguments) else " "
+    # An argument may hold bytes that are no text.
+    return separator.join(arguments).encode("utf-8", "surrogateescape").decode("utf-8", "replace").splitlines()
 
 
 def _is_file_name(text: str) -> bool:
     if len(text) > 1024 or "\n" in text:
         return False
-    if Path(text).exists():
+    if os.path.exists(text):  # noqa: PTH110 - false for every text that no file can be called
         return True
     return " " not in text and (text.endswith(_FILE_SUFFIXES) or "/" in text)
 

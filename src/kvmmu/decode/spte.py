@@ -3,8 +3,9 @@
 
 Two kinds of rules: what the CPU reserves or forbids (an access then ends in a fault with RSVD, or in an EPT
 misconfiguration), and what kvm never makes (a bit that no field explains, an illegal writable state). The second kind
-tells formats, levels and kernels apart where nobody says which they are. Source: reference "SPTE formats", "Per-format
-masks", "Legal writable triples"; Intel SDM volume 3, "EPT Misconfigurations"; the sources of :mod:`.layouts`.
+tells formats, levels and kernels apart where nobody says which they are. Source: Intel SDM volume 3, "EPT
+Misconfigurations"; the sources of :mod:`.layouts`; reference "SPTE formats", "Per-format masks", "Legal writable
+triples".
 """
 
 from __future__ import annotations
