@@ -153,6 +153,10 @@ def test_a_splat_without_a_broken_rule_says_so() -> None:
     ("*pdpt = 0000000000a3c001 *pde = 8000000012345163", "level 3 entry P gfn 0xa3c"),
     ("   PUD: ffff888012345678 => 12067", "level 3 entry P|W|U|A|D gfn 0x12"),
     ("PML4E: 0x10067", "level 4 entry P|W|U|A|D gfn 0x10"),
+    ("pml4[0] = 0x12345067", "level 4 entry P|W|U|A|D gfn 0x12345"),
+    ("pmd: 122000e7", "2M page P|W|U|A|D|PS gfn 0x12200"),
+    ("14084", "decimal, 0x3704: level 4"),
+    ("0x181", "EPT violation: read, entry not present"),
     ("L2: 0x122000e7", "2M page P|W|U|A|D|PS gfn 0x12200"),
     ("0x80000080000c7", "mmio gfn 0x8000 gen 0x18 access wu-"),
 ])  # fmt: skip
@@ -187,6 +191,7 @@ def test_a_folded_p4d_is_the_pgd_of_four_levels() -> None:
     "level 5: 0x10067 0x11067 0x12067 0x122000e7",
     "level 5: 10067\n11067\n12067\n122000e7",
     "level 5: 0x10067, 0x11067, 0x12067, 0x122000e7",
+    "lvl 5 = 0x10067\nlvl 4 = 0x11067\nlvl 3 = 0x12067\nlvl 2 = 0x122000e7",
 ])  # fmt: skip
 def test_the_level_of_a_dump_comes_from_the_text(text: str) -> None:
     found = [line for line in said(text) if not line.startswith("  ")]

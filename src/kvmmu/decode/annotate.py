@@ -13,7 +13,7 @@ from ..trace.text import LineCounts, TraceLine, read_event, read_line
 from ..tracepoint import EVENTS
 from .find import MAX_LINE, Around, Found, find_words, look_around
 from .layouts import BASELINE_LAYOUT
-from .number import Number
+from .number import Number, parse_number
 from .reading import Reading
 from .role import read_role
 from .splat import Splat, Step, parse_header, parse_step, read_splat
@@ -198,15 +198,16 @@ def _bare_words(text: str, around: Around) -> Iterator[Word]:
     if match is None or len(text) > 256:
         return
     for part in re.split(r"[\s,]+", match[1]):
-        value = int(part, 16)
         if not part.startswith("0x") and (len(part) < 3 or not re.search("[0-9]", part)):
             continue
-        number = Number(part, value, None)
+        number = parse_number(part)
+        kinds = [Kind.SPTE, Kind.GPTE, *([Kind.ROLE] if number.value < 1 << 32 else [])]
+        # A code with higher bits has a name before it wherever it is printed.
+        kinds += [Kind.PFERR] if number.value < 1 << 12 else []
         context = around.context()
         readings = [
             reading
-            for kind in (Kind.SPTE, Kind.GPTE, Kind.ROLE, Kind.PFERR)
-            if value < 1 << 32 or kind in {Kind.SPTE, Kind.GPTE}
+            for kind in kinds
             for reading in read_word(kind, number, context)
             if not reading.problems and not reading.text.startswith("not ")
         ]

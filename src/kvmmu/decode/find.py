@@ -108,7 +108,7 @@ def look_around(line: str, around: Around) -> None:
         except ConfigError:
             around.told.append(f"kernel {match[1]} is older than the table of layouts: the oldest is tried with others")
         else:
-            around.told.append(f"kernel {match[1]}: the layout of {around.layout.name}")
+            around.told.append(f"kernel {match[1]}: the layout of {around.layout.told}")
     match = _MAXPHYADDR.search(line) if around.maxphyaddr is None else None
     if match is not None and 32 <= int(match[1] or match[2]) <= 52:
         around.maxphyaddr = int(match[1] or match[2])
@@ -118,7 +118,7 @@ def look_around(line: str, around: Around) -> None:
     match = _EMPTY.search(line) if around.layout is None and around.options.layout is None else None
     if match is not None:
         around.layout = NONPRESENT_LAYOUTS[int(match[1], 16)]
-        around.told.append(f"old_spte {match[1]}: the layout of {around.layout.name}")
+        around.told.append(f"old_spte {match[1]}: the layout of {around.layout.told}")
     if "P4D " in line or "P4D:" in line:
         around.has_p4d = True
 
@@ -189,8 +189,9 @@ _DUMP_LEVELS = {
     "pdpe": 3, "pmd": 2, "pd": 2, "pde": 2, "pte": 1, "pt": 1,
 }  # fmt: skip
 _DUMP = re.compile(
-    r"\b(?:level[ =:]{0,3}([1-5])|[lL]([1-5])(?=\s{0,2}[:=])"
-    r"|(PML5E?|PML4E?|PML|PGD|P4D|PUD|PDPTE?|PDPE?|PMD|PDE?|PTE?|pgd|p4d|pud|pmd|pte))"
+    r"\b(?:(?:level|lvl)[ =:]{0,3}([1-5])|[lL]([1-5])(?=\s{0,2}[:=])"
+    r"|(PML5E?|PML4E?|PML|PGD|P4D|PUD|PDPTE?|PDPE?|PMD|PDE?|PTE?"
+    r"|(?:[Pp]ml[45]e?|pgd|p4d|pud|[Pp]dpt?e?|pmd|pde|pte)(?=\[|\s{0,2}[:=])))"
     r"(?:\[\w{1,8}\])?\s{0,3}[:=,]?\s{0,8}(?:(?:0x)?[0-9a-f]{1,20}\s{0,3}=>\s{0,3})?(" + _WORD + ")"
 )
 _ONLY_WORDS = re.compile(r"\s*(?:\[\s*\d+\]|\d+:)?\s*(" + _WORD + r"(?:[\s,]{1,8}" + _WORD + r"){0,7})[\s,.]*")

@@ -68,9 +68,9 @@ class Layout:
         return version_text(self.since) + (f" to {version_text(last)}" if last != self.since else "")
 
     @property
-    def doubt(self) -> str:
-        """What an output must say about the row; empty for a confirmed one."""
-        return "" if self.confirmed else f"the layout of {self.name} is not confirmed by a source here"
+    def told(self) -> str:
+        """The row as an output names it: the releases, and whether a source here confirms them."""
+        return self.name if self.confirmed else f"{self.name} (not confirmed by a source here)"
 
 
 def version_text(version: Version) -> str:

@@ -93,6 +93,3 @@ def _problems(role: int, layout: Layout) -> Iterator[str]:
     # Since 6.0 as far as sources here tell: NX is usable in each table but those that shadow a nested EPT.
     if layout.since >= (6, 0) and not role & (_EFER_NX | _GUEST_MODE):
         yield "efer_nx is clear outside guest_mode"
-
-
-__all__ = ["has_4_byte_gpte", "page_role_text", "read_role", "trace_text"]

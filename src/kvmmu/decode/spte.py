@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 
 from .layouts import Layout
-from .mmio import MMIO_ACCESS, read_mmio
+from .mmio import read_mmio
 from .reading import Machine, Reading, bit_names, bits, flags_text
 
 
@@ -247,6 +247,3 @@ def _ept_notes(word: int, layout: Layout) -> Iterator[str]:
         yield "X without R: a misconfiguration on a CPU without execute-only EPT entries"
     if not rights and word & layout.ad_types[0] == layout.ad_types[1]:
         yield "access-tracked: the rights were taken away to notice the next access"
-
-
-__all__ = ["ADDRESS", "MMIO_ACCESS", "Format", "is_leaf", "is_shadow_present", "read_spte"]

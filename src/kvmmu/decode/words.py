@@ -16,7 +16,7 @@ from itertools import groupby
 from ..hw.modes import MODE_4LEVEL, MODES, PagingMode
 from .faultcode import read_fault, read_qualification
 from .gpte import read_gpte
-from .layouts import BASELINE_LAYOUT, LAYOUTS, Layout, version_text
+from .layouts import BASELINE_LAYOUT, LAYOUTS, Layout
 from .number import Number
 from .reading import Machine, Reading
 from .role import read_role
@@ -123,6 +123,8 @@ def _over_kernels(read: Callable[[Layout], list[Reading]], context: Context) -> 
         fewest = min(len(reading.problems) for reading in mine)
         better = sorted(others, key=lambda reading: len(reading.problems))
         clean = _distinct([reading for reading in better if len(reading.problems) < fewest], mine)[:1]
+    if clean and context.is_one_of_many:
+        return clean
     if clean and all(reading.problems for reading in mine):
         return [*clean, *(replace(reading, kind=f"{reading.kind}, kernel 6.12") for reading in mine)]
     return [*mine, *clean]
@@ -219,5 +221,3 @@ _READERS: dict[Kind, Callable[[int, Context], list[Reading]]] = {
     Kind.QUAL: _read_qual,
     Kind.GPTE: _read_gpte,
 }
-
-__all__ = ["Context", "Kind", "read_word", "version_text"]
