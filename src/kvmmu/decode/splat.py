@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The hierarchy that kvm prints when the tables of a fault have reserved bits: all its words together.
 
-Two forms: ``------ spte 0x... level 4.`` (before 5.12) and ``------ spte = 0x... level = 4, rsvd bits = 0x...``. The
+Two forms: ``------ spte 0x... level 4.`` (before 2021) and ``------ spte = 0x... level = 4, rsvd bits = 0x...``. The
 words of one walk are of one format and one kernel: those in which the fewest rules are broken. What is then still
 broken is the reason. Source: handle_mmio_page_fault's caller in the sources of :mod:`.layouts`.
 """
@@ -26,8 +26,9 @@ _HEADER = re.compile(
     r"(?:detect reserved bits on spte|reserved bits set on MMU-present spte), addr (?:0x)?([0-9a-f]{1,16})"
 )
 
-#: The first kernel that prints the reserved bits as well.
+#: The first kernel that may print the reserved bits as well, and the first that always does.
 _NEW_FORM = (5, 12)
+_NO_OLD_FORM = (5, 13)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def read_splat(steps: Sequence[Step], around: Around) -> Splat:
 
 def _layouts(steps: Sequence[Step]) -> list[Layout]:
     is_new = any(step.reserved is not None for step in steps)
-    fitting = [layout for layout in LAYOUTS if (layout.since >= _NEW_FORM) == is_new]
+    fitting = [layout for layout in LAYOUTS if (layout.since >= _NEW_FORM if is_new else layout.since < _NO_OLD_FORM)]
     # The baseline first, then the newer ones.
     return sorted(fitting, key=lambda layout: (layout is not BASELINE_LAYOUT, [-part for part in layout.since]))
 
