@@ -40,8 +40,8 @@ SVM_PLUGIN_EXITS = {_plugin_name(code, name): code for code, name in SVM_EXITS.i
 
 _PLUGIN_EXIT = re.compile(
     r"(?:vcpu (?P<vcpu>\d+) )?reason (?P<name>UNKNOWN \(\d+\)|[\w ]+?) rip (?P<rip>(?:0x)?[0-9a-f]+)"
-    r"(?: info (?P<info1>[0-9a-f]+) (?P<info2>[0-9a-f]+))?(?: intr_info (?P<intr_info>(?:0x)?[0-9a-f]+))?"
-    r"(?: error_code (?P<error_code>(?:0x)?[0-9a-f]+))?(?: .*)?"
+    r"(?: info1? (?P<info1>(?:0x)?[0-9a-f]+)(?: info2)? (?P<info2>(?:0x)?[0-9a-f]+))?"
+    r"(?: intr_info (?P<intr_info>(?:0x)?[0-9a-f]+))?(?: error_code (?P<error_code>(?:0x)?[0-9a-f]+))?(?: .*)?"
 )
 _PLUGIN_ENTRY = re.compile(r"vcpu (?P<vcpu>\d+)(?:,? rip (?P<rip>(?:0x)?[0-9a-f]+))?.*")
 _PLUGIN_INSN = re.compile(
@@ -51,7 +51,7 @@ _OLD_FAULT = re.compile(r"address (?P<addr>(?:0x)?[0-9a-f]+) error_code (?P<code
 _OLD_EXCEPTION = re.compile(r"(?P<name>#\w\w|0x[0-9a-f]+) \((?P<code>0x[0-9a-f]+)\)")
 _PAGE = re.compile(
     r"(?:(?P<before>new|existing) )?(?:sp )?(?:gen (?P<gen>[0-9a-f]+) )?(?:gfn (?P<gfn>[0-9a-f]+) )?l?(?P<level>\d+)"
-    r"(?: (?P<size>[48])-byte)? q(?P<quadrant>\d)(?P<direct> direct)? (?P<access>[w-][u-][x-]|[w-]-[x-]|-u[x-])"
+    r"(?: (?P<size>[48])-byte)?(?P<pae> pae)? q(?P<quadrant>\d)(?P<direct> direct)? (?P<access>[w-][u-][x-])"
     r"(?P<invalid> invalid)?(?: (?P<no_pae>!?)pae)? (?P<no_nxe>!?)nxe(?: (?P<no_wp>!?)wp)?(?P<smep> smep)?"
     r"(?P<smap> smap)?(?P<smm> smm)?(?: (?P<no_ad>!?)ad)? root (?P<root>\d+) (?P<sync>unsync|sync)"
     r"(?: (?P<after>new|existing))?"
@@ -89,8 +89,10 @@ def _read_exit(_: str, match: re.Match[str]) -> Told | None:
 
 
 def _read_entry(_: str, match: re.Match[str]) -> Told:
-    missing = (*_untold(match, rip="rip"), "immediate_exit")
-    return ("kvm_entry", int(match["vcpu"]), _hex(match["rip"]), False), missing
+    # The kernel says so at the end of the line, the plugin never.
+    is_immediate = match.string.endswith("[immediate exit]")
+    missing = (*_untold(match, rip="rip"), *(() if is_immediate else ("immediate_exit",)))
+    return ("kvm_entry", int(match["vcpu"]), _hex(match["rip"]), is_immediate), missing
 
 
 def _read_insn(_: str, match: re.Match[str]) -> Told:
@@ -110,7 +112,8 @@ def _read_exception(_: str, match: re.Match[str]) -> Told:
 
 def _read_page(name: str, match: re.Match[str]) -> Told:
     role = int(match["level"]) | int(match["quadrant"]) << 5 | ACCESS_TRIPLES.index(match["access"]) << 8
-    if match["size"] == "4" or match["no_pae"] == "":
+    # As printed: the plugin and old kernels print bit 4 as pae, whatever it means in the kernel that was traced.
+    if match["size"] == "4" or match["pae"] or match["no_pae"] == "":
         role |= 0x10
     flags = (
         (match["direct"], 0x80), (match["invalid"], 0x800), (match["no_nxe"] == "", 0x1000),
