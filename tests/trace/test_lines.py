@@ -88,8 +88,8 @@ def test_the_same_events_are_the_same_whatever_prints_them(name: str) -> None:
     ("q-1 [000] 1.000000: kvm_mmu_get_page: existing sp gfn 10 2 q3 wux pae nxe !wp smap root 0 unsync",
      (1000000, 0, ("kvm_mmu_get_page", 0, 0x10, 0x9772, 0, True, False))),
     # Kernels after the baseline print more at the end.
-    ("q-1 [0] 1.000000: kvm_exit: vcpu 2 reason npf rip 0xfff info1 0x14 info2 0xfee intr_info 1 error_code 2 requests 0",
-     (1000000, 0, ("kvm_exit", 0x400, 0xFFF, 2, 0x14, 0xFEE, 1, 2, 2))),
+    ("q-1 [0] 1.000000: kvm_exit: vcpu 2 reason npf rip 0xfff info1 0x14 info2 0xf intr_info 1 error_code 2 requests 0",
+     (1000000, 0, ("kvm_exit", 0x400, 0xFFF, 2, 0x14, 0xF, 1, 2, 2))),
     ("q-1 [000] 1.000000: kvm_entry: vcpu 1, rip 0x10 intr_info 0x0 error_code 0x0[immediate exit]",
      (1000000, 0, ("kvm_entry", 1, 16, True))),
     ("q-1 [000] 1.000000: kvm_mmu_sync_page: sp gen 2 gfn 7f 4 pae q0 direct wux !nxe !ad root 0 sync",
