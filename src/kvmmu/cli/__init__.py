@@ -42,7 +42,12 @@ class _Commands(TyperGroup):
         module = import_module(f".{cmd_name}", __package__)
         app = typer.Typer(add_completion=False, context_settings=_HELP, pretty_exceptions_enable=False)
         app.command(cmd_name)(module.command)
-        return typer.main.get_command(app)
+        command = typer.main.get_command(app)
+        for parameter in command.params:
+            # Help would name Python's type beside what the metavar says.
+            if parameter.param_type_name == "argument" and parameter.nargs == -1:
+                parameter.display_type = lambda _: ""  # type: ignore[attr-defined]
+        return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """An epilog would lose its lines."""

@@ -1,228 +1,233 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``kvmmu decode``: what the bits of one word mean."""
+"""``kvmmu decode``: what words mean, alone or in a pasted splat, an oops, a dump or a whole trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UserError
-from ..hw.bits import (
-    PFERR_NAMES,
-    PT_FRAME,
-    PT_NAMES,
-    PT_PAGE_SIZE,
-    PT_PKEY_SHIFT,
-    PT_PRESENT,
-    describe_access,
-    describe_flags,
-)
-from ..hw.modes import MODES, Limits, PagingMode, is_large_level, reserved_bits
-from ..kvm.mmu.bits import FROZEN_SPTE, SHADOW_NONPRESENT_VALUE, SPTE_BASE_ADDR_MASK, SPTE_MMU_PRESENT, SPTE_TDP_AD_MASK
-from ..kvm.mmu.role import describe_cpu_role, describe_role, role_text
-from ..kvm.mmu.spte import describe_spte, make_npt_format, make_shadow_format, mmio_generation
+from ..decode.gpte import MODE_NAMES
+from ..decode.layouts import layout_of, parse_version
+from ..decode.number import parse_number
+from ..decode.reading import Machine, Reading
+from ..decode.spte import Format
+from ..decode.words import Context, Kind, read_word
+from ..errors import ConfigError, UserError
 
+if TYPE_CHECKING:
+    from ..decode.annotate import Annotator
 
-class Kind(StrEnum):
-    """What the word is."""
+#: Version of the ``--json`` form.
+JSON_VERSION = 1
 
-    SPTE = "spte"
-    ROLE = "role"
-    PFERR = "pferr"
-    GPTE = "gpte"
-
-
-class Format(StrEnum):
-    """The table format of an spte."""
-
-    SHADOW = "shadow"
-    NPT = "npt"
-    EPT = "ept"
-
-
-#: Paging modes by the names that --mode takes.
-MODE_NAMES = {
-    mode.name.replace(" ", "-").lower(): mode for mode in MODES if mode.levels and not mode.name.startswith("NPT")
-}
 Mode = StrEnum("Mode", {name.upper().replace("-", "_"): name for name in MODE_NAMES})  # type: ignore[misc]
-_DEFAULT_MODE = Mode("4-level")
-_DEFAULT_MAXPHYADDR = 46
 
-_SIZES = {1: "4K", 2: "2M", 3: "1G"}
-
-
-@dataclass(frozen=True)
-class _Word:
-    # One word to decode, with what its meaning depends on.
-    value: int
-    format: Format
-    level: int
-    mode: PagingMode
-    maxphyaddr: int
+#: Options that a kind of word has a meaning for.
+_USED = {
+    Kind.SPTE: {"--kernel", "--format", "--level", "--maxphyaddr", "--l1tf", "--cache-bits"},
+    Kind.ROLE: {"--kernel"},
+    Kind.PFERR: {"--format"},
+    Kind.QUAL: set[str](),
+    Kind.GPTE: {"--level", "--mode", "--maxphyaddr"},
+}
+_FILE_SUFFIXES = (".txt", ".log", ".trace", ".ftrace", ".out", ".dat", ".data")
+#: How binary files begin, and what to do about them.
+_BINARY = {
+    b"\x17\x08\x44tracing": "a binary trace: decode what `trace-cmd report` makes of it",
+    b"PERFILE2": "a binary trace: decode what `perf script` makes of it",
+    b"\xfd7zXZ\0": "compressed: unpack it first",
+    b"\x1f\x8b": "compressed: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed: unpack it first",
+}
 
 
 def command(
-    kind: Annotated[Kind, typer.Argument(help="What the word is.")],
-    word: Annotated[str, typer.Argument(help="The word in hex, with or without 0x, as traces print it.")],
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KIND WORD... | TEXT... | FILE | -",
+            help="spte, role, pferr (an error_code), qual (an exit qualification) or gpte, and words; or any text with "
+            "words in it, as arguments, in a file, or on standard input (-).",
+            show_default=False,
+        ),
+    ],
+    kernel: Annotated[
+        str | None,
+        typer.Option(metavar="VERSION", help="The kernel the words are of, such as 5.10. [default: 6.12, and others]"),
+    ] = None,
     table_format: Annotated[
-        Format, typer.Option("--format", help="Of an spte: whose tables it is in.")
-    ] = Format.SHADOW,
-    level: Annotated[int, typer.Option(help="Of an entry: the level of its table, 1 = 4K ...")] = 1,
-    mode: Annotated[Mode, typer.Option(help="Of a gpte: the guest's paging mode.")] = _DEFAULT_MODE,
+        Format | None, typer.Option("--format", help="Whose tables or faults: default is each that makes sense.")
+    ] = None,
+    level: Annotated[int | None, typer.Option(help="Of an entry: the level of its table, 1 = 4K ...")] = None,
+    mode: Annotated[Mode | None, typer.Option(help="Of a guest's entry: its paging mode.")] = None,
     maxphyaddr: Annotated[
-        int, typer.Option(help="Physical address bits: reserved bits and MMIO depend on it.")
-    ] = _DEFAULT_MAXPHYADDR,
+        int | None, typer.Option(help="Physical address bits: those above are reserved. [default: not known]")
+    ] = None,
+    l1tf: Annotated[
+        bool, typer.Option("--l1tf", help="The host mitigates L1TF: the gfn of an MMIO spte is kept in two places.")
+    ] = False,
+    cache_bits: Annotated[
+        int | None, typer.Option(help="With --l1tf: address bits of the L1 cache. [default: MAXPHYADDR or 44]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what the bits of a word mean: an spte, a shadow page's role, a page-fault error code, a guest's entry."""
-    limit = 5 if kind is Kind.SPTE else MODE_NAMES[mode].levels
-    if not 1 <= level <= limit:
-        raise UserError(f"--level {level}: a table here has a level of 1 to {limit}")
-    if not 32 <= maxphyaddr <= 52:
-        raise UserError(f"--maxphyaddr {maxphyaddr}: a CPU has 32 to 52 physical address bits")
-    value = parse_word(word, 32 if kind is Kind.GPTE and MODE_NAMES[mode].entry_size == 4 else 64)
-    decoded = _Word(value, table_format, level, MODE_NAMES[mode], maxphyaddr)
-    for line in _DECODERS[kind](decoded):
-        typer.echo(line)
+    """Say what words mean: sptes, roles, error codes, guest entries of any kernel; alone, or in any text.
 
-
-def parse_word(text: str, bits: int) -> int:
-    """The word that ``text`` is in hex. Raises UserError when it is no hex number of at most ``bits`` bits."""
-    digits = text.lower().removeprefix("0x").replace("_", "")
-    if not digits or any(digit not in "0123456789abcdef" for digit in digits):
-        raise UserError(f"word {text!r}: not a hex number; write it like 0x8000000000000e67 or e67")
-    value = int(digits, 16)
-    if value >> bits:
-        raise UserError(f"word {text!r}: has {value.bit_length()} bits, this kind of word has {bits}")
-    return value
-
-
-# ---- spte
-
-
-def _decode_spte(word: _Word) -> Iterator[str]:
-    if word.format is Format.EPT:
-        yield describe_ept_spte(word.value, word.level)
+    In a text each line is followed by its words, with kernel, format and level from the text around them; a trace ends
+    with a summary. What breaks a rule is told with the rule, what is ambiguous with each reading.
+    """
+    context = _context(kernel, table_format, level, mode, Machine(maxphyaddr, l1tf, cache_bits))
+    if arguments[0] in set(Kind):
+        _decode_words(Kind(arguments[0]), arguments[1:], context, as_json)
         return
-    make_format = make_npt_format if word.format is Format.NPT else make_shadow_format
-    yield describe_spte(word.value, make_format(word.maxphyaddr, mmio_caching=True), word.level)
+    _decode_text(_lines(arguments), context, as_json)
 
 
-# EPT, as Linux 6.12 uses it; this release builds no such tables, it only reads the words of others.
-_EPT_MEMTYPES = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB"}
-_EPT_READ, _EPT_WRITE, _EPT_EXEC = 1, 2, 4
-_EPT_IPAT = 1 << 6
-_EPT_ACCESSED, _EPT_DIRTY = 1 << 8, 1 << 9
-_EPT_HOST_WRITABLE, _EPT_MMU_WRITABLE = 1 << 57, 1 << 58
-_EPT_SAVED_READ, _EPT_SAVED_EXEC = 1 << 54, 1 << 56
-_EPT_SUPPRESS_VE = 1 << 63
-_EPT_MMIO_MASK = _EPT_SUPPRESS_VE | 7
-_EPT_MMIO_VALUE = _EPT_WRITE | _EPT_EXEC
-_AD_TYPES = {0: "", 1: " ad-disabled", 2: " ad-wrprot-only", 3: " ad-type-3"}
+# ---- options
 
 
-def describe_ept_spte(word: int, level: int) -> str:
-    """One line for the spte ``word`` at ``level`` of an EPT table; the form of ``describe_spte()``."""
-    if word == SHADOW_NONPRESENT_VALUE:
-        return "NP"
-    if word == FROZEN_SPTE:
-        return "FROZEN"
-    if word & SPTE_MMU_PRESENT:
-        return _describe_ept_present(word, level)
-    if word & _EPT_MMIO_MASK == _EPT_MMIO_VALUE:
-        return f"mmio gfn {(word & SPTE_BASE_ADDR_MASK) >> 12:#x} gen {mmio_generation(word):#x}"
-    return f"not shadow-present {word:#x}"
+def _context(
+    kernel: str | None, table_format: Format | None, level: int | None, mode: Mode | None, machine: Machine
+) -> Context:
+    if level is not None and not 1 <= level <= 5:
+        raise ConfigError(f"--level {level}: a table has a level of 1 to 5")
+    if machine.maxphyaddr is not None and not 32 <= machine.maxphyaddr <= 52:
+        raise ConfigError(f"--maxphyaddr {machine.maxphyaddr}: a CPU has 32 to 52 physical address bits")
+    if machine.cache_bits is not None and not machine.l1tf:
+        raise ConfigError("--cache-bits: has a meaning with --l1tf alone")
+    if machine.cache_bits is not None and not 32 <= machine.cache_bits <= 46:
+        raise ConfigError(f"--cache-bits {machine.cache_bits}: an L1 cache with the bug sees 32 to 46 address bits")
+    paging = MODE_NAMES[mode] if mode is not None else None
+    if paging is not None and level is not None and level > paging.levels:
+        raise ConfigError(f"--level {level}: a table of mode {mode} has a level of 1 to {paging.levels}")
+    layout = layout_of(parse_version(kernel)) if kernel is not None else None
+    return Context(layout, machine, table_format, level, paging)
 
 
-def _describe_ept_present(word: int, level: int) -> str:
-    is_leaf = level == 1 or bool(word & PT_PAGE_SIZE)
-    flags: list[tuple[str, int]] = [("R", _EPT_READ), ("W", _EPT_WRITE), ("X", _EPT_EXEC), ("A", _EPT_ACCESSED)]
-    known = 7 | _EPT_ACCESSED | SPTE_MMU_PRESENT | SPTE_BASE_ADDR_MASK | SPTE_TDP_AD_MASK | _EPT_SUPPRESS_VE
-    if is_leaf:
-        flags = [("W-host", _EPT_HOST_WRITABLE), ("W-mmu", _EPT_MMU_WRITABLE), *flags, ("D", _EPT_DIRTY)]
-        known |= _EPT_HOST_WRITABLE | _EPT_MMU_WRITABLE | _EPT_DIRTY | 0x78 | _EPT_SAVED_READ | _EPT_SAVED_EXEC
-        known |= PT_PAGE_SIZE if level > 1 else 0
-    text = " ".join(name if word & mask else name + "-" for name, mask in flags)
-    if not is_leaf:
-        text = f"nonleaf {text} table {word & SPTE_BASE_ADDR_MASK:#x}"
-    else:
-        memtype = (word >> 3) & 7
-        text = f"{_SIZES.get(level, f'L{level}')} {text} {_EPT_MEMTYPES.get(memtype, f'memtype-{memtype}')}"
-        text += f"{' IPAT' if word & _EPT_IPAT else ''} pfn {(word & SPTE_BASE_ADDR_MASK) >> 12:#x}"
-        saved = "".join(name for name, bit in (("R", _EPT_SAVED_READ), ("X", _EPT_SAVED_EXEC)) if word & bit)
-        text += f" saved {saved}" if saved else ""
-    text += _AD_TYPES[(word & SPTE_TDP_AD_MASK) >> 52] + ("" if word & _EPT_SUPPRESS_VE else " suppress-ve-")
-    return text + (f" bits {word & ~known:#x}" if word & ~known else "")
+def _check_used(kind: Kind, context: Context) -> None:
+    given = {
+        "--kernel": context.layout,
+        "--format": context.format,
+        "--level": context.level,
+        "--mode": context.mode,
+        "--maxphyaddr": context.machine.maxphyaddr,
+        "--l1tf": context.machine.l1tf or None,
+    }
+    for option, value in given.items():
+        if value is not None and option not in _USED[kind]:
+            raise ConfigError(f"{option}: has no meaning for a {kind}")
 
 
-# ---- role
+# ---- words
 
 
-def _decode_role(word: _Word) -> Iterator[str]:
-    if word.value >> 32:
-        yield f"cpu role: {describe_cpu_role(word.value)}"
+def _decode_words(kind: Kind, words: Sequence[str], context: Context, as_json: bool) -> None:
+    if not words:
+        raise ConfigError(f"decode {kind}: a word is missing; write it like 0x8000000000000e67 or e67")
+    _check_used(kind, context)
+    bits = 32 if kind is Kind.GPTE and context.mode is not None and context.mode.entry_size == 4 else 64
+    numbers = [parse_number(word, bits) for word in words]
+    decoded = [(number, read_word(kind, number, context)) for number in numbers]
+    if as_json:
+        rows = [
+            {"kind": str(kind), "text": number.text, "word": f"{number.value:#x}",
+             "readings": [reading.to_json() for reading in readings]}
+            for number, readings in decoded
+        ]  # fmt: skip
+        _print_json({"words": rows})
         return
-    yield describe_role(word.value)
-    yield f"in traces: {role_text(word.value)}"
+    for number, readings in decoded:
+        if len(decoded) > 1:
+            typer.echo(f"{number.text}:")
+        for line in _word_lines(readings):
+            typer.echo(f"  {line}" if len(decoded) > 1 else line)
 
 
-# ---- page-fault error code
+def _word_lines(readings: Sequence[Reading]) -> Iterator[str]:
+    for reading in readings:
+        lines = reading.lines()
+        if len(readings) > 1:
+            yield f"as {reading.kind}: {lines[0]}"
+            yield from (f"  {line.lstrip()}" for line in lines[1:])
+        else:
+            yield from lines
 
 
-def _decode_pferr(word: _Word) -> Iterator[str]:
-    value = word.value
-    yield describe_flags(value, PFERR_NAMES)
-    cause = "the entry is present" if value & 1 else "no entry is present"
-    if value & 8:
-        cause = "a reserved bit is set in an entry"
-    yield f"{describe_access(value & 0x16)}: {cause}"
+# ---- text
 
 
-# ---- a guest's entry
+def _lines(arguments: Sequence[str]) -> Iterable[str]:
+    if list(arguments) == ["-"]:
+        return _text_lines(sys.stdin.buffer, "standard input")
+    path = Path(arguments[0])
+    if len(arguments) == 1 and _is_file_name(arguments[0]):
+        return _file_lines(path)
+    separator = "\n" if any("\n" in part for part in arguments) else " "
+    # An argument may hold bytes that are no text.
+    return separator.join(arguments).encode("utf-8", "surrogateescape").decode("utf-8", "replace").splitlines()
 
 
-def _decode_gpte(word: _Word) -> Iterator[str]:
-    value, mode, level = word.value, word.mode, word.level
-    limits = Limits(word.maxphyaddr, has_nx=True, has_gbpages=True)
-    if not value & PT_PRESENT:
-        yield f"not present, {value:#x} is the guest's own"
+def _is_file_name(text: str) -> bool:
+    if len(text) > 1024 or "\n" in text:
+        return False
+    if os.path.exists(text):  # noqa: PTH110 - false for every text that no file can be called
+        return True
+    return " " not in text and (text.endswith(_FILE_SUFFIXES) or "/" in text)
+
+
+def _file_lines(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        yield from _text_lines(file, str(path))
+
+
+def _text_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
+    for number, line in enumerate(file):
+        if number == 0:
+            for magic, advice in _BINARY.items():
+                if line.startswith(magic):
+                    raise UserError(f"{name}: {advice}")
+        yield line.decode("utf-8", "replace")
+
+
+def _decode_text(lines: Iterable[str], context: Context, as_json: bool) -> None:
+    from ..decode.annotate import Annotator
+
+    annotator = Annotator(context)
+    if as_json:
+        found = [line.to_json() for line in annotator.annotate(lines) if line.words or line.remarks]
+        _check_found(annotator)
+        is_trace = bool(annotator.summary.events)
+        _print_json({"lines": found, "summary": annotator.summary.to_json(annotator.counts) if is_trace else None})
         return
-    is_large = level > 1 and bool(value & PT_PAGE_SIZE) and is_large_level(mode, level, limits)
-    is_leaf = level == 1 or is_large
-    names: Mapping[int, str] = PT_NAMES | ({PT_PAGE_SIZE: "PAT"} if level == 1 else {})
-    if mode.entry_size == 4:
-        names = {bit: name for bit, name in names.items() if bit < 1 << 32}
-    flags = describe_flags(value & sum(names), names)
-    yield f"{_entry_kind(mode, level, is_leaf)} {flags} {_entry_target(word, is_leaf)}"
-    reserved = value & reserved_bits(mode, level, is_large, limits)
-    if reserved:
-        yield f"reserved bits set: {reserved:#x} (an access ends in #PF with RSVD)"
+    # Nothing is printed of a text without words.
+    waiting: list[str] = []
+    for line in annotator.annotate(lines):
+        waiting.append(line.line)
+        waiting += [f"    {text}" for word in line.words for text in word.lines()]
+        waiting += [f"    {remark}" for remark in line.remarks]
+        if annotator.nr_words or annotator.summary.events:
+            typer.echo("\n".join(waiting))
+            waiting = []
+    _check_found(annotator)
+    if waiting:
+        typer.echo("\n".join(waiting))
+    if annotator.summary.events:
+        typer.echo("")
+        for text in annotator.summary.lines(annotator.counts):
+            typer.echo(text)
 
 
-def _entry_kind(mode: PagingMode, level: int, is_leaf: bool) -> str:
-    if not is_leaf:
-        return f"level {level} entry"
-    size = "4M" if mode.entry_size == 4 and level == 2 else _SIZES[level]
-    return f"{size} page"
+def _check_found(annotator: Annotator) -> None:
+    if not annotator.nr_words and not annotator.summary.events:
+        raise UserError("no word found in the text; say what a word is: kvmmu decode spte|role|pferr|qual|gpte WORD")
 
 
-def _entry_target(word: _Word, is_leaf: bool) -> str:
-    value, mode = word.value, word.mode
-    if mode.entry_size == 4:
-        if is_leaf and word.level == 2:
-            return f"gfn {((value & 0xFFC0_0000) | ((value >> 13) & 0xFF) << 32) >> 12:#x}"
-        return f"gfn {value >> 12:#x}"
-    gfn = (value & PT_FRAME & ~((1 << (12 + 9 * (word.level - 1))) - 1 if is_leaf else 0)) >> 12
-    pkey = (value >> PT_PKEY_SHIFT) & 0xF
-    return f"gfn {gfn:#x}" + (f" pkey {pkey}" if is_leaf and mode.has_pkeys and pkey else "")
-
-
-_DECODERS: dict[Kind, Callable[[_Word], Iterator[str]]] = {
-    Kind.SPTE: _decode_spte,
-    Kind.ROLE: _decode_role,
-    Kind.PFERR: _decode_pferr,
-    Kind.GPTE: _decode_gpte,
-}
+def _print_json(body: dict[str, object]) -> None:
+    typer.echo(json.dumps({"version": JSON_VERSION, "command": "decode", **body}))

@@ -1,343 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Events as the kernel prints them, and back: the text of each tracepoint, and whole lines of an ftrace file.
+"""Events as text: as the kernel prints them, and as tools print what the kernel recorded.
 
-The text form is the kernel's own (its ``vsprintf``), so that ``%#llx`` of 0 prints ``0x0``; readers accept the ``0``
+Written is the kernel's own text (its ``vsprintf``), so that ``%#llx`` of 0 prints ``0x0``; readers accept the ``0``
 that a C library prints as well. Text says less than the event in three places, where the kernel's does: the page
 events omit the role bits cr0_wp, smep_andnot_wp, smap_andnot_wp, guest_mode, passthrough and smm, fast_page_fault
 prints ``ret`` as two flags, and of an exit reason without a name the isa is not told. Reading such text and printing
-it again gives the same text. Source: reference "Tracepoints", and the format files of Linux 6.12.
+it again gives the same text. Read are, beside that, the lines of ``trace-cmd report`` (with and without ``-l``,
+``-t``, ``-N``, ``-R``), of ``perf script``, and of earlier kernels. Source: reference "Tracepoints", and the format
+files of Linux 6.12.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from ..errors import UserError
 from ..tracepoint import EVENTS, Event, VcpuEvent, vcpu_of
-from .exits import EXIT_OF_NAME, ISA_SVM, ISA_VMX, SVM_EXITS, VMX_EXITS
-
-_PFERR_FLAGS = {1: "P", 2: "W", 4: "U", 8: "RSVD", 16: "F"}
-_ACCESS = ("---", "--x", "w--", "w-x", "-u-", "-ux", "wu-", "wux")
-_VECTORS = {
-    0: "#DE", 1: "#DB", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS", 11: "#NP", 12: "#SS",
-    13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 18: "#MC",
-}  # fmt: skip
-_MMIO_KINDS = {0: "unsatisfied-read", 1: "read", 2: "write"}
-_EMUL_MODES = {0: "real", 3: "vm16", 1: "prot16", 5: "prot32", 9: "prot64"}
-_ENTRY_FLAGS = {0x80000000: "FAILED_VMENTRY"}
-
-# Results of the fault path that fast_page_fault tells apart (numbers of 6.12).
-_RET_PF_INVALID = 4
-_RET_PF_FIXED = 5
-_RET_PF_SPURIOUS = 6
-
-_WRITABLE = 2
-
-
-# ---- words with names
-
-
-# A mask as the kernel prints flags: names, then what is left as one number; nothing for 0.
-def _flags(value: int, names: Mapping[int, str], delimiter: str = "|") -> str:
-    parts = [name for bit, name in names.items() if value & bit]
-    rest = value & ~sum(names)
-    if rest:
-        parts.append(f"0x{rest:x}")
-    return delimiter.join(parts)
-
-
-def _parse_flags(text: str, names: Mapping[int, str], delimiter: str = "|") -> int:
-    bits = {name: bit for bit, name in names.items()}
-    value = 0
-    for part in text.split(delimiter) if text else ():
-        value |= bits[part] if part in bits else int(part, 16)
-    return value
-
-
-def _symbol(value: int, names: Mapping[int, str]) -> str:
-    return names.get(value) or f"0x{value:x}"
-
-
-def _parse_symbol(text: str, names: Mapping[int, str]) -> int:
-    for value, name in names.items():
-        if name == text:
-            return value
-    return int(text, 16)
-
-
-def exit_name(isa: int, reason: int) -> str:
-    """The exit ``reason`` as kvm_exit prints it, with the flags of VMX."""
-    if isa != ISA_VMX:
-        return _symbol(reason, SVM_EXITS)
-    flags = _flags(reason & ~0xFFFF, _ENTRY_FLAGS, " ")
-    return _symbol(reason & 0xFFFF, VMX_EXITS) + (f" {flags}" if flags else "")
-
-
-def parse_exit_name(text: str) -> tuple[int, int]:
-    """(isa, reason) of a printed exit reason; a number without a name is taken for SVM's."""
-    if text in EXIT_OF_NAME:
-        return EXIT_OF_NAME[text]
-    name, _, flags = text.partition(" ")
-    if name in EXIT_OF_NAME and flags:
-        isa, reason = EXIT_OF_NAME[name]
-        return isa, reason | _parse_flags(flags, _ENTRY_FLAGS, " ")
-    if flags:
-        return ISA_VMX, int(name, 16) | _parse_flags(flags, _ENTRY_FLAGS, " ")
-    return ISA_SVM, int(name, 16)
-
-
-# ---- shadow pages
-
-_SP = re.compile(
-    r"sp gen (\d+) gfn ([0-9a-f]+) l(\d+) ([48])-byte q(\d)( direct)? (...)( invalid)?"
-    r" (!?)nxe (!?)ad root (\d+) (un)?sync"
-)
-
-
-def _format_sp(fields: tuple[int, ...]) -> str:
-    gen, gfn, role, root_count, unsync = fields[:5]
-    return (
-        f"sp gen {gen} gfn {gfn:x} l{role & 0xF} {4 if role & 0x10 else 8}-byte q{(role >> 5) & 3}"
-        f"{' direct' if role & 0x80 else ''} {_ACCESS[(role >> 8) & 7]}{' invalid' if role & 0x800 else ''}"
-        f" {'' if role & 0x1000 else '!'}nxe {'!' if role & 0x10000 else ''}ad root {root_count}"
-        f" {'unsync' if unsync else 'sync'}"
-    )
-
-
-def _sp_fields(match: re.Match[str]) -> tuple[int, int, int, int, bool]:
-    gen, gfn, level, size, quadrant, direct, access, invalid, no_nx, no_ad, root_count, unsync = match.groups()
-    role = int(level) | (0x10 if size == "4" else 0) | int(quadrant) << 5 | (0x80 if direct else 0)
-    role |= _ACCESS.index(access) << 8 | (0x800 if invalid else 0)
-    role |= (0 if no_nx else 0x1000) | (0x10000 if no_ad else 0)
-    return int(gen), int(gfn, 16), role, int(root_count), bool(unsync)
-
-
-# ---- one form per event
-
-
-@dataclass(frozen=True)
-class _Form:
-    # How one event is printed (from its fields) and read (its whole text, to its fields).
-    write: Callable[..., str]
-    pattern: re.Pattern[str]
-    read: Callable[..., tuple[object, ...]]
-
-
-_H = r"((?:0x)?[0-9a-f]+)"
-_D = r"(-?\d+)"
-_FLAGS = r"(\S*)"
-
-
-def _hex(text: str) -> int:
-    return int(text, 16)
-
-
-def _form(write: Callable[..., str], pattern: str, read: Callable[..., tuple[object, ...]]) -> _Form:
-    return _Form(write, re.compile(pattern), read)
-
-
-def _read_hex(*texts: str) -> tuple[int, ...]:
-    return tuple(_hex(text) for text in texts)
-
-
-def _write_set_spte(gfn: int, spte: int, sptep: int, level: int, r: bool, x: bool, u: int) -> str:
-    user = "" if u == -1 else ("u" if u else "-")
-    bits = f"{'r' if r else '-'}{'w' if spte & _WRITABLE else '-'}{'x' if x else '-'}{user}"
-    return f"gfn {gfn:x} spte {spte:x} ({bits}) level {level} at {sptep:x}"
-
-
-def _read_set_spte(gfn: str, spte: str, bits: str, level: str, sptep: str) -> tuple[object, ...]:
-    return _hex(gfn), _hex(spte), _hex(sptep), int(level), bits[0] == "r", bits[2] == "x", user_of_bits(bits)
-
-
-def user_of_bits(bits: str) -> int:
-    """The u field of kvm_mmu_set_spte from its printed permissions: -1 when the letter is missing."""
-    return -1 if len(bits) == 3 else int(bits[3] == "u")
-
-
-def _write_fast_page_fault(*fields: int) -> str:
-    vcpu_id, addr, error_code, sptep, old_spte, new_spte, ret = fields
-    return (
-        f"vcpu {vcpu_id} gva {addr:x} error_code {_flags(error_code, _PFERR_FLAGS)} sptep {sptep:016x}"
-        f" old 0x{old_spte:x} new {new_spte:x}"
-        f" spurious {int(ret == _RET_PF_SPURIOUS)} fixed {int(ret == _RET_PF_FIXED)}"
-    )
-
-
-def read_fast_page_fault(*texts: str) -> tuple[object, ...]:
-    """Fields of fast_page_fault from its printed words, the sptep in hex."""
-    vcpu_id, addr, flags, sptep, old_spte, new_spte, spurious, fixed = texts
-    ret = _RET_PF_SPURIOUS if spurious == "1" else _RET_PF_FIXED if fixed == "1" else _RET_PF_INVALID
-    error_code = _parse_flags(flags, _PFERR_FLAGS)
-    return int(vcpu_id), _hex(addr), error_code, _hex(sptep), _hex(old_spte), _hex(new_spte), ret
-
-
-def _write_exit(*fields: int) -> str:
-    reason, rip, isa, info1, info2, intr_info, error_code, vcpu_id = fields
-    return (
-        f"vcpu {vcpu_id} reason {exit_name(isa, reason)} rip 0x{rip:x} info1 0x{info1:016x} info2 0x{info2:016x}"
-        f" intr_info 0x{intr_info:08x} error_code 0x{error_code:08x}"
-    )
-
-
-def _read_exit(vcpu_id: str, name: str, *rest: str) -> tuple[object, ...]:
-    rip, info1, info2, intr_info, error_code = (_hex(text) for text in rest)
-    isa, reason = parse_exit_name(name)
-    return reason, rip, isa, info1, info2, intr_info, error_code, int(vcpu_id)
-
-
-def _write_inj_exception(vector: int, has_error: bool, error_code: int, reinjected: bool) -> str:
-    code = f" (0x{error_code:x})" if has_error else ""
-    return f"{_symbol(vector, _VECTORS)}{code}{' [reinjected]' if reinjected else ''}"
-
-
-def _read_inj_exception(name: str, code: str | None, reinjected: str | None) -> tuple[object, ...]:
-    return _parse_symbol(name, _VECTORS), code is not None, _hex(code or "0"), reinjected is not None
-
-
-def _write_emulate_insn(rip: int, csbase: int, length: int, insn: bytes, flags: int, failed: bool) -> str:
-    return f"{csbase:x}:{rip:x}:{insn[:length].hex(' ')} ({_symbol(flags, _EMUL_MODES)}){' failed' if failed else ''}"
-
-
-def _read_emulate_insn(csbase: str, rip: str, code: str, mode: str, failed: str | None) -> tuple[object, ...]:
-    insn = bytes.fromhex(code)
-    return _hex(rip), _hex(csbase), len(insn), insn, _parse_symbol(mode, _EMUL_MODES), failed is not None
-
-
-def _write_pferr(pferr: int) -> str:
-    return f"pferr {pferr:x} {_flags(pferr, _PFERR_FLAGS)}"
-
-
-def _sp_form() -> _Form:
-    return _Form(lambda *fields: _format_sp(fields), _SP, lambda *_: ())
-
-
-_FORMS: dict[str, _Form] = {
-    "kvm_mmu_pagetable_walk": _form(
-        lambda addr, pferr: f"addr {addr:x} {_write_pferr(pferr)}",
-        rf"addr {_H} pferr {_H} ?\S*",
-        _read_hex,
-    ),
-    "kvm_mmu_paging_element": _form(
-        lambda pte, level: f"pte {pte:x} level {level}",
-        rf"pte {_H} level {_D}",
-        lambda pte, level: (_hex(pte), int(level)),
-    ),
-    "kvm_mmu_set_accessed_bit": _form(lambda gpa: f"gpa {gpa:x}", rf"gpa {_H}", _read_hex),
-    "kvm_mmu_set_dirty_bit": _form(lambda gpa: f"gpa {gpa:x}", rf"gpa {_H}", _read_hex),
-    "kvm_mmu_walker_error": _form(_write_pferr, rf"pferr {_H} ?\S*", _read_hex),
-    "kvm_mmu_get_page": _Form(
-        lambda *fields: f"{_format_sp(fields)} {'new' if fields[5] else 'existing'}",
-        re.compile(_SP.pattern + " (new|existing)"),
-        lambda *_: (),
-    ),
-    "kvm_mmu_sync_page": _sp_form(),
-    "kvm_mmu_unsync_page": _sp_form(),
-    "kvm_mmu_prepare_zap_page": _sp_form(),
-    "mark_mmio_spte": _form(
-        lambda sptep, gfn, access, gen: f"sptep:{sptep:016x} gfn {gfn:x} access {access:x} gen {gen:x}",
-        rf"sptep:{_H} gfn {_H} access {_H} gen {_H}",
-        _read_hex,
-    ),
-    "handle_mmio_page_fault": _form(
-        lambda addr, gfn, access: f"addr:{addr:x} gfn {gfn:x} access {access:x}",
-        rf"addr:{_H} gfn {_H} access {_H}",
-        _read_hex,
-    ),
-    "fast_page_fault": _form(
-        _write_fast_page_fault,
-        rf"vcpu {_D} gva {_H} error_code {_FLAGS} sptep {_H} old {_H} new {_H} spurious ([01]) fixed ([01])",
-        read_fast_page_fault,
-    ),
-    "kvm_mmu_zap_all_fast": _form(
-        lambda gen, used: f"kvm-mmu-valid-gen {gen} used_pages {used:x}",
-        rf"kvm-mmu-valid-gen {_D} used_pages {_H}",
-        lambda gen, used: (int(gen), _hex(used)),
-    ),
-    "check_mmio_spte": _form(
-        lambda kvm_gen, spte_gen, spte: (
-            f"spte {spte:x} kvm_gen {kvm_gen:x} spte-gen {spte_gen:x} valid {int(kvm_gen == spte_gen)}"
-        ),
-        rf"spte {_H} kvm_gen {_H} spte-gen {_H} valid [01]",
-        lambda spte, kvm_gen, spte_gen: (_hex(kvm_gen), _hex(spte_gen), _hex(spte)),
-    ),
-    "kvm_mmu_set_spte": _form(
-        _write_set_spte,
-        rf"gfn {_H} spte {_H} \(([r-][w-][x-][u-]?)\) level {_D} at {_H}",
-        _read_set_spte,
-    ),
-    "kvm_mmu_spte_requested": _form(
-        lambda gfn, pfn, level: f"gfn {gfn:x} pfn {pfn:x} level {level}",
-        rf"gfn {_H} pfn {_H} level {_D}",
-        lambda gfn, pfn, level: (_hex(gfn), _hex(pfn), int(level)),
-    ),
-    "kvm_entry": _form(
-        lambda vcpu_id, rip, immediate: f"vcpu {vcpu_id}, rip 0x{rip:x}{'[immediate exit]' if immediate else ''}",
-        rf"vcpu {_D}, rip {_H}(\[immediate exit\])?",
-        lambda vcpu_id, rip, immediate: (int(vcpu_id), _hex(rip), immediate is not None),
-    ),
-    "kvm_exit": _form(
-        _write_exit,
-        rf"vcpu {_D} reason (.*?) rip {_H} info1 {_H} info2 {_H} intr_info {_H} error_code {_H}",
-        _read_exit,
-    ),
-    "kvm_page_fault": _form(
-        lambda vcpu_id, rip, addr, error_code: (
-            f"vcpu {vcpu_id} rip 0x{rip:x} address 0x{addr:016x} error_code 0x{error_code:x}"
-        ),
-        rf"vcpu {_D} rip {_H} address {_H} error_code {_H}",
-        lambda vcpu_id, *rest: (int(vcpu_id), *_read_hex(*rest)),
-    ),
-    "kvm_inj_exception": _form(
-        _write_inj_exception,
-        rf"(#\w\w|0x[0-9a-f]+)(?: \({_H}\))?( \[reinjected\])?",
-        _read_inj_exception,
-    ),
-    "kvm_cr": _form(
-        lambda rw, cr, val: f"cr_{'write' if rw else 'read'} {cr:x} = 0x{val:x}",
-        rf"cr_(read|write) {_H} = {_H}",
-        lambda kind, cr, val: (int(kind == "write"), _hex(cr), _hex(val)),
-    ),
-    "kvm_msr": _form(
-        lambda write, ecx, data, exception: (
-            f"msr_{'write' if write else 'read'} {ecx:x} = 0x{data:x}{' (#GP)' if exception else ''}"
-        ),
-        rf"msr_(read|write) {_H} = {_H}( \(#GP\))?",
-        lambda kind, ecx, data, gp: (int(kind == "write"), _hex(ecx), _hex(data), int(gp is not None)),
-    ),
-    "kvm_mmio": _form(
-        lambda kind, length, gpa, val: f"mmio {_symbol(kind, _MMIO_KINDS)} len {length} gpa 0x{gpa:x} val 0x{val:x}",
-        rf"mmio (\S+) len {_D} gpa {_H} val {_H}",
-        lambda kind, length, gpa, val: (_parse_symbol(kind, _MMIO_KINDS), int(length), _hex(gpa), _hex(val)),
-    ),
-    "vcpu_match_mmio": _form(
-        lambda gva, gpa, write, gpa_match: (
-            f"gva 0x{gva:x} gpa 0x{gpa:x} {'Write' if write else 'Read'} {'GPA' if gpa_match else 'GVA'}"
-        ),
-        rf"gva {_H} gpa {_H} (Write|Read) (GPA|GVA)",
-        lambda gva, gpa, kind, match: (_hex(gva), _hex(gpa), kind == "Write", match == "GPA"),
-    ),
-    "kvm_emulate_insn": _form(
-        _write_emulate_insn,
-        rf"{_H}:{_H}:((?:[0-9a-f][0-9a-f] ?)*) ?\((\w+)\)( failed)?",
-        _read_emulate_insn,
-    ),
-    "kvm_unmap_hva_range": _form(
-        lambda start, end: f"mmu notifier unmap range: {start:#016x} -- {end:#016x}",
-        rf"mmu notifier unmap range: {_H} -- {_H}",
-        _read_hex,
-    ),
-}
-
-
-# ---- what users call
-
-
-def event_text(event: Event) -> str:
-    """The event's text without its name, as the kernel's print format makes it."""
-    return _form_of(event[0]).write(*event[1:])
+from .forms import event_text, exit_name, parse_event, parse_exit_name, read_fast_page_fault, user_of_bits
+from .toolforms import read_tool_form
+
+__all__ = [
+    "FTRACE_HEADER", "LineCounts", "TraceLine", "event_text", "exit_name", "format_event", "format_line", "parse_event",
+    "parse_exit_name", "parse_line", "read_event", "read_fast_page_fault", "read_line", "read_lines", "user_of_bits",
+]  # fmt: skip
 
 
 def format_event(event: Event, with_vcpu: bool = False) -> str:
@@ -354,42 +42,6 @@ def _task_of(event: Event) -> str:
     return "kvmmu" if vcpu_id is None else f"CPU {vcpu_id}/KVM"
 
 
-def parse_event(name: str, text: str) -> Event:
-    """The event that prints as ``text``; blanks at the end do not matter.
-
-    Raises UserError for an event that the model does not know or text that is not of the event's form.
-    """
-    form = _form_of(name)
-    match = form.pattern.fullmatch(text.rstrip(" \0\n"))
-    if match is None:
-        raise UserError(f"{name}: {text.strip()!r} is not this event's text; expected {_example_of(name)}")
-    if name in {"kvm_mmu_get_page", "kvm_mmu_sync_page", "kvm_mmu_unsync_page", "kvm_mmu_prepare_zap_page"}:
-        return _read_page_event(name, match)
-    return (name, *form.read(*match.groups()))
-
-
-# The pattern of a page event has the twelve groups of the page, and one more for get_page.
-def _read_page_event(name: str, match: re.Match[str]) -> Event:
-    if name != "kvm_mmu_get_page":
-        return (name, *_sp_fields(match))
-    page = _SP.match(match.string)
-    assert page is not None
-    return (name, *_sp_fields(page), match.group(13) == "new")
-
-
-def _form_of(name: str) -> _Form:
-    form = _FORMS.get(name)
-    if form is None:
-        raise UserError(f"unknown event {name!r}: known are {', '.join(EVENTS)}")
-    return form
-
-
-def _example_of(name: str) -> str:
-    return f"the fields {', '.join(EVENTS[name][1])}"
-
-
-# ---- lines of a trace file
-
 #: Heading of a trace file in ftrace's own words; the model has no clock, so records count as microseconds.
 FTRACE_HEADER = """\
 # tracer: nop
@@ -399,14 +51,6 @@ FTRACE_HEADER = """\
 #           TASK-PID     CPU#  |||||  TIMESTAMP  FUNCTION
 #              | |         |   |||||     |         |
 """
-
-# The process is task 1, and each vCPU a task of its own.
-_PROCESS_PID = 1
-_VCPU_TASK = re.compile(r"\s*CPU (\d+)/KVM")
-_LINE = re.compile(
-    r"\s*(?P<task>.+)-(?P<pid>\d+)\s+\[(?P<cpu>\d+)\] (?P<flags>\S{4,5})\s+(?P<seconds>\d+)\.(?P<us>\d{6}): "
-    r"(?P<event>\w+): ?(?P<text>.*)"
-)
 
 
 def format_line(event: Event, position: int, cpu: int = 0) -> str:
@@ -421,20 +65,151 @@ def format_line(event: Event, position: int, cpu: int = 0) -> str:
     return f"{_task_of(event):>16}-{pid:<7} [{cpu:03}] ..... {time}: {format_event(event)}"
 
 
-def parse_line(line: str) -> tuple[int, int, Event] | None:
-    """(position, cpu, event) of one line of an ftrace file; None for a comment, a blank line or an unknown event.
+# ---- reading
 
-    The event has the vCPU that the task's name tells, here and in traces of a QEMU that names its threads. Raises
-    UserError for a line that is none of these.
-    """
-    if not line.strip() or line.startswith("#"):
+# The process is task 1, and each vCPU a task of its own.
+_PROCESS_PID = 1
+_VCPU_TASK = re.compile(r"\s*CPU (\d{1,9})/KVM")
+
+#: A longer line is of no trace; no pattern below sees it.
+_MAX_LINE = 4096
+_FLAGS = r"[^\s\d\[(:][^\s:]{3,6}"
+# ftrace, trace-cmd report: TASK-PID [(TGID)] [CPU] [FLAGS] TIME: ; with -l the CPU and the flags are one word.
+_FTRACE = re.compile(
+    r"\s*(?P<task>\S.*?)-(?P<pid>\d+)\s+(?:\(\s*[\d-]+\)\s+)?"
+    rf"(?:\[(?P<cpu>\d+)\](?:\s+{_FLAGS})?|(?P<cpu_l>\d+){_FLAGS})\s+(?P<time>\d+(?:\.\d+)?):\s+"
+    r"(?:\(\s*[+-]?\d+(?:\.\d+)?\s*\)\s+)?(?P<event>\w+):(?P<text>.*)"
+)
+# perf script: COMM PID[/TID] [CPU] TIME: [PERIOD] SYSTEM:EVENT: ...
+_PERF = re.compile(
+    r"\s*(?P<task>\S.*?)\s+(?P<pid>\d+)(?:/\d+)?\s+(?:\[(?P<cpu>\d+)\]\s+)?(?P<time>\d+\.\d+):\s+"
+    r"(?:\d+\s+)?\w+:(?P<event>\w+):(?P<text>.*)"
+)
+_LOST = re.compile(r"\s*CPU:?\s*\d+ \[.*(?:LOST|DROPPED).*\]|.*PERF_RECORD_LOST.*|.*\bLOST \d+ events.*", re.IGNORECASE)
+_STACK = re.compile(r"\s*=> .*|\s*<stack trace ?>|\s+[0-9a-f]{8,16} .*")
+
+
+@dataclass(slots=True)
+class LineCounts:
+    """How many lines of each kind a reader has seen; nothing is dropped without being counted here."""
+
+    #: Read as an event of the model.
+    events: int = 0
+    #: An event that the model does not know, by name.
+    others: Counter[str] = field(default_factory=Counter)
+    #: An event that the model knows, in a form that it does not, by name.
+    unread: Counter[str] = field(default_factory=Counter)
+    #: A mark of events that the kernel or the tool lost.
+    losses: int = 0
+    #: Part of the stack that belongs to the event before.
+    stack: int = 0
+    #: Blank, or a comment, or a tool's heading.
+    comments: int = 0
+    #: Nothing of these.
+    unknown: int = 0
+
+    @property
+    def lines(self) -> int:
+        """All lines."""
+        seen = self.events + self.losses + self.stack + self.comments + self.unknown
+        return seen + self.others.total() + self.unread.total()
+
+
+@dataclass(frozen=True, slots=True)
+class TraceLine:
+    """A line of a trace that names an event."""
+
+    task: str
+    pid: int
+    cpu: int
+    #: As printed: seconds, or the count of a clock that has none.
+    time: str
+    name: str
+    text: str
+    #: None for an event that the model does not know, or in a form that it does not.
+    event: Event | None
+    #: Fields of the event that the form does not tell; they are 0.
+    missing: tuple[str, ...]
+
+    @property
+    def position(self) -> int:
+        """The time as an int: microseconds, or what a counting clock says."""
+        whole, _, fraction = self.time.partition(".")
+        return int(whole) * 1_000_000 + int((fraction + "000000")[:6]) if fraction else int(whole)
+
+
+def read_line(line: str, counts: LineCounts | None = None) -> TraceLine | None:
+    """What ``line`` says, whichever tool printed it; None if it names no event. ``counts`` counts its kind."""
+    counts = LineCounts() if counts is None else counts
+    line = line.rstrip("\r\n")
+    if len(line) > _MAX_LINE:
+        counts.unknown += 1
         return None
-    match = _LINE.fullmatch(line.rstrip("\n"))
+    if not line.strip() or line.startswith(("#", "cpus=")):
+        counts.comments += 1
+        return None
+    match = _FTRACE.fullmatch(line) or _PERF.fullmatch(line)
     if match is None:
-        raise UserError(f"not a line of an ftrace file: {line.strip()[:80]!r}")
-    if match["event"] not in _FORMS:
+        _count_other(line, counts)
         return None
-    position = int(match["seconds"]) * 1_000_000 + int(match["us"])
-    task = _VCPU_TASK.fullmatch(match["task"])
-    event = VcpuEvent(parse_event(match["event"], match["text"]), int(task[1]) if task else None)
-    return position, int(match["cpu"]), event
+    found = _make_line(match)
+    if found.event is not None:
+        counts.events += 1
+    elif found.name in EVENTS:
+        counts.unread[found.name] += 1
+    else:
+        counts.others[found.name] += 1
+    return found
+
+
+def _count_other(line: str, counts: LineCounts) -> None:
+    if _LOST.fullmatch(line):
+        counts.losses += 1
+    elif _STACK.fullmatch(line):
+        counts.stack += 1
+    else:
+        counts.unknown += 1
+
+
+def _make_line(match: re.Match[str]) -> TraceLine:
+    groups = match.groupdict()
+    name, text = groups["event"], groups["text"].strip(" \0")
+    event, missing = read_event(name, text) if name in EVENTS else (None, ())
+    if event is not None:
+        task = _VCPU_TASK.fullmatch(groups["task"])
+        event = VcpuEvent(event, int(task[1]) if task else None)
+    cpu = int(groups["cpu"] or groups.get("cpu_l") or 0)
+    return TraceLine(groups["task"], int(groups["pid"]), cpu, groups["time"], name, text, event, missing)
+
+
+def read_event(name: str, text: str) -> tuple[Event | None, tuple[str, ...]]:
+    """The event ``name`` that the kernel or a tool prints as ``text``, and the fields that the form does not tell.
+
+    The event is None for text of no known form.
+    """
+    try:
+        return parse_event(name, text), ()
+    except UserError:
+        return read_tool_form(name, text) or (None, ())
+
+
+def parse_line(line: str, counts: LineCounts | None = None) -> tuple[int, int, Event] | None:
+    """(position, cpu, event) of one line of a trace, as any of the tools prints it.
+
+    None for a line without an event of the model: a comment, a stack, a mark of lost events, an event that the model
+    does not know, a line of no known form. No line is an error; ``counts`` tells how many there were of each kind.
+    Fields that the tool does not print are 0 (:class:`TraceLine` names them). The event has the vCPU that the task's
+    name tells, here and in traces of a QEMU that names its threads.
+    """
+    found = read_line(line, counts)
+    if found is None or found.event is None:
+        return None
+    return found.position, found.cpu, found.event
+
+
+def read_lines(lines: Iterable[str], counts: LineCounts) -> Iterator[TraceLine]:
+    """Every line that names an event, in order; the rest is counted."""
+    for line in lines:
+        found = read_line(line, counts)
+        if found is not None:
+            yield found
