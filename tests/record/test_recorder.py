@@ -18,7 +18,7 @@ from kvmmu.errors import RecorderError
 from kvmmu.record import build_plugin as plugin
 from kvmmu.record import format as f
 from kvmmu.record.kernel_image import ANYWHERE, entry_range
-from kvmmu.record.qemu import find_qemu, parse_size, prepare
+from kvmmu.record.qemu import Memory, Prepared, find_qemu, parse_size, prepare, survey
 from kvmmu.record.qmp import parse_memory_tree
 from kvmmu.record.reader import Reader
 from kvmmu.record.recorder import Order, Progress, Start, map_changes, record
@@ -32,6 +32,11 @@ def no_compiler_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The stand-in loads no plugin: any file will do."""
     (tmp_path / "plugin.so").touch()
     monkeypatch.setattr("kvmmu.record.recorder.build_plugin", lambda: tmp_path / "plugin.so")
+
+
+def ready(*words: str) -> Prepared:
+    """The command line of QEMU with ``words``."""
+    return prepare(("qemu", *words), "p.so", "fd=3", {"kvmmu-ram": "/w/ram", "m1": "/w/m1", "m": "/w/m"})
 
 
 def run(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, start: str = "kernel") -> f.Trailer:
@@ -159,16 +164,18 @@ def test_where_a_recording_cannot_start(text: str) -> None:
     ],
 )
 def test_the_size_of_the_guests_ram(words: list[str], size: int) -> None:
-    prepared = prepare(("qemu", *words), "p.so", "/w")
-    assert prepared.ram_size == size
+    facts = survey(("qemu", *words))
+    prepared = ready(*words)
+    assert facts.ram_size == size
     assert f"memory-backend-file,id=kvmmu-ram,size={size},mem-path=/w/ram,share=on" in prepared.command
 
 
 def test_what_is_there_is_kept_and_what_is_missing_is_added() -> None:
-    prepared = prepare(("qemu", "-accel", "tcg", "-M", "q35,hpet=off", "-cpu", "max", "-kernel", "k"), "p.so", "/w")
+    words = ("-accel", "tcg", "-M", "q35,hpet=off", "-cpu", "max", "-kernel", "k")
+    prepared, facts = ready(*words), survey(("qemu", *words))
     assert prepared.command[:3] == ("qemu", "-accel", "tcg,thread=single")
     assert "-accel" not in prepared.added
-    assert (prepared.machine, prepared.cpu_model, prepared.kernel) == ("q35", "max", "k")
+    assert (facts.machine, facts.cpu_model, facts.kernel) == ("q35", "max", "k")
 
 
 def test_a_guests_own_shared_memory_file_is_used(tmp_path: Path) -> None:
@@ -181,13 +188,12 @@ def test_a_guests_own_shared_memory_file_is_used(tmp_path: Path) -> None:
         "-machine",
         "pc,memory-backend=m",
     )
-    prepared = prepare(words, "p.so", "/w")
-    assert (prepared.ram_id, prepared.ram_path, prepared.ram_size, prepared.makes_ram) == (
-        "m",
-        str(path),
-        64 << 20,
-        False,
-    )
+    path.write_bytes(bytes(4096))
+    with pytest.raises(RecorderError, match="the memory backend 'm' cannot be recorded"):
+        survey(words)
+    os.truncate(path, 64 << 20)
+    assert survey(words).memories == (Memory("m", 64 << 20, str(path)),)
+    assert "memory-backend=kvmmu-ram" not in prepare(words, "p.so", "fd=3", {}).command
 
 
 @pytest.mark.parametrize(
@@ -200,12 +206,51 @@ def test_a_guests_own_shared_memory_file_is_used(tmp_path: Path) -> None:
         (["-m", "lots"], "memory size 'lots'"),
         (["-numa", "node,memdev=m"], "NUMA"),
         (["-machine", "memory-backend=m"], "the memory backend 'm' cannot be recorded"),
-        (["-object", "memory-backend-ram,id=m,size=1G", "-machine", "memory-backend=m"], "cannot be recorded"),
+        (["-object", "memory-backend-file,id=m,size=1G,mem-path=/x", "-machine", "memory-backend=m"], "cannot be rec"),
+        (["-mem-path", "/dev/hugepages"], "-mem-path clashes with recording: the guest's RAM is made a file"),
+        (["-daemonize"], "-daemonize clashes with recording: the recorder waits"),
+        (["--version"], "--version runs no guest"),
+        (["-h"], "-h runs no guest"),
+        (["-cpu", "help"], "-cpu help runs no guest"),
+        (["-device", "pc-dimm,help"], "-device pc-dimm,help runs no guest"),
     ],
 )
 def test_guests_that_cannot_be_recorded(words: list[str], why: str) -> None:
     with pytest.raises(RecorderError, match=why):
-        prepare(("qemu", *words), "p.so", "/w")
+        ready(*words)
+
+
+def test_what_looks_like_a_clash_and_is_none() -> None:
+    assert ready("-append", "help", "-name", "?").command[:5] == ("qemu", "-append", "help", "-name", "?")
+    command = ready("-machine", "accel=tcg", "-M", "q35,accel=tcg,smm=on").command
+    assert command[:5] == ("qemu", "-M", "q35,smm=on", "-accel", "tcg,thread=single")
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "memory-backend-ram,id=m1,size=1G,merge=off",
+        "memory-backend-memfd,id=m1,size=1G,merge=off,seal=on,share=off",
+        '{"qom-type": "memory-backend-ram", "id": "m1", "size": "1073741824", "merge": "off"}',
+    ],
+)
+def test_memory_that_may_be_plugged_in_becomes_a_shared_file(backend: str) -> None:
+    words = ("-m", "1G,slots=2,maxmem=4G", "-object", backend, "-object", "rng-builtin,id=r")
+    facts, prepared = survey(("qemu", *words)), ready(*words)
+    assert facts.memories == (Memory("kvmmu-ram", 1 << 30, None), Memory("m1", 1 << 30, None))
+    assert facts.hotplug
+    kind, *pairs = prepared.command[4].split(",")
+    assert kind == "memory-backend-file"
+    assert {"id=m1", "merge=off", "mem-path=/w/m1", "share=on"} <= set(pairs)
+    assert prepared.command[6] == "rng-builtin,id=r"
+    assert prepared.command[4] in prepared.added
+
+
+def test_memory_that_cannot_be_looked_at_is_known_to_be_so(tmp_path: Path) -> None:
+    private = f"memory-backend-file,id=m1,size=1M,mem-path={tmp_path}"
+    facts = survey(("qemu", "-object", private))
+    assert ([memory.name for memory in facts.memories], facts.unknown) == (["kvmmu-ram"], ("m1",))
+    assert private in ready("-object", private).command
 
 
 def test_sizes() -> None:
@@ -284,24 +329,47 @@ def test_where_kernels_lie(tmp_path: Path) -> None:
         0x20_0000,
         0x20_0800,
         0,
-        0x20_0000,
+        0x20_0040,
     )
     image.write_bytes(b"".join(word.to_bytes(4, "little") for word in words) + bytes(2000))
-    assert entry_range(str(image)) == (0x20_0000, 0x20_0800)
+    assert entry_range(str(image)) == (0x20_0040, 0x20_0041)
     with pytest.raises(RecorderError, match="cannot read the kernel"):
         entry_range(str(tmp_path / "none"))
 
 
+NOTE = """
+.section .note.xen, "a", @note
+.long 4, 4, 18
+.asciz "Xen"
+.long 0x300010
+"""
+MULTIBOOT = ".long 0x1badb002, 0, -0x1badb002\n"
+
+
 @pytest.mark.skipif(shutil.which("ld") is None, reason="needs ld")
 @pytest.mark.parametrize("form", ["elf_i386", "elf_x86_64"])
-def test_where_elf_kernels_lie(tmp_path: Path, form: str) -> None:
-    (tmp_path / "a.s").write_text(".globl _start\n_start: nop\n.fill 5000, 1, 0x90\n")
+@pytest.mark.parametrize(("more", "entry"), [("", 0x30_0005), (NOTE, 0x30_0010), (MULTIBOOT + NOTE, 0x30_0005)])
+def test_an_elf_kernel_starts_at_its_entry(tmp_path: Path, form: str, more: str, entry: int) -> None:
+    """A segment where SeaBIOS runs is no start: physical addresses, PVH notes and multiboot as QEMU takes them."""
+    text = ".globl _start\n.fill 5, 1, 0x90\n_start: nop\n.fill 5000, 1, 0x90\n"
+    (tmp_path / "a.s").write_text(f"{text}{more}.section .low, \"ax\"\n.fill 64, 1, 0x90\n")
+    (tmp_path / "a.ld").write_text(
+        "PHDRS { low PT_LOAD; text PT_LOAD; note PT_NOTE; }\nENTRY(_start)\n"
+        "SECTIONS { .low 0xff000 : { *(.low) } :low\n"
+        ".text 0x10300000 : AT(0x300000) { *(.text) } :text\n"
+        ".notes 0x10310000 : AT(0x310000) { *(.note.xen) } :text :note }\n"
+    )
     bits = "--32" if form == "elf_i386" else "--64"
     subprocess.run(["as", bits, "-o", tmp_path / "a.o", tmp_path / "a.s"], check=True)
-    subprocess.run(["ld", "-m", form, "-N", "-Ttext", "0x300000", "-o", tmp_path / "k", tmp_path / "a.o"], check=True)
-    low, high = entry_range(str(tmp_path / "k"))
-    assert low <= 0x30_0000
-    assert 0x30_0000 + 5001 <= high < 0x30_3000
+    linker = ["ld", "-m", form, "-z", "max-page-size=4096", "-T", str(tmp_path / "a.ld")]
+    subprocess.run([*linker, "-o", tmp_path / "k", tmp_path / "a.o"], check=True)
+    assert entry_range(str(tmp_path / "k")) == (entry, entry + 1)
+
+
+def test_a_damaged_elf_kernel(tmp_path: Path) -> None:
+    (tmp_path / "k").write_bytes(b"\x7fELF\x02" + bytes(20))
+    with pytest.raises(RecorderError, match="is a damaged ELF file"):
+        entry_range(str(tmp_path / "k"))
 
 
 def test_the_plugin_is_built_once_and_again_when_its_source_changes(
