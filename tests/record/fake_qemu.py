@@ -4,7 +4,8 @@
 
 ``FAKE_QEMU`` in the environment says how it ends: ``good``, ``reset``, ``triple`` (a reset that nobody asked for),
 ``dies`` (no END), ``killed``, ``early`` (exit status 1 at once), ``silent`` (the kernel never starts), ``hangs`` (until
-SIGTERM); ``old`` and ``other`` are about its version.
+SIGTERM), ``slow`` (SIGTERM lets it write one more record, half a second later), ``deaf`` (to SIGTERM), ``watches`` (writes
+its counts until somebody kills it or the recorder is gone), ``never`` (does not begin); ``old`` and ``other`` are about its version.
 """
 
 from __future__ import annotations
@@ -113,7 +114,12 @@ def main() -> int:
             lines.append(line.strip())
         return lines
 
+    if "FAKE_PID" in os.environ:
+        with open(os.environ["FAKE_PID"], "w") as file:
+            file.write(str(os.getpid()))
     put(64)
+    if HOW == "never":
+        time.sleep(60)
     if HOW != "silent":
         put(65, gpa=0x100000)
         monitor.serve(1)
@@ -137,6 +143,21 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         while True:
             time.sleep(1)
+    if HOW == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(1)
+    if HOW == "watches":
+        while True:
+            put(68, body=COUNTS)
+            time.sleep(0.2)
+    if HOW == "slow":
+        asked = []
+        signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+        while not asked:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        put(5, gva=0x1000)
     port, value = (0x64, 0xFE) if HOW == "reset" else (0x3F8, 65)
     put(67, access=port, value=value, body=COUNTS)
     if HOW != "silent":

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kvmmu.errors import RecorderError
+from kvmmu.errors import ConfigError, RecorderError
 from kvmmu.record import build_plugin as plugin
 from kvmmu.record import format as f
 from kvmmu.record.kernel_image import ANYWHERE, entry_range
@@ -22,6 +24,7 @@ from kvmmu.record.qemu import Memory, Prepared, find_qemu, parse_size, prepare, 
 from kvmmu.record.qmp import parse_memory_tree
 from kvmmu.record.reader import Reader
 from kvmmu.record.recorder import Order, Progress, Start, map_changes, record
+from kvmmu.record.writer import Writer
 
 HERE = Path(__file__).parent
 FAKE = str(HERE / "fake_qemu.py")
@@ -37,6 +40,19 @@ def no_compiler_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def ready(*words: str) -> Prepared:
     """The command line of QEMU with ``words``."""
     return prepare(("qemu", *words), "p.so", "fd=3", {"kvmmu-ram": "/w/ram", "m1": "/w/m1", "m": "/w/m"})
+
+
+def wait_until(done: Callable[[], object]) -> None:
+    """Wait up to 20 seconds."""
+    end = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def wait_for_records(path: Path) -> None:
+    """Wait until a block of records was written to ``path``."""
+    wait_until(lambda: path.exists() and b"RECS" in path.read_bytes())
 
 
 def run(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, start: str = "kernel") -> f.Trailer:
@@ -87,22 +103,157 @@ def test_the_file_says_how_the_guest_ended(
         assert reader.skip(9) == 5
 
 
-def test_ctrl_c_leaves_a_recording_that_says_it_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_two_signals_at_once_are_one_wish_and_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def press() -> None:
-        while not (tmp_path / "x.kmr").exists():
-            time.sleep(0.05)
-        time.sleep(0.3)
+        wait_for_records(tmp_path / "x.kmr")
+        # As timeout does: the process, then its group.
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGHUP)
+    thread = threading.Thread(target=press)
+    thread.start()
+    trailer = run(tmp_path, "slow", monkeypatch)
+    thread.join()
+    assert signal.getsignal(signal.SIGHUP) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # The sixth record is what QEMU still had when it was told to end.
+    assert (trailer.cut, trailer.reason, trailer.records, trailer.seen) == (True, "interrupted", 6, 1234)
+    with Reader(str(tmp_path / "x.kmr")) as reader:
+        assert reader.cut
+        assert reader.skip(9) == 6
+
+
+def test_a_signal_a_second_later_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press() -> None:
+        wait_for_records(tmp_path / "x.kmr")
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1.2)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=press)
     thread.start()
-    trailer = run(tmp_path, "hangs", monkeypatch)
+    trailer = run(tmp_path, "deaf", monkeypatch)
     thread.join()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert (trailer.cut, trailer.reason, trailer.records) == (True, "interrupted", 5)
-    with Reader(str(tmp_path / "x.kmr")) as reader:
-        assert reader.cut
-        assert reader.skip(9) == 5
+
+
+def start_recorder(output: Path, how: str, *more: str) -> subprocess.Popen[bytes]:
+    """``kvmmu record`` of the stand-in, in a process of its own, whose errors go to a file beside ``output``."""
+    program = (
+        "import sys; from pathlib import Path; from kvmmu.record import recorder; from kvmmu.cli import main;"
+        f"recorder.build_plugin = lambda: Path({str(output)!r});"
+        f"sys.exit(main(['record', '-o', {str(output)!r}, *{more!r}, '--', {FAKE!r}, '-m', '16']))"
+    )
+    environment = os.environ | {"FAKE_QEMU": how, "FAKE_PID": str(output.with_suffix(".pid"))}
+    with output.with_suffix(".err").open("wb") as errors:
+        return subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=errors)
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_recorder_that_is_killed_leaves_what_was_seen(tmp_path: Path) -> None:
+    output = tmp_path / "x.kmr"
+    recorder = start_recorder(output, "watches")
+    wait_for_records(output)
+    time.sleep(1)
+    recorder.kill()
+    assert recorder.wait() == -signal.SIGKILL
+    with Reader(str(output)) as reader:
+        assert (reader.cut, reader.trailer, reader.total) == (True, None, 5)
+    assert not list(Path("/dev/shm").glob("kvmmu-*"))
+    pid = int(output.with_suffix(".pid").read_text())
+    wait_until(lambda: not is_running(pid))
+    # It stands in nobody's way but as a file that exists.
+    again = start_recorder(output, "good")
+    assert again.wait() == 2
+    assert output.with_suffix(".err").read_text() == f"kvmmu: {output} exists; --force replaces it\n"
+    assert start_recorder(output, "good", "--force").wait() == 0
+    with Reader(str(output)) as reader:
+        assert (reader.cut, reader.total) == (False, 5)
+
+
+def test_qemu_that_is_killed_is_a_failure(tmp_path: Path) -> None:
+    output = tmp_path / "x.kmr"
+    recorder = start_recorder(output, "watches")
+    wait_for_records(output)
+    os.kill(int(output.with_suffix(".pid").read_text()), signal.SIGKILL)
+    assert recorder.wait() == 4
+    with Reader(str(output)) as reader:
+        assert reader.trailer is not None
+        assert (reader.cut, reader.total, reader.trailer.reason) == (True, 5, "QEMU ended by signal 9")
+        # Counted until a moment before.
+        assert (reader.trailer.seen, reader.trailer.left_out) == (1234, {"stale": 5})
+
+
+def test_two_recordings_into_one_file_are_refused(tmp_path: Path) -> None:
+    output = tmp_path / "x.kmr"
+    first = start_recorder(output, "watches")
+    wait_for_records(output)
+    second = start_recorder(output, "good", "--force")
+    assert second.wait() == 2
+    assert output.with_suffix(".err").read_text() == f"kvmmu: {output}: another recording is being written to it\n"
+    first.send_signal(signal.SIGINT)
+    assert first.wait() == 130
+    with Reader(str(output)) as reader:
+        assert reader.total >= 5
+
+
+def test_a_recording_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.kmr").write_bytes(b"older")
+    monkeypatch.setenv("FAKE_QEMU", "silent")
+    with pytest.raises(ConfigError, match=r"x\.kmr exists; --force replaces it"):
+        record(Order(str(tmp_path / "x.kmr"), (FAKE,)), lambda _: None)
+    with pytest.raises(RecorderError, match="nothing was recorded"):
+        record(Order(str(tmp_path / "x.kmr"), (FAKE,), force=True), lambda _: None)
+    assert (tmp_path / "x.kmr").read_bytes() == b"older"
+    with pytest.raises(ConfigError, match="cannot write the recording /no/such/x: No such file"):
+        record(Order("/no/such/x", (FAKE,)), lambda _: None)
+
+
+def test_for_so_many_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_QEMU", "slow")
+    started = time.monotonic()
+    trailer = record(Order(str(tmp_path / "x.kmr"), (FAKE,), seconds=1.5), lambda _: None)
+    assert 1.5 <= time.monotonic() - started < 8
+    assert (trailer.cut, trailer.reason, trailer.records) == (True, "1.5 seconds were over", 6)
+    monkeypatch.setenv("FAKE_QEMU", "never")
+    with pytest.raises(RecorderError, match=r"0\.5 seconds were over before the recording's start \(kernel\)"):
+        record(Order(str(tmp_path / "y.kmr"), (FAKE,), seconds=0.5), lambda _: None)
+
+
+@pytest.mark.parametrize(("count", "warns"), [(0, False), (1, True)])
+def test_what_was_left_out_is_said_by_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, warns: bool
+) -> None:
+    """Above one in a thousand; the stand-in has seen 1234 accesses and left out 5 stale ones: that is above."""
+    monkeypatch.setenv("FAKE_LEFT_OUT", str(700 * count))
+    trailer = run(tmp_path, "good", monkeypatch)
+    assert trailer.left_out == {"stale": 5} | ({"table-in-unknown-memory": 700} if count else {})
+    assert trailer.warning() == (
+        "57.1 % of the accesses were left out: 5 stale, 700 table-in-unknown-memory (docs/limits.md)"
+        if warns
+        else "0.4 % of the accesses were left out: 5 stale (docs/limits.md)"
+    )
+    assert f.Trailer(1, seen=10_000, stale=10).warning() is None
+    assert f.Trailer(1, seen=10_000, stale=11).warning() is not None
+
+
+def test_a_machine_of_512_gib_has_a_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_QEMU", "good")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    record(Order(str(tmp_path / "x.kmr"), (FAKE, "-m", "512G"), Start(), 1), lambda _: None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+    whole = f.Header(1, (f.Region(0, 3 << 30, "ram"), f.Region(4 << 30, 509 << 30, "ram", "ram", 3 << 30)), 40)
+    whole.check()
+    with pytest.raises(RecorderError, match="this machine cannot be recorded: its memory ends at"):
+        Writer(str(tmp_path / "y.kmr"), f.Header(1, (f.Region(0, 2 << 40, "ram"),), 48))
 
 
 @pytest.mark.parametrize(
@@ -352,7 +503,9 @@ MULTIBOOT = ".long 0x1badb002, 0, -0x1badb002\n"
 def test_an_elf_kernel_starts_at_its_entry(tmp_path: Path, form: str, more: str, entry: int) -> None:
     """A segment where SeaBIOS runs is no start: physical addresses, PVH notes and multiboot as QEMU takes them."""
     text = ".globl _start\n.fill 5, 1, 0x90\n_start: nop\n.fill 5000, 1, 0x90\n"
-    (tmp_path / "a.s").write_text(f"{text}{more}.section .low, \"ax\"\n.fill 64, 1, 0x90\n")
+    note = NOTE if NOTE in more else ""
+    header = more.removesuffix(note)
+    (tmp_path / "a.s").write_text(f"{text}{note}.section .low, \"ax\"\n{header}.fill 64, 1, 0x90\n")
     (tmp_path / "a.ld").write_text(
         "PHDRS { low PT_LOAD; text PT_LOAD; note PT_NOTE; }\nENTRY(_start)\n"
         "SECTIONS { .low 0xff000 : { *(.low) } :low\n"
