@@ -4,8 +4,9 @@
 
 ``FAKE_QEMU`` in the environment says how it ends: ``good``, ``reset``, ``triple`` (a reset that nobody asked for),
 ``dies`` (no END), ``killed``, ``early`` (exit status 1 at once), ``silent`` (the kernel never starts), ``hangs`` (until
-SIGTERM), ``slow`` (SIGTERM lets it write one more record, half a second later), ``deaf`` (to SIGTERM), ``watches`` (writes
-its counts until somebody kills it or the recorder is gone), ``never`` (does not begin); ``old`` and ``other`` are about its version.
+SIGTERM), ``slow`` (SIGTERM lets it write one more record, half a second later), ``deaf`` (to SIGTERM), ``watches``
+(writes its counts until somebody kills it or the recorder is gone), ``never`` (does not begin); ``old`` and ``other``
+are about its version.
 """
 
 from __future__ import annotations

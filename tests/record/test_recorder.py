@@ -505,7 +505,7 @@ def test_an_elf_kernel_starts_at_its_entry(tmp_path: Path, form: str, more: str,
     text = ".globl _start\n.fill 5, 1, 0x90\n_start: nop\n.fill 5000, 1, 0x90\n"
     note = NOTE if NOTE in more else ""
     header = more.removesuffix(note)
-    (tmp_path / "a.s").write_text(f"{text}{note}.section .low, \"ax\"\n{header}.fill 64, 1, 0x90\n")
+    (tmp_path / "a.s").write_text(f'{text}{note}.section .low, "ax"\n{header}.fill 64, 1, 0x90\n')
     (tmp_path / "a.ld").write_text(
         "PHDRS { low PT_LOAD; text PT_LOAD; note PT_NOTE; }\nENTRY(_start)\n"
         "SECTIONS { .low 0xff000 : { *(.low) } :low\n"

@@ -132,9 +132,7 @@ GUESTS = (
         "kernel",
         (KERNEL,),
     ),
-    Guest(
-        "linux-64g", f'-m 64G -cpu max,la57=off {CONSOLE} {LINUX} -append "{QUIET} guest=work"', 150, "kernel", (KERNEL,)
-    ),
+    Guest("linux-64g", f'-cpu max -m 64G {CONSOLE} {LINUX} -append "{QUIET} guest=work"', 150, "kernel", (KERNEL,)),
     Guest("qemu32", f'-cpu qemu32 -m 256 {CONSOLE} {LINUX} -append "{QUIET} guest=work"', 20, "kernel", (KERNEL,)),
     Guest("gnumach", f"-m 128 -vga std {CONSOLE} -kernel {{gnumach}}", 15, "kernel", ("gnumach-image-1.8-486",)),
     Guest("memtest86", "-m 64 -vga std -smp 2 -kernel {memtest}", 30, "kernel", ("memtest86+",)),
@@ -183,7 +181,7 @@ def find_file(work: Path, name: str) -> Path:
         made = work / "initrd.gz"
         busybox = unpack(work, "busybox-static") / "bin" / "busybox"
         script = HERE.parent / "make_recordings" / "mkinitramfs.sh"
-        subprocess.run([script, busybox, HERE / "guest.init", made], check=True)
+        subprocess.run(["bash", "-e", "-o", "pipefail", script, busybox, HERE / "guest.init", made], check=True)
         return made
     package, pattern, how = FILES[name]
     found = next(iter(sorted(unpack(work, package).glob(pattern))))
@@ -230,7 +228,9 @@ def check(guest: Guest, work: Path) -> tuple[list[str], bool]:
     path = work / f"{guest.name}.kmr"
     row, good = [guest.name], path.exists()
     for mode in MODES if good else ():
-        done = subprocess.run([*KVMMU, "run", str(path), "--mmu", mode, "--json"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*KVMMU, "run", str(path), "--mmu", mode, "--json"], capture_output=True, text=True, check=False
+        )
         with (work / f"{guest.name}.log").open("a") as log:
             log.write(f"{mode}: status {done.returncode}\n{done.stderr}{done.stdout}\n")
         if not done.stdout:
@@ -242,7 +242,12 @@ def check(guest: Guest, work: Path) -> tuple[list[str], bool]:
             left_out = result["left_out"]
             share = 100 * sum(left_out.values()) / max(result["seen"], 1)
             listed = " ".join(f"{count} {name}" for name, count in left_out.items()) or "-"
-            row += [f"{result['position']:,}", f"{result['seen']:,}", f"{share:.3f} % {listed}", f"{result['smm_records']:,}"]
+            row += [
+                f"{result['position']:,}",
+                f"{result['seen']:,}",
+                f"{share:.3f} % {listed}",
+                f"{result['smm_records']:,}",
+            ]
             good = good and set(left_out) <= NAMED and result["position"] > 0
         row += [f"{result['mismatches']} in {result['seconds']:.1f} s"]
         good = good and done.returncode == 0

@@ -63,7 +63,7 @@ def _elf_entry(data: bytes) -> int | None:
 
 # Kind, offset in the file, virtual and physical address, bytes in the file.
 def _program_header(data: bytes, at: int, wide: bool) -> tuple[int, int, int, int, int]:
-    return struct.unpack_from("<I4xQQQQ" if wide else "<IIIII", data, at)  # type: ignore[return-value]
+    return struct.unpack_from("<I4xQQQQ" if wide else "<IIIII", data, at)
 
 
 # The note XEN_ELFNOTE_PHYS32_ENTRY, which QEMU obeys where there is no multiboot header.

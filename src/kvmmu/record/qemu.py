@@ -242,7 +242,8 @@ def _backend(value: str) -> tuple[Memory, bool] | None:
 def _find_memories(words: list[str]) -> tuple[Memory, list[Memory], tuple[str, ...]]:
     options = [option for value in _values(words, "-machine", "-M") for option in value.split(",")]
     ram_id = next((option.partition("=")[2] for option in options if option.startswith("memory-backend=")), None)
-    known, unknown = [], []
+    known: list[Memory] = []
+    unknown: list[Memory] = []
     for value in _values(words, "-object"):
         found = _backend(value)
         if found is not None:

@@ -144,7 +144,7 @@ def make_memory(name: str, size: int) -> BinaryIO:
         if size <= free // 2 or shutil.disk_usage(where).free <= free:
             file: BinaryIO = os.fdopen(os.memfd_create(f"kvmmu-{name}"), "r+b", buffering=0)
         else:
-            file = tempfile.TemporaryFile(dir=where, buffering=0)  # type: ignore[assignment]
+            file = tempfile.TemporaryFile(dir=where, buffering=0)  # noqa: SIM115 (the caller closes it)
         file.truncate(size)
     except OSError as error:
         raise RecorderError(f"cannot make a file for {size} bytes of guest memory: {error.strerror}") from error

@@ -28,7 +28,7 @@ def claim_output(path: str, force: bool = False) -> BinaryIO:
     not set, another recording is being written to it, or it cannot be written.
     """
     try:
-        file = open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
     except OSError as error:
         raise ConfigError(f"cannot write the recording {path}: {error.strerror or error}") from error
     status = os.fstat(file.fileno())
