@@ -94,7 +94,7 @@ KERNEL = "linux-image-amd64"
 LINUX = "-kernel {linux} -initrd {initrd}"
 CONSOLE = "-serial file:{work}/console -qmp unix:{work}/monitor,server=on,wait=off"
 PLUG = "-m 192M,slots=2,maxmem=4G"
-QUIET = "console=ttyS0 panic=-1 quiet"
+QUIET = "console=ttyS0 panic=-1 quiet no_timer_check"
 FLASH = "-drive if=pflash,format=raw,unit=0,readonly=on,file={0} -drive if=pflash,format=raw,unit=1,file={1}"
 GUESTS = (
     Guest("seabios", "-M pc -m 128 -vga std", 8),
@@ -109,9 +109,9 @@ GUESTS = (
     ),
     Guest(
         "xen",
-        f'-m 768 {CONSOLE} -kernel {{xen}} -append "com1=115200 console=com1 dom0_mem=256M noreboot" '
+        f'-m 768 {CONSOLE} -kernel {{xen}} -append "com1=115200 console=com1 dom0_mem=256M" '
         f'-initrd "{{linux}} console=hvc0 panic=-1 guest=work,{{initrd}}"',
-        120,
+        400,
         "kernel",
         ("xen-hypervisor-4.17-amd64", KERNEL),
     ),
@@ -124,7 +124,7 @@ GUESTS = (
         plug_named,
     ),
     Guest("hotplug-qmp", f'{PLUG} {CONSOLE} {LINUX} -append "{QUIET} guest=plug"', 150, "kernel", (KERNEL,), plug_new),
-    Guest("s3", f'-M q35 -m 256 {CONSOLE} {LINUX} -append "{QUIET} guest=sleep"', 120, "kernel", (KERNEL,), wake),
+    Guest("s3", f'-M q35 -m 256 {CONSOLE} {LINUX} -append "{QUIET} guest=sleep"', 300, "kernel", (KERNEL,), wake),
     Guest(
         "linux-smp4",
         f'-M q35 -cpu max,la57=off -smp 4 -m 384 {CONSOLE} {LINUX} -append "{QUIET} guest=work"',

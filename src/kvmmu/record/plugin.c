@@ -91,10 +91,11 @@ _Static_assert(sizeof(struct record) == 32, "the stream's records have 32 bytes"
 #define PTE_U 4ull
 #define PTE_PS 128ull
 #define PTE_NX (1ull << 63)
-/* Where an SMI begins, and its save area, from the CS base on: revision and SMBASE of CPUs with long mode, of others;
- * CR3 as it was. */
-#define SMI_RIP 0x8000
+/* Linear address of the first instruction after a reset. */
 #define RESET 0xfffffff0
+/* Where an SMI begins, and its save area, from the CS base on: the revision, and the SMBASE of CPUs with long mode and of
+ * others. */
+#define SMI_RIP 0x8000
 #define SMM_REVISION 0xfefc
 #define SMM_BASE_64 0xff00
 #define SMM_BASE_32 0xfef8
@@ -108,12 +109,12 @@ _Static_assert(sizeof(struct record) == 32, "the stream's records have 32 bytes"
 #define FLOOD 64
 #define FILTER 4096
 #define CODE_FILTER 1024
-/* Guest frames that can be tables: as many as the format has, in chunks that are made when they are touched. */
+/* Guest frames that can be tables: as many as the format has, in chunks that are made when they are first asked for. */
 #define MAX_FRAMES (1ull << 28)
 #define CHUNK 512
 #define NR_CHUNKS (MAX_FRAMES / CHUNK)
 #define NR_MEMORIES 32
-/* Seconds between two writings of what waits, and until QEMU ends when it was asked to. */
+/* Milliseconds between two writings of what waits, and until QEMU is left when it does not end. */
 #define TICK_MS 250
 #define PATIENCE_MS 3000
 

@@ -283,7 +283,10 @@ class _Session:
 
         if threading.current_thread() is not threading.main_thread():
             return lambda: None
-        caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        caught = [signal.SIGINT, signal.SIGTERM]
+        # nohup wants a recording that goes on.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            caught.append(signal.SIGHUP)
         before = [(number, signal.signal(number, stop)) for number in caught]
 
         def restore() -> None:
