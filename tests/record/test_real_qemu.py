@@ -396,12 +396,24 @@ def test_smm_is_marked_and_left_out_of_a_replay(tmp_path: Path) -> None:
     assert replay(tmp_path / "p.kmr", Options("shadow")).mismatches == 0
 
 
+def test_a_64_bit_kernel_on_a_cpu_without_long_mode(tmp_path: Path) -> None:
+    """It turns on PAE paging with entries of a level-4 table, whose W is reserved there; QEMU lets it pass."""
+    source = SMOKE.read_text().replace("movl    $0x202003, 0x201000", "movl $0x000083, 0x201000")
+    trailer = run(source, tmp_path, "-cpu", "qemu32")
+    assert trailer.reason == "the guest crashed (reset without asking for it)"
+    explained(tmp_path)
+    seen = records(tmp_path)
+    paged = seen.index((f.K_PAGE, 0x201000))
+    assert any(entry[0] == f.K_ACCESS and entry[3] & f.K_FETCH for entry in seen[paged:])
+    for mmu in ("none", "shadow", "tdp-legacy"):
+        assert replay(tmp_path / "x.kmr", Options(mmu)).mismatches == 0
+
+
 def test_ctrl_c(tmp_path: Path) -> None:
     source = SMOKE.read_text().replace("mov     $0x604, %dx", "2: invlpg (%rdi); jmp 2b; mov $0x604, %dx")
 
     def press() -> None:
-        while not (tmp_path / "x.kmr").exists():
-            time.sleep(0.05)
+        wait_for(lambda: b"RECS" in (tmp_path / "x.kmr").read_bytes() if (tmp_path / "x.kmr").exists() else False)
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

@@ -91,6 +91,8 @@ def wake(work: Path) -> None:
 
 
 KERNEL = "linux-image-amd64"
+#: Of another architecture, which this machine's apt may not know.
+KERNEL_686 = "linux-image-686"
 LINUX = "-kernel {linux} -initrd {initrd}"
 CONSOLE = "-serial file:{work}/console -qmp unix:{work}/monitor,server=on,wait=off"
 PLUG = "-m 192M,slots=2,maxmem=4G"
@@ -133,12 +135,10 @@ GUESTS = (
         (KERNEL,),
     ),
     Guest("linux-64g", f'-cpu max -m 64G {CONSOLE} {LINUX} -append "{QUIET} guest=work"', 150, "kernel", (KERNEL,)),
-    Guest("qemu32", f'-cpu qemu32 -m 256 {CONSOLE} {LINUX} -append "{QUIET} guest=work"', 20, "kernel", (KERNEL,)),
-    Guest("gnumach", f"-m 128 -vga std {CONSOLE} -kernel {{gnumach}}", 15, "kernel", ("gnumach-image-1.8-486",)),
+    Guest("linux-686", f'-m 256 {CONSOLE} -kernel {{linux_686}} -append "{QUIET}"', 150, "kernel", (KERNEL_686,)),
     Guest("memtest86", "-m 64 -vga std -smp 2 -kernel {memtest}", 30, "kernel", ("memtest86+",)),
     Guest("memtest86-ia32", "-m 64 -vga std -kernel {memtest32}", 30, "kernel", ("memtest86+",)),
-    Guest("ipxe", f"-m 128 -vga std -device e1000,netdev=n -netdev user,id=n {CONSOLE} -kernel {{ipxe}}", 30, "kernel",
-          ("ipxe",)),
+    Guest("ipxe", "-m 128 -vga std -device e1000,netdev=n -netdev user,id=n -kernel {ipxe}", 40, packages=("ipxe",)),
 )  # fmt: skip
 #: Files of packages: package, pattern, whether it is unpacked, whether the guest writes it.
 FILES = {
@@ -148,11 +148,36 @@ FILES = {
     "ovmf_smm_vars": ("ovmf", "usr/share/OVMF/OVMF_VARS_4M.fd", "copy"),
     "xen": ("xen-hypervisor-4.17-amd64", "boot/xen-*-amd64.gz", "gunzip"),
     "linux": (KERNEL, "boot/vmlinuz-*", ""),
-    "gnumach": ("gnumach-image-1.8-486", "boot/gnumach-*.gz", "gunzip"),
+    "linux_686": (KERNEL_686, "boot/vmlinuz-*", ""),
     "memtest": ("memtest86+", "boot/*x64.bin", ""),
     "memtest32": ("memtest86+", "boot/*ia32.bin", ""),
     "ipxe": ("ipxe", "boot/ipxe.lkrn", ""),
 }
+
+
+def foreign_apt(work: Path) -> dict[str, str]:
+    """The environment of an apt with i386 packages of Debian's own suite, and no other state than in WORK."""
+    state = work / "i386"
+    lists = state / "lists" / "partial"
+    if not lists.exists():
+        for path in (lists, state / "cache" / "archives" / "partial", state / "sources"):
+            path.mkdir(parents=True, exist_ok=True)
+        (state / "status").touch()
+        own = Path("/etc/apt/sources.list.d/debian.sources").read_text().splitlines()
+        kept = [next(line for line in own if line.startswith(name)) for name in ("URIs:", "Signed-By:")]
+        release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+        kept += ["Types: deb", f"Suites: {release['VERSION_CODENAME']}", "Components: main", "Architectures: i386"]
+        (state / "sources" / "debian.sources").write_text("\n".join(kept) + "\n")
+        (state / "apt.conf").write_text(
+            f'Dir::State "{state}"; Dir::State::status "{state}/status"; Dir::State::lists "{state}/lists";\n'
+            f'Dir::Cache "{state}/cache"; Dir::Etc::sourcelist "/dev/null"; Dir::Etc::sourceparts "{state}/sources";\n'
+            'APT::Architecture "i386"; APT::Architectures "i386";\n'
+        )
+        subprocess.run(
+            ["apt-get", "-q", "update"], env=os.environ | {"APT_CONFIG": str(state / "apt.conf")}, check=True,
+            stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+    return os.environ | {"APT_CONFIG": str(state / "apt.conf")}
 
 
 def unpack(work: Path, package: str) -> Path:
@@ -162,10 +187,13 @@ def unpack(work: Path, package: str) -> Path:
         fresh = tree.with_suffix(".new")
         fresh.mkdir(parents=True, exist_ok=True)
         wanted = package
-        if package == KERNEL:
-            listed = subprocess.run(["apt-cache", "depends", package], capture_output=True, text=True, check=True)
+        apt = foreign_apt(work) if package == KERNEL_686 else dict(os.environ)
+        if package in (KERNEL, KERNEL_686):
+            listed = subprocess.run(
+                ["apt-cache", "depends", package], env=apt, capture_output=True, text=True, check=True
+            )
             wanted = next(line.split()[-1] for line in listed.stdout.splitlines() if "Depends: linux-image" in line)
-        subprocess.run(["apt-get", "-q", "download", wanted], cwd=fresh, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["apt-get", "-q", "download", wanted], env=apt, cwd=fresh, check=True, stdout=subprocess.DEVNULL)
         for archive in fresh.glob("*.deb"):
             subprocess.run(["dpkg", "-x", archive, fresh], check=True)
             archive.unlink()

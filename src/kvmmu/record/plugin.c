@@ -93,8 +93,8 @@ _Static_assert(sizeof(struct record) == 32, "the stream's records have 32 bytes"
 #define PTE_NX (1ull << 63)
 /* Linear address of the first instruction after a reset. */
 #define RESET 0xfffffff0
-/* Where an SMI begins, and its save area, from the CS base on: the revision, and the SMBASE of CPUs with long mode and of
- * others. */
+/* Where an SMI begins, and its save area, from the CS base on: the revision, and the SMBASE of CPUs with long mode and
+ * of others. */
 #define SMI_RIP 0x8000
 #define SMM_REVISION 0xfefc
 #define SMM_BASE_64 0xff00
@@ -805,7 +805,11 @@ static void begin(struct vcpu *v, uint64_t where)
 
 /* Where a block lies, before and after the map is known. */
 static uint64_t where_is(const struct block *b)
-{ return b->memory == MEMORY_UNKNOWN ? NONE : nr_regions ? gpa_of(b->memory, b->offset) : b->memory ? NONE : b->offset; }
+{
+    if (b->memory == MEMORY_UNKNOWN || (b->memory && !nr_regions))
+        return NONE;
+    return nr_regions ? gpa_of(b->memory, b->offset) : b->offset;
+}
 
 static uint64_t block_address(const struct block *b)
 { return reg(RIP) + b->cs_base; }
@@ -840,7 +844,8 @@ static bool allows(const struct vcpu *v, const struct walk *w, uint16_t access)
            (access & A_AC && !(access & A_IMPLICIT));
 }
 
-/* Whether nobody asked yet for the memory map because of a table near `gpa`: it may lie in memory that was plugged in. */
+/* Whether nobody asked yet for the memory map because of a table near `gpa`: it may lie in memory that was plugged in.
+ */
 static bool is_news(uint64_t gpa)
 {
     static uint64_t asked[256];
