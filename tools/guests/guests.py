@@ -97,6 +97,7 @@ LINUX = "-kernel {linux} -initrd {initrd}"
 CONSOLE = "-serial file:{work}/console -qmp unix:{work}/monitor,server=on,wait=off"
 PLUG = "-m 192M,slots=2,maxmem=4G"
 QUIET = "console=ttyS0 panic=-1 quiet"
+SLEEP = f"{QUIET} no_timer_check"
 FLASH = "-drive if=pflash,format=raw,unit=0,readonly=on,file={0} -drive if=pflash,format=raw,unit=1,file={1}"
 GUESTS = (
     Guest("seabios", "-M pc -m 128 -vga std", 8),
@@ -126,7 +127,7 @@ GUESTS = (
         plug_named,
     ),
     Guest("hotplug-qmp", f'{PLUG} {CONSOLE} {LINUX} -append "{QUIET} guest=plug"', 300, "kernel", (KERNEL,), plug_new),
-    Guest("s3", f'-M q35 -m 256 {CONSOLE} {LINUX} -append "{QUIET} no_timer_check guest=sleep"', 300, "kernel", (KERNEL,), wake),
+    Guest("s3", f'-M q35 -m 256 {CONSOLE} {LINUX} -append "{SLEEP} guest=sleep"', 300, "kernel", (KERNEL,), wake),
     Guest(
         "linux-smp4",
         f'-M q35 -cpu max,la57=off -smp 4 -m 384 {CONSOLE} {LINUX} -append "{QUIET} guest=work"',
