@@ -17,7 +17,7 @@ XDIST   := -n 2 --dist loadgroup
 PYTEST  := $(REQUIRE) $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-pure lint bench explore record-smoke clean
+.PHONY: help build run test test-pure lint bench explore record-smoke guests clean
 
 help:   ## print this list
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
@@ -49,6 +49,9 @@ explore: $(BUILT) ## the enumerations and long state machines that are not in ma
 
 record-smoke: $(BUILT) ## record a tiny guest with QEMU >= 10, and replay it
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/record_smoke.sh
+
+guests: $(BUILT) ## record firmware, hypervisors, kernels from Debian's packages with QEMU >= 10, and replay them
+	PATH="$(CURDIR)/$(BIN):$$PATH" python3 tools/guests/guests.py out/guests $(ARGS)
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build dist out src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -95,8 +95,11 @@ def test_record(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "5 records of 1234 accesses seen" in said.out
     assert "added to QEMU's command line: -accel tcg,thread=single" in said.err
     monkeypatch.setenv("FAKE_QEMU", "killed")
-    assert main(["record", "-o", output, "--firmware", "--", FAKE]) == Status.OK
-    assert "the recording is cut" in capsys.readouterr().out
+    assert main(["record", "-o", output, "--firmware", "--", FAKE]) == Status.USAGE
+    assert capsys.readouterr().err == f"kvmmu: {output} exists; --force replaces it\n"
+    assert main(["record", "-o", output, "--force", "--firmware", "--", FAKE]) == Status.RECORDER
+    said = capsys.readouterr()
+    assert "the recording is cut" in said.out
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_record(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch:
     [
         ("old", []),
         ("early", []),
-        ("good", ["--start", "never"]),
+        ("silent", []),
     ],
 )
 def test_recording_that_fails_has_status_4(
@@ -118,6 +121,48 @@ def test_recording_that_fails_has_status_4(
     monkeypatch.setenv("FAKE_QEMU", how)
     assert main(["record", "-o", str(tmp_path / "x.kmr"), *arguments, "--", FAKE, "-m", "16"]) == Status.RECORDER
     assert capsys.readouterr().err.splitlines()[-1].startswith("kvmmu: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--start", "port:zz"], "--start port:zz: a recording cannot start at 'port:zz'"),
+        (["--for", "0"], "--for 0: must be a number of seconds above 0"),
+        (["-o", "/no/such/x.kmr"], "cannot write the recording /no/such/x.kmr: No such file or directory"),
+    ],
+)
+def test_values_that_cannot_be_have_status_2(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setattr("kvmmu.record.recorder.build_plugin", lambda: tmp_path / "plugin.so")
+    output = [] if "-o" in arguments else ["-o", str(tmp_path / "x.kmr")]
+    assert main(["record", *output, *arguments, "--", FAKE, "-m", "16"]) == Status.USAGE
+    assert capsys.readouterr().err.startswith(f"kvmmu: {words}")
+
+
+def test_what_was_left_out_is_a_warning_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvmmu.record.recorder.build_plugin", lambda: tmp_path / "plugin.so")
+    monkeypatch.setenv("FAKE_LEFT_OUT", "700")
+    output = str(tmp_path / "x.kmr")
+    assert main(["record", "-o", output, "--", FAKE, "-m", "16"]) == Status.OK
+    warning = (
+        "kvmmu: warning: 57.1 % of the accesses were left out: 5 stale, 700 table-in-unknown-memory (docs/limits.md)"
+    )
+    assert capsys.readouterr().err.splitlines()[-1] == warning
+    assert main(["info", output]) == Status.OK
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[2:] for line in shown if line.startswith("left out")] == [
+        ["5", "stale"],
+        ["700", "table-in-unknown-memory"],
+    ]
+    assert main(["run", output]) in (Status.OK, Status.MISMATCH)
+    assert capsys.readouterr().err == f"{warning}\n"
 
 
 def test_record_without_a_guest_is_a_usage_error(tmp_path: Path) -> None:

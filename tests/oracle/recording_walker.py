@@ -129,10 +129,12 @@ class Machine:
 
 def check_recording(reader: Any, until: int | None = None) -> Findings:
     """Walk each access of ``reader`` (a :class:`kvmmu.record.reader.Reader`) up to record ``until``."""
-    machine, found = Machine(), Findings()
+    # SMM has registers and tables of its own.
+    machines, found = (Machine(), Machine()), Findings()
     names = ("end", "access", "store", "page", "regs", "invlpg", "invpcid", "mmio", "map")
     while (until is None or reader.position < until) and (kind := reader.next()):
         found.kinds[names[kind]] += 1
+        machine = machines[reader.smm]
         if kind == 3:
             machine.pages[reader.gpa // 4096] = bytearray(reader.payload())
         elif kind == 4:

@@ -4,7 +4,9 @@
 
 ``FAKE_QEMU`` in the environment says how it ends: ``good``, ``reset``, ``triple`` (a reset that nobody asked for),
 ``dies`` (no END), ``killed``, ``early`` (exit status 1 at once), ``silent`` (the kernel never starts), ``hangs`` (until
-SIGTERM); ``old`` and ``other`` are about its version.
+SIGTERM), ``slow`` (SIGTERM lets it write one more record, half a second later), ``deaf`` (to SIGTERM), ``watches``
+(writes its counts until somebody kills it or the recorder is gone), ``never`` (does not begin); ``old`` and ``other``
+are about its version.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import sys
 import time
 
 HOW = os.environ.get("FAKE_QEMU", "good")
+# Left out by reason, seen, in SMM.
+COUNTS = struct.pack("<7Q", 5, 0, 0, int(os.environ.get("FAKE_LEFT_OUT", "0")), 0, 1234, 0)
 RAW = struct.Struct("<BBHHHQQQ")
 TREE = """FlatView #0
  AS "I/O", root: io
@@ -43,18 +47,13 @@ def option(name: str) -> str:
 
 
 class Monitor:
-    def __init__(self, path: str) -> None:
-        self.server = socket.socket(socket.AF_UNIX)
-        self.server.bind(path)
-        self.server.listen(1)
+    def __init__(self, fd: int) -> None:
+        self.lines = socket.socket(fileno=fd).makefile("rw")
+        self.send({"QMP": {}})
         self.trees = [TREE, LATER]
 
     def serve(self, until: int) -> None:
         """Answer until ``until`` memory trees were given."""
-        if not hasattr(self, "lines"):
-            client, _ = self.server.accept()
-            self.lines = client.makefile("rw")
-            self.send({"QMP": {}})
         given = 0
         while given < until:
             request = json.loads(self.lines.readline())
@@ -93,9 +92,10 @@ def main() -> int:
     if HOW == "early":
         print("fake: -kernel: no such file", file=sys.stderr)
         return 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     arguments = dict(part.split("=", 1) for part in option("-plugin").split(",")[1:])
     out, control = int(arguments["out"]), os.fdopen(int(arguments["control"]))
-    monitor = Monitor(option("-chardev").split("path=")[1].split(",")[0])
+    monitor = Monitor(int(option("-chardev").split("fd=")[1].split(",")[0]))
 
     def put(
         kind: int,
@@ -115,20 +115,25 @@ def main() -> int:
             lines.append(line.strip())
         return lines
 
+    if "FAKE_PID" in os.environ:
+        with open(os.environ["FAKE_PID"], "w") as file:
+            file.write(str(os.getpid()))
     put(64)
+    if HOW == "never":
+        time.sleep(60)
     if HOW != "silent":
         put(65, gpa=0x100000)
         monitor.serve(1)
         monitor.facts()
         known = read_map()
-        assert known[0] == "m 0 c0000 1 0 0", known
+        assert known[:2] == ["b 28", "m 0 c0000 1 0 0 0"], known
         put(4, 6, body=struct.pack("<5Q", 1, 0, 0, 0, 0))
         put(3, gpa=0x5000, body=bytes(4096))
         put(1, access=2, gva=0x6010, gpa=0x6010)
         put(66)
         monitor.serve(1)
         changes = [line for line in read_map() if line[0] == "c"]
-        assert changes == ["c c0000 20000 2 0 c0000"], changes
+        assert changes == ["c c0000 20000 2 0 c0000 0"], changes
         put(8, 2, 0, 0, 0xC0000, 0xC0000, 0x20000)
         put(7, cpu=1, gva=0xFEC00000, gpa=0xFEC00000, body=b"abcd")
     if HOW == "killed":
@@ -139,8 +144,23 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         while True:
             time.sleep(1)
+    if HOW == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(1)
+    if HOW == "watches":
+        while True:
+            put(68, body=COUNTS)
+            time.sleep(0.2)
+    if HOW == "slow":
+        asked = []
+        signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+        while not asked:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        put(5, gva=0x1000)
     port, value = (0x64, 0xFE) if HOW == "reset" else (0x3F8, 65)
-    put(67, access=port, gva=1234, gpa=5, value=value)
+    put(67, access=port, value=value, body=COUNTS)
     if HOW != "silent":
         reason = "guest-reset" if HOW in ("reset", "triple") else "guest-shutdown"
         monitor.send({"event": "SHUTDOWN", "data": {"guest": True, "reason": reason}})

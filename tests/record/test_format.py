@@ -291,3 +291,65 @@ def test_the_words_of_an_access_are_those_of_the_cpu() -> None:
     for name in ("K_WRITE", "K_USER", "K_FETCH", "K_AC", "K_IMPLICIT"):
         if hasattr(cpu, name):
             assert getattr(cpu, name) == getattr(f, name)
+
+
+def test_records_of_smm_are_marked_and_have_a_map_of_their_own(tmp_path: Path) -> None:
+    """Marked ones do not change what the others rely on; a piece keeps the marks and begins without them."""
+    path = str(tmp_path / "x.kmr")
+    header = f.Header(4096, (f.Region(0, 1 << 20, "ram"),), 40)
+    with Writer(path, header) as writer:
+        encoder: Any = writer.encoder
+        encoder.access(4095, 0, 0x1000, 0x1000)
+        encoder.smm = 1
+        encoder.remap(4095, 0x3000_0000, 4096, f.MAP_RAM, (f.MEMORY_UNKNOWN, 0))
+        encoder.set_regs(4095, f.W_INIT, Registers(0x10, 0, 0, 0, 0))
+        encoder.snapshot(4095, 0x5000, bytes(4096))
+        encoder.access(4095, f.K_WRITE | f.K_AC, 0x2000, 0x3000_0000)
+        encoder.store(4095, f.K_WRITE, 0x6000, 0x6000, b"1234")
+        encoder.smm = 0
+        encoder.access(1, 0, 0x1000, 0x1000)
+    seen = []
+    with Reader(path) as reader:
+        while kind := reader.next():
+            seen.append((kind, reader.cpu, bool(reader.smm), reader.access))
+            assert (" in SMM" in repr(reader)) == reader.smm
+    assert [(smm, cpu) for _, cpu, smm, _ in seen] == [(False, 4095), *[(True, 4095)] * 5, (False, 1)]
+    assert seen[4][3] == f.K_WRITE | f.K_AC
+    piece = str(tmp_path / "p.kmr")
+    cut(path, piece, 4, 7)
+    with Reader(piece) as reader:
+        marks = []
+        while reader.next():
+            marks.append(bool(reader.smm))
+    assert marks == [True, True, False]
+    # Without the mark the same access is one to no memory.
+    with Writer(path, header) as writer:
+        writer.encoder.access(0, 0, 0x2000, 0x3000_0000)
+    with Reader(path) as reader, pytest.raises(RecordingError, match="which the memory map says is not memory"):
+        reader.next()
+
+
+def test_the_plugin_marks_smm_in_its_stream(tmp_path: Path) -> None:
+    head = struct.Struct("<BBHHHQQQ")
+    stream = head.pack(f.K_ACCESS, 128, 0, 0, 0, 0x1000, 0x1000, 0) + head.pack(f.K_INVPCID, 128 | 2, 0, 0, 0, 0, 0, 1)
+    stream += head.pack(f.K_INVPCID, 2, 0, 0, 0, 0, 0, 1)
+    with Writer(str(tmp_path / "x.kmr"), HEADER) as writer:
+        writer.feed(stream)
+    with Reader(str(tmp_path / "x.kmr")) as reader:
+        read = [(reader.next(), bool(reader.smm), reader.invpcid_type) for _ in range(3)]
+    assert read == [(f.K_ACCESS, True, 0), (f.K_INVPCID, True, 2), (f.K_INVPCID, False, 2)]
+
+
+def test_memory_that_may_be_plugged_in_is_in_the_header(tmp_path: Path) -> None:
+    header = f.Header(1, (f.Region(0, 1 << 20, "ram"),), 40, backends={"m1": 1 << 20}, memory_end=3 << 32)
+    assert (header.memories, header.frames) == (("ram", "m1"), 3 << 20)
+    path = str(tmp_path / "x.kmr")
+    with Writer(path, header) as writer:
+        writer.encoder.remap(0, 2 << 32, 1 << 20, f.MAP_RAM, (1, 0))
+        writer.encoder.snapshot(0, 2 << 32, bytes(4096))
+    with Reader(path) as reader:
+        assert reader.header == header
+        assert reader.skip(9) == 2
+    for wrong in ({"backends": {"m1": 0}}, {"backends": {"m1": "1G"}}, {"memory_end": -1}, {"memory_end": 2 << 40}):
+        with pytest.raises(ValueError, match=r"backends is|memory_end is|its memory ends at"):
+            f.Header(1, (f.Region(0, 1 << 20, "ram"),), 40, **wrong).check()  # type: ignore[arg-type]

@@ -3,21 +3,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kvmmu.errors import RecorderError
 from kvmmu.record import format as f
+from kvmmu.record.piece import cut
 from kvmmu.record.qemu import find_qemu
 from kvmmu.record.reader import Reader
 from kvmmu.record.recorder import Order, Start, record
+from kvmmu.replay.replay import Options, replay
 from oracle.recording_walker import check_recording
 
 QEMU = "qemu-system-x86_64"
@@ -234,13 +241,181 @@ def test_a_triple_fault_is_a_crash(tmp_path: Path) -> None:
     explained(tmp_path)
 
 
+POWER_OFF = "mov     $0x604, %dx"
+
+
+def wait_for(done: Callable[[], object]) -> None:
+    """Wait up to 30 seconds."""
+    end = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_recorder_that_is_killed_leaves_what_a_halted_guest_did(tmp_path: Path) -> None:
+    """No callback runs while the guest halts: a thread of the plugin writes out what waits, and ends QEMU."""
+    image = build(SMOKE.read_text().replace(POWER_OFF, f"mov 0x300, %rbx; 2: cli; hlt; jmp 2b; {POWER_OFF}"), tmp_path)
+    output = tmp_path / "x.kmr"
+    arguments = ["-m", "kvmmu", "record", "-o", str(output), "--", QEMU, "-cpu", "max,la57=off", "-m", "16"]
+    arguments += ["-nodefaults", "-display", "none", "-pidfile", str(tmp_path / "pid"), "-kernel", str(image)]
+    recorder = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.DEVNULL)
+    wait_for(lambda: output.exists() and b"RECS" in output.read_bytes())
+    time.sleep(1.5)
+    pid = int((tmp_path / "pid").read_text())
+    recorder.kill()
+    recorder.wait()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text())
+    with Reader(str(output)) as reader:
+        assert (reader.cut, reader.trailer) == (True, None)
+    assert (f.K_ACCESS, 0x300, 0x300, 0) in records(tmp_path)
+    explained(tmp_path)
+
+
+def test_qemu_that_is_killed_leaves_what_a_halted_guest_did(tmp_path: Path) -> None:
+    def kill() -> None:
+        wait_for(lambda: b"RECS" in (tmp_path / "x.kmr").read_bytes() if (tmp_path / "x.kmr").exists() else False)
+        time.sleep(1)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+    source = SMOKE.read_text().replace(POWER_OFF, f"mov 0x300, %rbx; 2: cli; hlt; jmp 2b; {POWER_OFF}")
+    thread = threading.Thread(target=kill)
+    thread.start()
+    trailer = run(source, tmp_path, "-pidfile", str(tmp_path / "pid"))
+    thread.join()
+    assert (trailer.cut, trailer.reason) == (True, "QEMU ended by signal 9")
+    assert trailer.seen > 10
+    assert (f.K_ACCESS, 0x300, 0x300, 0) in records(tmp_path)
+
+
+@pytest.mark.parametrize("size", ["64G", "512G"])
+def test_a_machine_of_any_size(tmp_path: Path, size: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    trailer = run(SMOKE.read_text(), tmp_path, "-m", size)
+    assert (trailer.cut, trailer.stale) == (False, 0)
+    assert max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) < 400 << 10
+    explained(tmp_path)
+
+
+def test_a_store_to_the_entry_that_translates_it(tmp_path: Path) -> None:
+    """The entry as it was before explains the store: the table maps itself, and takes itself away."""
+    source = SMOKE.read_text().replace(
+        POWER_OFF, f"movl $0x203003, 0x203010; movl $0x303003, 0x402010; mov %cr3, %rax; mov %rax, %cr3; {POWER_OFF}"
+    )
+    trailer = run(source, tmp_path)
+    assert trailer.left_out == {}
+    explained(tmp_path)
+    assert (f.K_STORE, 0x402010, 0x203010, f.K_WRITE) in records(tmp_path)
+
+
+# A page of the memory that is plugged in at 4 GiB: waited for, and made a table.
+PLUGGED = f"""movl $0x301003, 0x203008; movl $1, 0x20300c; invlpg 0x401000
+6:      mov $4000000, %ecx
+7:      loop 7b
+        movq $0x5a5a, 0x401000
+        cmpq $0x5a5a, 0x401000
+        jne 6b
+        movq $0x300003, 0x401000
+        movabs $0x100301003, %rax
+        mov %rax, 0x202018
+        mov 0x600000, %rbx
+        {POWER_OFF}"""
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_memory_that_is_plugged_in(tmp_path: Path, named: bool) -> None:
+    """What the command line named is looked at; what was made later is left out, and that is said."""
+    backend = {"qom-type": "memory-backend-ram", "id": "m1", "size": 128 << 20}
+
+    def plug() -> None:
+        wait_for(lambda: b"RECS" in (tmp_path / "x.kmr").read_bytes() if (tmp_path / "x.kmr").exists() else False)
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.connect(str(tmp_path / "m"))
+            lines = monitor.makefile("rw")
+            commands: list[tuple[str, dict[str, object]]] = [("qmp_capabilities", {})]
+            commands += [] if named else [("object-add", dict(backend))]
+            commands += [("device_add", {"driver": "pc-dimm", "id": "d", "memdev": "m1"})]
+            lines.readline()
+            for name, arguments in commands:
+                lines.write(json.dumps({"execute": name, "arguments": arguments}) + "\n")
+                lines.flush()
+                answer = lines.readline()
+                assert "error" not in answer, answer
+
+    more = ["-m", "16,slots=2,maxmem=1G", "-qmp", f"unix:{tmp_path}/m,server=on,wait=off"]
+    more += ["-object", "memory-backend-ram,id=m1,size=128M"] if named else []
+    thread = threading.Thread(target=plug)
+    thread.start()
+    trailer = run(SMOKE.read_text().replace(POWER_OFF, PLUGGED), tmp_path, *more)
+    thread.join()
+    assert not trailer.cut
+    explained(tmp_path)
+    seen = records(tmp_path)
+    through = (f.K_ACCESS, 0x600000, 0x300000, 0)
+    assert (f.K_MAP, 0x1_0000_0000) in seen
+    if named:
+        assert trailer.left_out == {}
+        assert (f.K_PAGE, 0x1_0030_1000) in seen
+        assert through in seen
+    else:
+        assert trailer.left_out == {"table-in-unknown-memory": 1}
+        assert through not in seen
+    for mmu in ("none", "shadow", "tdp-legacy"):
+        assert replay(tmp_path / "x.kmr", Options(mmu)).mismatches == 0
+
+
+def test_smm_is_marked_and_left_out_of_a_replay(tmp_path: Path) -> None:
+    """SeaBIOS takes the SMI that a write to port 0xb2 raises; the program goes on with what it had."""
+    source = SMOKE.read_text().replace(POWER_OFF, f"mov $0x55, %al; out %al, $0xb2; movq $7, (%rdi); {POWER_OFF}")
+    trailer = run(source, tmp_path)
+    assert trailer.smm > 0
+    assert trailer.left_out == {}
+    explained(tmp_path)
+    marks: list[bool] = []
+    kinds: list[tuple[int, int]] = []
+    with Reader(str(tmp_path / "x.kmr")) as reader:
+        while kind := reader.next():
+            marks.append(bool(reader.smm))
+            kinds.append((kind, reader.cr0))
+    first, last = marks.index(True), len(marks) - 1 - marks[::-1].index(True)
+    assert all(marks[first : last + 1])
+    assert (kinds[first][0], kinds[first][1] & 0x8000_0001) == (f.K_REGS, 0)  # an SMI clears PE and PG
+    assert kinds[last + 1][0] == f.K_REGS
+    assert kinds[last + 1][1] >> 31 == 1
+    assert any(kind == f.K_ACCESS for kind, _ in kinds[first:last])
+    assert any(kind == f.K_ACCESS for kind, _ in kinds[last + 1 :])
+    for mmu in ("none", "shadow", "tdp-legacy"):
+        result = replay(tmp_path / "x.kmr", Options(mmu))
+        assert (result.mismatches, result.smm_records) == (0, sum(marks))
+    # A piece keeps the marks.
+    cut(str(tmp_path / "x.kmr"), str(tmp_path / "p.kmr"), first + 1, len(marks))
+    with Reader(str(tmp_path / "p.kmr")) as reader:
+        inside = 0
+        while reader.next():
+            inside += reader.smm
+    assert inside == sum(marks) - 1
+    assert replay(tmp_path / "p.kmr", Options("shadow")).mismatches == 0
+
+
+def test_a_64_bit_kernel_on_a_cpu_without_long_mode(tmp_path: Path) -> None:
+    """It turns on PAE paging with entries of a level-4 table, whose W is reserved there; QEMU lets it pass."""
+    source = SMOKE.read_text().replace("movl    $0x202003, 0x201000", "movl $0x000083, 0x201000")
+    trailer = run(source, tmp_path, "-cpu", "qemu32")
+    assert trailer.reason == "the guest crashed (reset without asking for it)"
+    explained(tmp_path)
+    seen = records(tmp_path)
+    paged = seen.index((f.K_PAGE, 0x201000))
+    assert any(entry[0] == f.K_ACCESS and entry[3] & f.K_FETCH for entry in seen[paged:])
+    for mmu in ("none", "shadow", "tdp-legacy"):
+        assert replay(tmp_path / "x.kmr", Options(mmu)).mismatches == 0
+
+
 def test_ctrl_c(tmp_path: Path) -> None:
     source = SMOKE.read_text().replace("mov     $0x604, %dx", "2: invlpg (%rdi); jmp 2b; mov $0x604, %dx")
 
     def press() -> None:
-        while not (tmp_path / "x.kmr").exists():
-            time.sleep(0.05)
+        wait_for(lambda: b"RECS" in (tmp_path / "x.kmr").read_bytes() if (tmp_path / "x.kmr").exists() else False)
         time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=press)

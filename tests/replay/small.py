@@ -51,7 +51,8 @@ class Small:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.writer.finish()
+        if not self.writer.file.closed:
+            self.writer.finish()
 
     def boot(self, cpu: int) -> None:
         """Tables in memory, long mode on."""

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kvmmu.record import format as f
+from kvmmu.record.encoder import Registers
 from kvmmu.replay.replay import MMUS, Options, replay
 from kvmmu.replay.result import Result
-from replay.small import DEVICE, LONG, RAM, TABLE, Small
+from replay.small import DEVICE, HEADER, LONG, RAM, TABLE, Small, table
 
 Fill = Callable[[Small], None]
 
@@ -187,3 +189,65 @@ def test_causes_sum_to_the_page_fault_exits(tmp_path: Path, mmu: str) -> None:
     result = play(tmp_path, mmu, fill)
     cached = result.faults["mmio-cached"]
     assert sum(result.faults.values()) == result.counters["pf_taken"] + cached
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+def test_what_happened_in_smm_is_left_out(tmp_path: Path, mmu: str) -> None:
+    """Registers, tables and accesses of SMM are none of the program's that it interrupts."""
+
+    def fill(small: Small) -> None:
+        small.read(0x5000)
+        small.encoder.smm = 1
+        small.encoder.set_regs(0, f.W_INIT, Registers(0x10, 0, 0, 0, 0))
+        small.encoder.snapshot(0, TABLE, bytes(4096))
+        small.encoder.access(0, 0, 0xF000_0000, 0xF000_0000)
+        small.encoder.smm = 0
+        small.read(0x6000)
+
+    result = play(tmp_path, mmu, fill)
+    assert (result.accesses, result.mismatches, result.smm_records) == (2, 0, 3)
+    assert result.to_json()["smm_records"] == 3
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+@pytest.mark.parametrize("bits", [0x20, 0x06, 0x1E6])
+def test_reserved_bits_that_qemu_lets_pass_in_pdptes_are_cleared(tmp_path: Path, mmu: str, bits: int) -> None:
+    """A, and what a 64-bit kernel has there on a CPU without long mode."""
+    header = replace(HEADER, features=("nx",))
+    with Small(tmp_path / "small.kmr", header) as small:
+        small.encoder.snapshot(0, 0x20000, table({0: 0x21001 | bits}))
+        small.encoder.snapshot(0, 0x21000, table({0: 0x22067}))
+        small.encoder.snapshot(0, 0x22000, table({index: index << 12 | 0x67 for index in range(1, 64)}))
+        small.encoder.set_regs(0, f.W_INIT, Registers(0x8001_0011, 0x20000, 0x20, 0, 0))
+        small.read(0x5000)
+        # The same table once more, as after a store that nobody saw.
+        small.encoder.snapshot(0, 0x20000, table({0: 0x21001 | bits, 1: 0x21001 | bits}))
+        small.encoder.set_regs(0, f.W_CR3, Registers(0x8001_0011, 0x20000, 0x20, 0, 0))
+        small.read(0x4000_6000, 0x6000)
+    result = replay(small.path, Options(mmu))
+    assert (result.accesses, result.mismatches) == (2, 0)
+
+
+@pytest.mark.parametrize("mmu", MMUS)
+def test_memory_that_is_plugged_in_holds_data_and_tables(tmp_path: Path, mmu: str) -> None:
+    header = replace(HEADER, backends={"m1": 1 << 20}, memory_end=2 << 32)
+    at = 5 << 30
+    with Small(tmp_path / "small.kmr", header) as small:
+        small.encoder.remap(0, at, 1 << 20, f.MAP_RAM, (1, 0))
+        small.store(TABLE + 8 * 0x101, at | 0x67)
+        small.read(0x101000, at)
+        # A second piece of it shows elsewhere; a table in it maps the first.
+        small.encoder.snapshot(0, at + 0x2000, table({0: at | 0x67}))
+        small.store(0x12008, at + 0x2000 | 0x67)
+        small.read(0x200000, at)
+    result = replay(small.path, Options(mmu))
+    assert (result.accesses, result.mismatches) == (4, 0)
+
+
+def test_a_replay_warns_of_what_was_left_out(tmp_path: Path) -> None:
+    with Small(tmp_path / "small.kmr") as small:
+        small.read(0x5000)
+        small.writer.finish(seen=1000, stale=2, left_out={"stale": 1, "table-in-rom": 1})
+        trailer = replay(small.path, Options("none"))
+    assert (trailer.seen, trailer.left_out) == (1000, {"stale": 1, "table-in-rom": 1})
+    assert trailer.warning == "0.2 % of the accesses were left out: 1 stale, 1 table-in-rom (docs/limits.md)"

@@ -50,7 +50,7 @@ unpack() {
 record() {
     name=$1 start=$2
     shift 2
-    $kvmmu record -o "$name.kmr" --start "$start" -- qemu-system-x86_64 -machine pc,hpet=off -nodefaults -display none \
+    $kvmmu record --force -o "$name.kmr" --start "$start" -- qemu-system-x86_64 -machine pc,hpet=off -nodefaults -display none \
         -no-reboot -serial "file:$name.log" -icount shift=0,sleep=off -rtc base=2024-01-01,clock=vm -seed 1 "$@" \
         -append "console=ttyS0 quiet panic=-1"
     ls -l "$name.kmr"

@@ -61,7 +61,8 @@ def _rows(summary: Summary) -> list[tuple[str, str]]:
             "accesses",
             f"{summary.accesses:,} of {summary.seen:,} that the guest made; {summary.user_share:.1%} by user code",
         ),
-        ("left out", f"{summary.stale:,} that used stale TLB entries"),
+        *(("left out", f"{count:,} {reason}") for reason, count in (summary.left_out or {"stale": 0}).items()),
+        *([("in SMM", f"{summary.smm:,} accesses (a replay leaves their records out)")] if summary.smm else []),
         ("CR3 values", f"{len(summary.cr3s):,}"),
     ]
     return rows

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import ConfigError, RecorderError
 from .status import Status
 
 if TYPE_CHECKING:
-    from ..record.recorder import Progress
+    from ..record.format import Trailer
+    from ..record.recorder import Progress, Start
 
 
 def command(
@@ -31,26 +33,58 @@ def command(
             "at CPL 3), or port:N (the guest's first write to I/O port N).",
         ),
     ] = "kernel",
+    seconds: Annotated[
+        float | None,
+        typer.Option("--for", metavar="SECONDS", help="End the guest this long after QEMU's start (wall time)."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     level: Annotated[int, typer.Option(min=1, max=22, help="zstd level: higher is smaller and slower.")] = 19,
 ) -> Status | None:
     """Record a guest: kvmmu record -o boot.kmr -- qemu-system-x86_64 -m 256 -kernel bzImage ...
 
-    Needs QEMU 10 or newer and a C compiler (the plugin is built once). What recording needs (a RAM file, the plugin,
-    single-threaded TCG) is added to the command line, and said. Ctrl-C, or a guest that crashes, leaves a recording
-    that says it is cut.
+    Needs QEMU 10 or newer and a C compiler (the plugin is built once). What recording needs (files for the guest's
+    memory, the plugin, single-threaded TCG) is added to the command line, and said. Ctrl-C, --for, or a guest that
+    crashes, leaves a recording that says it is cut; a second Ctrl-C, after a second, kills a QEMU that does not end.
+    A recorder that is killed leaves what was seen until a second before. Ends with status 4 when QEMU dies.
     """
-    from ..record.recorder import Order, Start, complain, record
+    from ..record.recorder import Order, complain, record
 
-    order = Order(output, tuple(guest), Start.parse("firmware" if firmware else start), level)
+    if seconds is not None and not 0 < seconds < 1e9:
+        raise ConfigError(f"--for {seconds:g}: must be a number of seconds above 0")
+    order = Order(output, tuple(guest), _parse_start("firmware" if firmware else start), level, force, seconds)
     with ExitStack() as stack:
         trailer = record(order, complain, _progress(stack, guest))
     size = Path(output).stat().st_size
     print(
         f"{output}: {trailer.records} records of {trailer.seen} accesses seen, {size} bytes, ended by {trailer.reason}"
     )
+    if trailer.smm:
+        print(f"{output}: {trailer.smm} accesses were made in SMM; their records are marked, a replay leaves them out")
     if trailer.cut:
         print(f"{output}: the recording is cut")
-    return Status.INTERRUPTED if trailer.reason == "interrupted" else None
+    warning = trailer.warning()
+    if warning:
+        complain(f"warning: {warning}")
+    return _status_of(trailer)
+
+
+# A value of --start that does not exist is a usage error here.
+def _parse_start(text: str) -> Start:
+    from ..record.recorder import Start
+
+    try:
+        return Start.parse(text)
+    except RecorderError as error:
+        raise ConfigError(f"--start {text}: {error}") from error
+
+
+# Nothing is wrong when the guest ended, or when it was ended as --for says.
+def _status_of(trailer: Trailer) -> Status | None:
+    from ..record.recorder import INTERRUPTED, QEMU_ENDED
+
+    if trailer.reason == INTERRUPTED:
+        return Status.INTERRUPTED
+    return Status.RECORDER if trailer.reason.startswith(QEMU_ENDED) else None
 
 
 # A line with the number of records, redrawn; none where the guest itself writes to the terminal.

@@ -63,6 +63,8 @@ def command(
     path = recording if recording is not None else bundled_recording()
     with ExitStack() as stack:
         result = replay(path, options, _progress(stack, path, options.until))
+    if result.warning:
+        print(f"kvmmu: warning: {result.warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(result.to_json()))
     else:
@@ -140,6 +142,7 @@ def _print_totals(console: Console, result: Result) -> None:
         ("faults", f"{sum(result.faults.values()):,}"),
         ("exits", f"{result.exits:,}"),
         ("mismatches", f"{result.mismatches:,}"),
+        *([("records in SMM, left out", f"{result.smm_records:,}")] if result.smm_records else []),
         ("audits, all clean", f"{result.audits}"),
         ("time", f"{result.seconds:.2f} s, {rate}"),
         ("memory used", f"{result.peak_rss_bytes / 2**20:.0f} MiB"),

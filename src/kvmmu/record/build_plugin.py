@@ -14,7 +14,7 @@ from ..errors import RecorderError
 
 SOURCE = Path(__file__).with_name("plugin.c")
 _SOURCES = (SOURCE, SOURCE.with_name("plugin_api.h"), SOURCE.with_name("plugin_decode.h"))
-_FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden")
+_FLAGS = ("-O2", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden")
 
 
 def cache_directory() -> Path:

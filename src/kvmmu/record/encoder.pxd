@@ -4,7 +4,7 @@ cimport cython
 from ..addr cimport u8, u64
 
 cdef int BLOCK_RECORDS, CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE, K_REGS
-cdef int K_STORE, RAW_CONTROL, RAW_HEAD
+cdef int K_STORE, RAW_CONTROL, RAW_HEAD, STATE_SMM
 cdef u64 ACCESS_BITS, CACHE_MIX, ONE, U64
 
 cdef Py_ssize_t _SPARE
@@ -21,6 +21,7 @@ cdef class Encoder:
     cdef readonly int cpus
     cdef readonly u64 records       # in the block being filled
     cdef readonly bint full         # the block must be taken first
+    cdef public int smm             # the records from here on are made in system management mode
     cdef readonly int stopped       # why feed() came back: FED_*
     cdef u64[::1] counts            # by kind, over all blocks
 

@@ -34,6 +34,7 @@ from .format import (
     KIND_NAMES,
     RAW_CONTROL,
     RAW_HEAD,
+    STATE_SMM,
     W_INIT,
 )
 
@@ -58,7 +59,8 @@ class Encoder:
     """One block being filled, for a machine of ``cpus`` CPUs.
 
     ``records`` is their number, ``full`` says that the block must be taken before the next record, ``counts`` counts
-    by kind and over all blocks. Every method raises :class:`RecordingError` for a record that the format cannot hold.
+    by kind and over all blocks; ``smm`` (0 or 1) marks the records from here on as made in system management mode.
+    Every method raises :class:`RecordingError` for a record that the format cannot hold.
     """
 
     __slots__ = (
@@ -84,6 +86,7 @@ class Encoder:
         "predicted_page",
         "records",
         "regs",
+        "smm",
         "state",
         "stopped",
         "token",
@@ -107,6 +110,7 @@ class Encoder:
         self.counts = memoryview(array("Q", [0]) * 9)
         self.words = memoryview(array("Q", [0]) * 5)
         self.stopped = 0
+        self.smm = 0
         self._reset()
 
     def access(self, cpu: int, access: int, gva: int, gpa: int) -> int:
@@ -239,7 +243,8 @@ class Encoder:
 
     # One record of the plugin's stream: its head is at `at`, `length` bytes follow the head.
     def _feed_one(self, raw: memoryview, at: int, kind: int, length: int) -> int:
-        what = raw[at + 1]
+        what = raw[at + 1] & 127
+        self.smm = raw[at + 1] >> 7
         cpu = raw[at + 2] | (raw[at + 3] << 8)
         access = raw[at + 4] | (raw[at + 5] << 8)
         gva = _word(raw, at + 8)
@@ -281,6 +286,8 @@ class Encoder:
             self._refuse(f"gva {gva:#x} and gpa {gpa:#x} differ inside the page")
         token = (kind & 7) | ((access & 6) << 3) | ((access & 16) << 2)
         state = (cpu << 2) | ((access >> 8) & 3)
+        if self.smm:
+            state |= STATE_SMM
         at = self.at_token
         self.at_token += 1
         if state != self.state:

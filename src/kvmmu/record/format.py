@@ -42,6 +42,11 @@ K_MMIO = 7
 K_MAP = 8
 KIND_NAMES = ("end", "access", "store", "page", "regs", "invlpg", "invpcid", "mmio", "map")
 
+#: Why the recorder left an access out, as the trailer's ``left_out`` and the plugin number them: the tables no longer
+#: back what the TLB held; a table lies in ROM, in a device's range, in memory that the recorder cannot look at; only
+#: the tables could have told where the second page of an instruction is, and they do not.
+LEFT_OUT = ("stale", "table-in-rom", "table-in-device", "table-in-unknown-memory", "unplaced")
+
 # What an access was: the words of hw/cpu. Reads have no bit.
 K_WRITE = 1 << 1
 K_USER = 1 << 2
@@ -67,6 +72,8 @@ MAP_IO = 0
 MAP_RAM = 1
 MAP_ROM = 2
 MAP_NAMES = ("io", "ram", "rom")
+#: Bit of the token's state: the CPU is in system management mode.
+STATE_SMM = 1 << 14
 #: MAP: the backing memory is none of the header's ``memories`` (a device's own RAM).
 MEMORY_UNKNOWN = 255
 
@@ -103,8 +110,8 @@ CODEC_NONE = 0
 CODEC_ZSTD = 1
 #: No block is longer than this, raw or stored; a larger length is damage.
 MAX_BLOCK = 1 << 26
-#: Highest guest frame a memory map may hold (64 GiB).
-MAX_FRAMES = 1 << 24
+#: Highest guest frame a memory map may hold (1 TiB).
+MAX_FRAMES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,9 @@ class Header:
 
     ``maxphyaddr`` is in bits; ``features`` are CPUID flags in QEMU's spelling (``la57 nx pdpe1gb pse36 pcid smep smap
     pku`` ...); ``start`` says what began the recording and ``entry`` where (the gpa of the first instruction, None
-    for a piece); ``first`` is the number of the whole recording's record that a piece begins with.
+    for a piece); ``first`` is the number of the whole recording's record that a piece begins with; ``backends`` are
+    memories that may be plugged in later, with their sizes, and ``memory_end`` is where their addresses end (0: there
+    are none).
     """
 
     cpus: int
@@ -143,6 +152,8 @@ class Header:
     entry: int | None = None
     recorded_by: str = ""
     first: int = 0
+    backends: dict[str, int] = field(default_factory=dict)
+    memory_end: int = 0
     version: tuple[int, int] = (MAJOR, MINOR)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -153,12 +164,12 @@ class Header:
     @property
     def memories(self) -> tuple[str, ...]:
         """Names of the backing memories, in the order that MAP records number them."""
-        return tuple(dict.fromkeys(region.memory for region in self.memory))
+        return tuple(dict.fromkeys([*(region.memory for region in self.memory), *self.backends]))
 
     @property
     def frames(self) -> int:
-        """One more than the highest guest frame of the memory map."""
-        return max((region.gpa + region.size for region in self.memory), default=0) >> 12
+        """One more than the highest guest frame of the memory map, now or later."""
+        return max(self.memory_end, *(region.gpa + region.size for region in self.memory), 0) >> 12
 
     def to_json(self) -> bytes:
         """The HEAD block's content; keys that are not fields of this class (``extra``) stay beside the others."""
@@ -199,6 +210,11 @@ class Header:
             if region.gpa < end:
                 raise ValueError(f"memory region {region.gpa:#x} overlaps the one before it")
             end = region.gpa + region.size
+        if not all(isinstance(size, int) and 0 < size <= MAX_FRAMES << 12 for size in self.backends.values()):
+            raise ValueError(f"backends is {self.backends!r}, must be sizes in bytes by name")
+        if not isinstance(self.memory_end, int) or self.memory_end < 0:
+            raise ValueError(f"memory_end is {self.memory_end!r}, must be an address")
+        end = max(end, self.memory_end)
         if end >> 12 > MAX_FRAMES:
             raise ValueError(f"its memory ends at {end:#x}, the format ends at {MAX_FRAMES << 12:#x}")
         if not self.memory:
@@ -214,7 +230,8 @@ class Trailer:
 
     ``cut``: the recording stopped before the guest did; ``reason`` says in a few words what ended it.
     ``seen`` counts what the recorder watched (accesses before its filter), ``stale`` the accesses that it left out
-    because the machine used a TLB entry that the tables no longer back.
+    because the machine used a TLB entry that the tables no longer back, ``left_out`` all that it left out by reason
+    (:data:`LEFT_OUT`; older recordings have ``stale`` only), ``smm`` those made in system management mode.
     """
 
     records: int
@@ -223,7 +240,23 @@ class Trailer:
     reason: str = ""
     seen: int = 0
     stale: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    smm: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """What was left out, by reason, also of recordings that counted ``stale`` alone."""
+        return self.left_out or ({"stale": self.stale} if self.stale else {})
+
+    def warning(self) -> str | None:
+        """One sentence when more than one access in a thousand was left out, None otherwise."""
+        total = sum(self.reasons.values())
+        if total * 1000 <= self.seen:
+            return None
+        share = f"{100 * total / self.seen:.1f} %" if self.seen else "an unknown share"
+        listed = ", ".join(f"{count:,} {name}" for name, count in self.reasons.items())
+        return f"{share} of the accesses were left out: {listed} (docs/limits.md)"
 
     def to_json(self) -> bytes:
         """The TAIL block's content."""

@@ -49,6 +49,8 @@ class Summary:
     cr3s: set[int] = field(default_factory=set)
     seen: int = 0
     stale: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    smm: int = 0
     decode_seconds: float = 0.0
 
     @property
@@ -70,6 +72,8 @@ class Summary:
             "cr3s": len(self.cr3s),
             "seen": self.seen,
             "stale": self.stale,
+            "left_out": self.left_out,
+            "smm": self.smm,
             "cut": self.cut,
             "reason": self.reason,
             "decode_seconds": round(self.decode_seconds, 6),
@@ -104,6 +108,7 @@ def summarize(path: str) -> Summary:
         summary = Summary(reader.header, bool(reader.cut), reason, decode_seconds=seconds)
         if trailer:
             summary.seen, summary.stale = trailer.seen, trailer.stale
+            summary.left_out, summary.smm = trailer.reasons, trailer.smm
         while kind := reader.next():
             summary.kinds[KIND_NAMES[kind]] += 1
             summary.cpus[reader.cpu] += 1
@@ -127,6 +132,8 @@ class Moment:
     def follow(self, reader: Reader) -> None:
         """Take in the reader's current record."""
         kind = reader.kind
+        if reader.smm:
+            return
         if kind == K_PAGE:
             self.pages[reader.gpa] = bytearray(reader.payload())
         elif kind == K_STORE:
@@ -192,6 +199,7 @@ def cut(path: str, output: str, first: int = 0, until: int | None = None, level:
 def copy_record(reader: Reader, encoder: Encoder) -> None:
     """Encode the reader's current record again."""
     kind, cpu = reader.kind, reader.cpu
+    encoder.smm = reader.smm
     if kind == K_ACCESS:
         encoder.access(cpu, reader.access, reader.gva, reader.gpa)
     elif kind == K_STORE:

@@ -3,8 +3,9 @@
  * The recorder inside QEMU (>= 10, plugin API 4): watch every access of a guest under TCG and write down what an MMU
  * must know.
  *
- * Arguments: ram=FILE (the guest's memory-backend-file), out=FD (the stream of records), control=FD (answers of the
- * driver), and what begins the recording: start=firmware | entry | user | port, with lo=GPA,hi=GPA (entry) or port=N.
+ * Arguments: memory=FILE (the guest's memory-backend-file, then those of memory that may be plugged in later),
+ * out=FD (the stream of records), control=FD (answers of the driver), and what begins the recording: start=firmware |
+ * entry | user | port, with lo=GPA,hi=GPA (entry) or port=N.
  *
  * How it stays small: a filter per vCPU remembers the pages that were accessed since the last flush, and only the
  * first access passes.
@@ -14,13 +15,22 @@
  * that changed by other means (a device, the CPU's own stores when it delivers an interrupt) is found by comparing each
  * entry that a walk reads with a copy, and written again.
  *
+ * How it loses nothing: callbacks stop while the guest halts, so a thread of its own writes out what waits in the
+ * buffer four times a second, with the counts so far. The same thread ends QEMU when nobody reads the stream any more.
+ *
+ * SMM is a machine of its own here: another view of memory, its own tables, records that are marked.
+ *
  * plugin_decode.h reads instructions; everything else is here, because all of it works on the state below.
  *
- * Threads: -accel tcg,thread=single runs all vCPUs in one thread, so nothing here is locked.
+ * Threads: -accel tcg,thread=single runs all vCPUs in one thread. The buffer of the stream is shared with the thread
+ * that writes it out and with QEMU's main thread at its end, and has a lock; nothing else is locked.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <link.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -28,7 +38,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "plugin_api.h"
@@ -39,11 +51,16 @@ __attribute__((visibility("default"))) int qemu_plugin_version = 4;
 /* ---- Words shared with format.py and recorder.py. ---- */
 
 enum { K_ACCESS = 1, K_STORE, K_PAGE, K_REGS, K_INVLPG, K_INVPCID, K_MMIO, K_MAP };
-enum { C_HELLO = 64, C_START, C_SYNC, C_END };
+enum { C_HELLO = 64, C_START, C_SYNC, C_END, C_COUNTS };
 enum { A_WRITE = 2, A_USER = 4, A_FETCH = 16, A_AC = 256, A_IMPLICIT = 512 };
 enum { W_NONE, W_CR0, W_CR3, W_CR4, W_EFER, W_PKRU, W_INIT };
 enum { MAP_IO, MAP_RAM, MAP_ROM };
-enum { MEMORY_RAM = 0, MEMORY_UNKNOWN = 255 };
+enum { MEMORY_RAM = 0, MEMORY_UNKNOWN = 255, SMM_MARK = 128 };
+
+/* Why an access was left out; LEFT_OUT of format.py has the names. */
+enum { L_STALE, L_TABLE_ROM, L_TABLE_DEVICE, L_TABLE_UNKNOWN, L_UNPLACED, NR_LEFT_OUT };
+/* What the counts hold beside them. */
+enum { N_SEEN = NR_LEFT_OUT, N_SMM, NR_COUNTS };
 
 struct record {
     uint8_t kind, what;
@@ -58,6 +75,8 @@ _Static_assert(sizeof(struct record) == 32, "the stream's records have 32 bytes"
 #define CR0_PE (1ull << 0)
 #define CR0_WP (1ull << 16)
 #define CR0_PG (1ull << 31)
+#define CR4_SMEP (1ull << 20)
+#define CR4_SMAP (1ull << 21)
 #define CR4_PSE (1ull << 4)
 #define CR4_PAE (1ull << 5)
 #define CR4_LA57 (1ull << 12)
@@ -72,6 +91,16 @@ _Static_assert(sizeof(struct record) == 32, "the stream's records have 32 bytes"
 #define PTE_U 4ull
 #define PTE_PS 128ull
 #define PTE_NX (1ull << 63)
+/* Linear address of the first instruction after a reset. */
+#define RESET 0xfffffff0
+/* Where an SMI begins, and its save area, from the CS base on: the revision, and the SMBASE of CPUs with long mode and
+ * of others. */
+#define SMI_RIP 0x8000
+#define SMM_REVISION 0xfefc
+#define SMM_BASE_64 0xff00
+#define SMM_BASE_32 0xfef8
+#define SMM_REVISION_64 0x20064
+#define SMM_REVISION_32 0x20000
 /* Set by the CPU's own walks. */
 #define PTE_AD 0x60ull
 
@@ -80,6 +109,14 @@ _Static_assert(sizeof(struct record) == 32, "the stream's records have 32 bytes"
 #define FLOOD 64
 #define FILTER 4096
 #define CODE_FILTER 1024
+/* Guest frames that can be tables: as many as the format has, in chunks that are made when they are first asked for. */
+#define MAX_FRAMES (1ull << 28)
+#define CHUNK 512
+#define NR_CHUNKS (MAX_FRAMES / CHUNK)
+#define NR_MEMORIES 32
+/* Milliseconds between two writings of what waits, and until QEMU is left when it does not end. */
+#define TICK_MS 250
+#define PATIENCE_MS 3000
 
 /* ---- State. ---- */
 
@@ -92,6 +129,7 @@ struct entry {
 
 struct vcpu {
     unsigned number;
+    bool smm, leaving; /* in system management mode; RSM was its last instruction */
     bool known; /* the registers below were read since the recording began */
     uint64_t gen;
     uint64_t cr0, cr3, cr4, efer;
@@ -108,10 +146,12 @@ struct vcpu {
 struct block {
     uint64_t vaddr; /* at translation; only its page offset holds later */
     uint64_t cs_base;
-    uint64_t offset; /* of its first byte in the RAM file, NONE: not RAM */
+    unsigned memory; /* what holds it, MEMORY_UNKNOWN: no memory that is mapped here */
+    uint64_t offset; /* of its first byte in there */
     uint64_t stamp;  /* generation in which it was recorded */
     uint16_t access; /* A_USER, A_AC */
     uint8_t bits;    /* 16, 32, 64 */
+    bool smm;        /* QEMU shares no block between SMM and the rest either */
     bool crosses;    /* its last instruction reaches into the next page */
 };
 
@@ -124,7 +164,23 @@ struct special {
 };
 struct region {
     uint64_t gpa, size, offset;
-    int kind, memory;
+    int kind, memory; /* as MAP records have them */
+    unsigned mapped;  /* index of `memories`, MEMORY_UNKNOWN: none of them */
+};
+/* A file that is guest memory: mapped once more here, and where QEMU itself has mapped it (0: not seen yet). */
+struct memory {
+    const char *path;
+    uint8_t *at;
+    uint64_t size, in_qemu;
+    dev_t device;
+    ino_t inode;
+};
+/* What is known of CHUNK guest frames. */
+struct chunk {
+    uint8_t meaning[CHUNK];
+    uint8_t tracked[CHUNK];
+    uint16_t flood[CHUNK];
+    uint8_t *copies[CHUNK]; /* what the recording says a tracked page holds */
 };
 struct walk {
     bool ok, user, writable, executable;
@@ -134,22 +190,25 @@ struct walk {
 
 static int out_fd = -1;
 static FILE *control;
+static pthread_mutex_t out_lock = PTHREAD_MUTEX_INITIALIZER; /* of the four below and of writes to out_fd */
 static uint8_t out_buffer[1 << 20];
 static size_t out_used;
 static bool broken; /* the driver went away */
+static bool ended;  /* the last record was written */
 
-static const char *ram_path;
-static uint8_t *ram;                   /* the guest's RAM file, mapped once more */
-static uint64_t ram_size, ram_in_qemu; /* where QEMU itself has mapped it */
+static struct memory memories[NR_MEMORIES]; /* the first one is the guest's RAM */
+static unsigned nr_memories;
+static bool found_in_qemu;
 
-static struct region regions[64];
+static struct region regions[256];
 static unsigned nr_regions;
-static uint64_t frames; /* length of the arrays by guest frame */
-static uint8_t *meaning;
-static uint8_t *tracked;
-static uint16_t *flood;
-static uint8_t **copies;       /* what the recording says a tracked page holds */
-static uint64_t far_ram[4096]; /* frames above: RAM of devices, a hash set */
+static uint64_t low_end;                         /* guest RAM lies at its own offset up to here */
+static unsigned phys_bits = 52;
+static struct chunk **views[2];                  /* by chunk: as seen outside and in SMM */
+static uint64_t far_said[4096];                  /* frames above that are not as the map says, and what: a hash set */
+static struct { uint64_t gpa; unsigned size; } stored; /* the store in hand, which memory holds already */
+static int reason;                               /* why the last walk could not read a table, */
+static uint64_t unreadable;                      /* and which */
 
 static struct vcpu *vcpus[4096];
 /* The main program's thread-local storage in the thread that runs all vCPUs, and copies of it from when each vCPU was
@@ -158,7 +217,7 @@ static uint64_t *tls, *tls_of[4096];
 static size_t tls_words;
 static const volatile uint64_t *current_word; /* QEMU's own pointer to the vCPU that runs */
 static unsigned nr_vcpus;
-static uint64_t last_gen, seen, stale;
+static uint64_t last_gen, counts[NR_COUNTS];
 static bool recording, sync_map;
 static enum { START_FIRMWARE, START_ENTRY, START_USER, START_PORT } start;
 static uint64_t start_lo = 0x100000, start_hi = 0x2000000, start_port;
@@ -250,6 +309,7 @@ static uint64_t reg(int which)
 
 /* ---- The stream. ---- */
 
+/* Write out what waits; with out_lock. */
 static void flush_out(void)
 {
     size_t at = 0;
@@ -263,8 +323,11 @@ static void flush_out(void)
     out_used = 0;
 }
 
-static void emit(const struct record *r, const void *body)
+/* Put a record and its body; with out_lock. */
+static void put(const struct record *r, const void *body)
 {
+    if (ended)
+        return;
     if (out_used + sizeof *r + r->length > sizeof out_buffer)
         flush_out();
     memcpy(out_buffer + out_used, r, sizeof *r);
@@ -272,119 +335,211 @@ static void emit(const struct record *r, const void *body)
     out_used += sizeof *r + r->length;
 }
 
+static void emit(const struct record *r, const void *body)
+{
+    pthread_mutex_lock(&out_lock);
+    put(r, body);
+    pthread_mutex_unlock(&out_lock);
+}
+
+/* A record of what `v` did. */
+static struct record new_record(const struct vcpu *v, int kind, int what)
+{ return (struct record){.kind = kind, .what = what | (v->smm ? SMM_MARK : 0), .cpu = v->number}; }
+
+static void put_counts(int kind)
+{
+    struct record r = {
+        .kind = kind, .access = last_port, .length = sizeof counts, .value = last_port_value};
+    put(&r, counts);
+}
+
+static void leave_out(int why)
+{ counts[why]++; }
+
+/* The thread that writes out what waits. Nobody reads any more: the recorder is gone, and QEMU ends, too. */
+static void *write_out(void *unused)
+{
+    struct pollfd reader = {.fd = out_fd};
+    for (int alone = 0;; alone += broken ? TICK_MS : 0) {
+        struct timespec tick = {.tv_nsec = TICK_MS * 1000000l};
+        nanosleep(&tick, NULL);
+        pthread_mutex_lock(&out_lock);
+        if (!ended && recording)
+            put_counts(C_COUNTS);
+        flush_out();
+        if (poll(&reader, 1, 0) == 1 && reader.revents & POLLERR)
+            broken = true;
+        pthread_mutex_unlock(&out_lock);
+        if (broken && !alone)
+            kill(getpid(), SIGTERM);
+        if (alone > PATIENCE_MS)
+            _exit(1);
+    }
+    return unused;
+}
+
 /* ---- Guest physical memory. ---- */
 
-/* Place of a guest physical address in the RAM file, NONE outside RAM. */
-static uint64_t offset_of(uint64_t gpa)
+static const struct region *region_of(uint64_t gpa)
 {
+    for (unsigned k = 0; k < nr_regions; k++)
+        if (gpa - regions[k].gpa < regions[k].size)
+            return &regions[k];
+    return NULL;
+}
+
+/* The byte at a guest physical address, NULL where this plugin cannot look. `smm`: as seen in SMM, where the RAM below
+ * a device shows. */
+static uint8_t *memory_at(uint64_t gpa, bool smm)
+{
+    const struct region *r = region_of(gpa);
     /* Before the recording begins nobody has told the map. Firmware lives in low memory, which is the file's beginning.
      */
     if (!nr_regions)
-        return gpa < 1ull << 20 || gpa < ram_size / 2 ? gpa : NONE;
-    for (unsigned k = 0; k < nr_regions; k++)
-        if (gpa - regions[k].gpa < regions[k].size)
-            return regions[k].memory == MEMORY_RAM ? regions[k].offset + (gpa - regions[k].gpa) : NONE;
-    return NONE;
+        return gpa < memories[0].size && (smm || gpa < 1ull << 20 || gpa < memories[0].size / 2) ? memories[0].at + gpa
+                                                                                                  : NULL;
+    if (r && r->mapped < nr_memories && r->offset + (gpa - r->gpa) < memories[r->mapped].size)
+        return memories[r->mapped].at + r->offset + (gpa - r->gpa);
+    return smm && gpa < low_end ? memories[0].at + gpa : NULL;
 }
 
-static uint64_t gpa_of(uint64_t offset)
+/* Why memory_at() knows no byte there. */
+static int why_unreadable(uint64_t gpa)
+{
+    const struct region *r = region_of(gpa);
+    return !r ? L_TABLE_DEVICE : r->kind == MAP_ROM ? L_TABLE_ROM : L_TABLE_UNKNOWN;
+}
+
+/* Guest physical address of a byte of a memory, NONE if the map does not show it. */
+static uint64_t gpa_of(unsigned memory, uint64_t offset)
 {
     for (unsigned k = 0; k < nr_regions; k++)
-        if (regions[k].memory == MEMORY_RAM && offset - regions[k].offset < regions[k].size)
+        if (regions[k].mapped == memory && offset - regions[k].offset < regions[k].size)
             return regions[k].gpa + (offset - regions[k].offset);
     return NONE;
 }
 
-static uint8_t *ram_at(uint64_t gpa)
+static void set_meanings(struct chunk *chunk, uint64_t first, const struct region *r)
 {
-    uint64_t offset = offset_of(gpa);
-    return offset < ram_size ? ram + offset : NULL;
+    uint64_t from = r->gpa / PAGE, to = (r->gpa + r->size) / PAGE;
+    from = from > first ? from : first;
+    to = to < first + CHUNK ? to : first + CHUNK;
+    for (uint64_t frame = from; frame < to; frame++)
+        chunk->meaning[frame - first] = r->kind;
 }
 
+/* What is known of the chunk of frames with `frame`; NULL: the format has no such frame. */
+static struct chunk *chunk_of(bool smm, uint64_t frame)
+{
+    if (frame >= MAX_FRAMES)
+        return NULL;
+    struct chunk **slot = &views[smm][frame / CHUNK];
+    if (!*slot) {
+        *slot = calloc(1, sizeof **slot);
+        for (unsigned k = 0; k < nr_regions; k++)
+            set_meanings(*slot, frame / CHUNK * CHUNK, &regions[k]);
+    }
+    return *slot;
+}
+
+/* A MAP record for each 4 GiB: a reader takes no more at once. */
 static void emit_map(struct vcpu *v, uint64_t gpa, uint64_t size, int kind, int memory, uint64_t offset)
 {
-    struct record r = {
-        .kind = K_MAP, .what = kind, .cpu = v->number, .access = memory, .gva = offset, .gpa = gpa, .value = size};
-    emit(&r, NULL);
+    for (uint64_t done = 0; done < size; done += 1ull << 32) {
+        struct record r = new_record(v, K_MAP, kind);
+        r.access = memory, r.gva = kind == MAP_IO ? 0 : offset + done, r.gpa = gpa + done;
+        r.value = size - done < 1ull << 32 ? size - done : 1ull << 32;
+        emit(&r, NULL);
+    }
 }
 
-/* Hold what the access found at `gpa` against the map; a difference is an event (SMRAM, the legacy VGA window, a
- * device's RAM). */
+/* What an access found at `gpa` against the map. */
+static bool differs_from_map(struct vcpu *v, uint64_t gpa, bool io)
+{
+    uint64_t frame = gpa / PAGE;
+    struct chunk *chunk = chunk_of(v->smm, frame);
+    const struct region *r = chunk ? NULL : region_of(gpa);
+    if (!chunk)
+        return far_said[frame % 4096] != (frame << 1 | io) && (r ? io && r->kind == MAP_RAM : !io);
+    return chunk->meaning[frame % CHUNK] == (io ? MAP_RAM : MAP_IO);
+}
+
+static void ask(struct vcpu *v, int kind, uint64_t where);
+
+/* Hold what the access found at `gpa` against the map; a difference is an event (memory that was plugged in, a device's
+ * RAM that moved, the legacy VGA window, SMRAM). QEMU is asked first; what it does not explain is one page's matter. */
 static void check_meaning(struct vcpu *v, uint64_t gpa, bool io)
 {
     uint64_t frame = gpa / PAGE, start_of = frame * PAGE;
-    if (frame < frames) {
-        if (io && meaning[frame] == MAP_RAM) {
-            meaning[frame] = MAP_IO;
-            emit_map(v, start_of, PAGE, MAP_IO, MEMORY_UNKNOWN, 0);
-        } else if (!io && meaning[frame] == MAP_IO) {
-            /* What hides RAM below it (SMRAM, TSEG) gives the RAM of the same address free. */
-            bool below = start_of < ram_size;
-            meaning[frame] = MAP_RAM;
-            emit_map(v, start_of, PAGE, MAP_RAM, below ? MEMORY_RAM : MEMORY_UNKNOWN, below ? start_of : 0);
-        }
+    if (!differs_from_map(v, gpa, io))
         return;
+    if (!v->smm) {
+        ask(v, C_SYNC, 0);
+        if (!differs_from_map(v, gpa, io))
+            return;
     }
-    uint64_t *slot = &far_ram[frame % 4096];
-    if (io) {
-        if (*slot == frame) {
-            *slot = 0;
-            emit_map(v, start_of, PAGE, MAP_IO, MEMORY_UNKNOWN, 0);
-        }
-    } else if (*slot != frame) {
-        *slot = frame;
-        emit_map(v, start_of, PAGE, MAP_RAM, MEMORY_UNKNOWN, 0);
-    }
+    struct chunk *chunk = chunk_of(v->smm, frame);
+    if (chunk)
+        chunk->meaning[frame % CHUNK] = io ? MAP_IO : MAP_RAM;
+    else
+        far_said[frame % 4096] = frame << 1 | io;
+    /* What hides RAM below it (SMRAM, TSEG) gives the RAM of the same address free. */
+    bool below = !io && start_of < low_end;
+    emit_map(v, start_of, PAGE, io ? MAP_IO : MAP_RAM, below ? MEMORY_RAM : MEMORY_UNKNOWN, below ? start_of : 0);
 }
 
-static void set_meanings(const struct region *r)
+/* A change of the map, to what is known of its frames. */
+static void change_meanings(const struct region *r)
 {
-    for (uint64_t frame = r->gpa / PAGE; frame < (r->gpa + r->size) / PAGE && frame < frames; frame++)
-        meaning[frame] = r->kind;
+    for (uint64_t n = r->gpa / PAGE / CHUNK; n < NR_CHUNKS && n * CHUNK * PAGE < r->gpa + r->size; n++)
+        for (int smm = 0; smm < 2; smm++)
+            if (views[smm][n])
+                set_meanings(views[smm][n], n * CHUNK, r);
+    if (r->gpa + r->size > MAX_FRAMES * PAGE)
+        memset(far_said, 0, sizeof far_said);
 }
 
-static void make_arrays(void)
+/* Where the guest's RAM stops to lie at its own offset. */
+static void find_low_end(void)
 {
-    uint64_t top = 1ull << 32;
+    low_end = memories[0].size;
     for (unsigned k = 0; k < nr_regions; k++)
-        if (regions[k].gpa + regions[k].size > top)
-            top = regions[k].gpa + regions[k].size;
-    frames = top / PAGE;
-    meaning = calloc(frames, 1);
-    tracked = calloc(frames, 1);
-    flood = calloc(frames, sizeof *flood);
-    copies = calloc(frames, sizeof *copies);
-    for (unsigned k = 0; k < nr_regions; k++)
-        set_meanings(&regions[k]);
+        if (regions[k].mapped == 0 && regions[k].offset != regions[k].gpa && regions[k].gpa >= 1ull << 32 &&
+            regions[k].offset < low_end)
+            low_end = regions[k].offset;
 }
 
-/* Read the driver's answer, lines of "m|c gpa size kind memory offset" in hex and "." at the end: the memory map as it
- * is now (m), and what changed since the last answer (c). */
+/* Read the driver's answer, lines of "m|c gpa size kind memory offset mapped" in hex, "b bits", and "." at the end: the
+ * memory map as it is now (m), what changed since the last answer (c), the guest's physical address bits. */
 static void read_map(struct vcpu *v)
 {
     char line[256], which;
     struct region r;
     nr_regions = 0;
     while (fgets(line, sizeof line, control) && line[0] != '.') {
-        if (sscanf(line, "%c %lx %lx %x %x %lx", &which, &r.gpa, &r.size, &r.kind, &r.memory, &r.offset) != 6)
+        if (sscanf(line, "b %x", &phys_bits) == 1)
+            continue;
+        if (sscanf(line, "%c %lx %lx %x %x %lx %x", &which, &r.gpa, &r.size, &r.kind, &r.memory, &r.offset,
+                   &r.mapped) != 7)
             continue;
         if (which == 'm' && nr_regions < sizeof regions / sizeof *regions)
             regions[nr_regions++] = r;
         if (which == 'c') {
             emit_map(v, r.gpa, r.size, r.kind, r.memory, r.offset);
-            set_meanings(&r);
+            change_meanings(&r);
         }
     }
-    if (!frames)
-        make_arrays();
+    find_low_end();
 }
 
 /* Tell the driver something and wait for its answer. */
 static void ask(struct vcpu *v, int kind, uint64_t where)
 {
     struct record r = {.kind = kind, .cpu = v->number, .gpa = where};
-    emit(&r, NULL);
+    pthread_mutex_lock(&out_lock);
+    put(&r, NULL);
     flush_out();
+    pthread_mutex_unlock(&out_lock);
     if (!broken)
         read_map(v);
 }
@@ -400,38 +555,53 @@ static void unhide_stores(uint64_t frame)
                 vcpus[n]->data[k].gen = 0;
 }
 
-static void snapshot(struct vcpu *v, uint64_t frame, const uint8_t *page)
+static void snapshot(struct vcpu *v, struct chunk *chunk, uint64_t frame, const uint8_t *page)
 {
-    struct record r = {.kind = K_PAGE, .cpu = v->number, .length = PAGE, .gpa = frame * PAGE};
-    if (!copies[frame])
-        copies[frame] = malloc(PAGE);
-    memcpy(copies[frame], page, PAGE);
-    emit(&r, copies[frame]);
-    if (!tracked[frame]) {
-        tracked[frame] = 1;
+    struct record r = new_record(v, K_PAGE, 0);
+    unsigned n = frame % CHUNK;
+    r.length = PAGE, r.gpa = frame * PAGE;
+    if (!chunk->copies[n])
+        chunk->copies[n] = malloc(PAGE);
+    memcpy(chunk->copies[n], page, PAGE);
+    emit(&r, chunk->copies[n]);
+    if (!chunk->tracked[n]) {
+        chunk->tracked[n] = 1;
         unhide_stores(frame);
     }
 }
 
-/* Read a table entry for a walk, and see to it that the recording holds what is read. False: the table is not in RAM.
- */
+/* Of an entry that the store in hand overwrote: what was there, through which the CPU went. */
+static void undo_store(uint64_t gpa, int size, const uint8_t *copy, uint8_t *entry)
+{
+    for (int k = 0; k < size; k++)
+        if (gpa + k - stored.gpa < stored.size)
+            entry[k] = copy[k];
+}
+
+/* Read a table entry for a walk, and see to it that the recording holds what is read. False, and `reason`: the table is
+ * in no memory that can be looked at. */
 static bool read_entry(struct vcpu *v, uint64_t gpa, int size, bool record, uint64_t *entry)
 {
-    uint8_t *at = ram_at(gpa);
+    uint8_t *at = memory_at(gpa, v->smm);
     uint64_t frame = gpa / PAGE, copy = 0;
+    struct chunk *chunk = record ? chunk_of(v->smm, frame) : NULL;
     *entry = 0;
-    if (!at)
+    if (!at || (record && !chunk)) {
+        reason = why_unreadable(gpa);
+        unreadable = gpa;
         return false;
+    }
     memcpy(entry, at, size);
     if (!record)
         return true;
-    if (frame >= frames)
-        return false;
-    flood[frame] = 0;
-    if (tracked[frame])
-        memcpy(&copy, copies[frame] + gpa % PAGE, size);
-    if (!tracked[frame] || (*entry ^ copy) & ~PTE_AD)
-        snapshot(v, frame, at - gpa % PAGE);
+    chunk->flood[frame % CHUNK] = 0;
+    if (chunk->tracked[frame % CHUNK]) {
+        const uint8_t *held = chunk->copies[frame % CHUNK] + gpa % PAGE;
+        memcpy(&copy, held, size);
+        undo_store(gpa, size, held, (uint8_t *)entry);
+    }
+    if (!chunk->tracked[frame % CHUNK] || (*entry ^ copy) & ~PTE_AD)
+        snapshot(v, chunk, frame, at - gpa % PAGE);
     return true;
 }
 
@@ -449,7 +619,7 @@ static struct walk walk_32(struct vcpu *v, uint64_t va, bool record)
     if (entry & PTE_PS && v->cr4 & CR4_PSE) {
         w.gpa = (entry & 0xffc00000) | (entry >> 13 & 0xff) << 32 | (va & 0x3fffff);
         w.shift = 22;
-        w.ok = true;
+        w.ok = !(entry & 1 << 21);
         return w;
     }
     if (!read_entry(v, (entry & 0xfffff000) + (va >> 12 & 1023) * 4, 4, record, &entry) || !(entry & PTE_P))
@@ -461,10 +631,26 @@ static struct walk walk_32(struct vcpu *v, uint64_t va, bool record)
     return w;
 }
 
-/* Walk the guest's tables for `va` as the CPU does; `record`: write down each table that is used. */
+/* Bits of an entry at `level` that must be 0; `leaf`: it maps a page of more than 4K. QEMU does not look at the low
+ * ones of PAE's top level. */
+static uint64_t reserved_bits(const struct vcpu *v, int level, bool leaf, bool pae)
+{
+    uint64_t bits = ADDRESS & ~((1ull << phys_bits) - 1);
+    if (!(v->efer & EFER_NXE) || (pae && level == 3))
+        bits |= PTE_NX;
+    if (pae)
+        bits |= 0x7ff0000000000000;
+    if (level > 3)
+        bits |= PTE_PS;
+    return leaf ? bits | (((1ull << (12 + 9 * (level - 1))) - 1) & ~0x1fffull) : bits;
+}
+
+/* Walk the guest's tables for `va` as the CPU does; `record`: write down each table that is used. Not ok: `reason` is
+ * why. */
 static struct walk walk(struct vcpu *v, uint64_t va, bool record)
 {
     struct walk w = {.user = true, .writable = true, .executable = true, .shift = 12};
+    reason = L_STALE;
     if (!(v->cr0 & CR0_PG))
         return (struct walk){.ok = true, .user = true, .writable = true, .executable = true, .shift = 12, .gpa = va};
     if (!(v->cr4 & CR4_PAE))
@@ -473,16 +659,19 @@ static struct walk walk(struct vcpu *v, uint64_t va, bool record)
     uint64_t table = pae ? v->cr3 & 0xffffffe0 : v->cr3 & ADDRESS;
     for (int level = pae ? 3 : v->cr4 & CR4_LA57 ? 5 : 4; level >= 1; level--) {
         int shift = 12 + 9 * (level - 1);
+        bool top = pae && level == 3;
         uint64_t entry, in_page = (1ull << shift) - 1;
-        if (!read_entry(v, table + (va >> shift & (pae && level == 3 ? 3 : 511)) * 8, 8, record, &entry) ||
-            !(entry & PTE_P))
+        if (!read_entry(v, table + (va >> shift & (top ? 3 : 511)) * 8, 8, record, &entry) || !(entry & PTE_P))
             return w;
-        if (!(pae && level == 3)) {
+        bool large = !top && (level == 2 || level == 3) && entry & PTE_PS;
+        if (entry & reserved_bits(v, level, large, pae))
+            return w;
+        if (!top) {
             w.user &= !!(entry & PTE_U);
             w.writable &= !!(entry & PTE_W);
             w.executable &= !(entry & PTE_NX && v->efer & EFER_NXE);
         }
-        if (level == 1 || (level <= 3 && entry & PTE_PS && !(pae && level == 3))) {
+        if (level == 1 || large) {
             w.gpa = (entry & ADDRESS & ~in_page) | (va & in_page);
             w.shift = shift;
             w.ok = true;
@@ -497,11 +686,12 @@ static struct walk walk(struct vcpu *v, uint64_t va, bool record)
 static bool read_linear(uint64_t va, void *to, size_t size)
 {
     static struct vcpu now;
+    now.smm = running()->smm;
     now.cr0 = reg(CR0), now.cr3 = reg(CR3), now.cr4 = reg(CR4), now.efer = reg(EFER);
     for (size_t done = 0; done < size;) {
         size_t piece = PAGE - (va + done) % PAGE;
         struct walk w = walk(&now, va + done, false);
-        uint8_t *at = w.ok ? ram_at(w.gpa) : NULL;
+        uint8_t *at = w.ok ? memory_at(w.gpa, now.smm) : NULL;
         if (!at)
             return false;
         piece = piece > size - done ? size - done : piece;
@@ -519,8 +709,9 @@ static void new_generation(struct vcpu *v)
 static void emit_regs(struct vcpu *v, int what)
 {
     uint64_t words[5] = {v->cr0, v->cr3, v->cr4, v->efer, v->pkru};
-    struct record r = {.kind = K_REGS, .what = what, .cpu = v->number, .length = sizeof words};
+    struct record r = new_record(v, K_REGS, what);
     uint64_t entry;
+    r.length = sizeof words;
     /* The CPU loads its page-directory pointers with these registers: the recording must hold them first. */
     if (is_pae_32(v))
         for (int k = 0; k < 4; k++)
@@ -535,11 +726,6 @@ static void observe(struct vcpu *v, int what, bool force)
     uint64_t cr0 = reg(CR0), cr3 = reg(CR3), cr4 = reg(CR4), efer = reg(EFER);
     bool changed = cr0 != v->cr0 || cr3 != v->cr3 || cr4 != v->cr4 || efer != v->efer;
     if (!v->known || changed) {
-        /* Paging went away and no instruction did it: SMM, which brings its own GDT and takes it along with RSM. */
-        if (v->known && what == W_INIT && v->cr0 & CR0_PE && !(cr0 & CR0_PE)) {
-            v->saved_gdt = v->gdt;
-            v->saved_gdt_known = v->gdt_known;
-        }
         what = v->known ? what : W_INIT;
         force = true;
     }
@@ -571,14 +757,58 @@ static void settle(struct vcpu *v, const struct block *b)
     new_generation(v);
 }
 
+/* ---- System management mode. ---- */
+
+/* Whether an SMI has just come: the registers that it sets, a CS base of its own, and there the area in which it saved
+ * the others. A block at that address is translated in SMM or outside, and is not shared. */
+static bool is_smi(const struct vcpu *v, uint64_t cs_base)
+{
+    uint32_t revision, base;
+    uint8_t *area = memory_at(cs_base, true);
+    bool low = reg(RIP) == SMI_RIP && !(reg(CR0) & (CR0_PE | CR0_PG)) && !(cs_base % PAGE);
+    if (!low || !area || !memory_at(cs_base + SMM_BASE_64, true))
+        return false;
+    memcpy(&revision, area + SMM_REVISION, sizeof revision);
+    memcpy(&base, area + (revision == SMM_REVISION_64 ? SMM_BASE_64 : SMM_BASE_32), sizeof base);
+    return (revision == SMM_REVISION_64 || revision == SMM_REVISION_32) && base == cs_base;
+}
+
+/* The vCPU entered SMM, or left it. It brings its own GDT and takes it along with RSM; what the last instruction was
+ * about to change is in the save area, and comes back with the other registers. */
+static void change_smm(struct vcpu *v, bool smm)
+{
+    if (smm) {
+        v->saved_gdt = v->gdt;
+        v->saved_gdt_known = v->gdt_known;
+        if (v->pending == W_PKRU)
+            v->pkru = v->intended;
+    } else {
+        v->gdt = v->saved_gdt;
+        v->gdt_known = v->saved_gdt_known;
+    }
+    v->smm = smm;
+    v->leaving = false;
+    v->pending = W_NONE;
+    if (recording)
+        observe(v, W_INIT, true);
+}
+
 /* ---- Beginning. ---- */
 
 static void begin(struct vcpu *v, uint64_t where)
 {
     recording = true;
-    seen = 0;
+    memset(counts, 0, sizeof counts);
     ask(v, C_START, where);
     observe(v, W_INIT, true);
+}
+
+/* Where a block lies, before and after the map is known. */
+static uint64_t where_is(const struct block *b)
+{
+    if (b->memory == MEMORY_UNKNOWN || (b->memory && !nr_regions))
+        return NONE;
+    return nr_regions ? gpa_of(b->memory, b->offset) : b->offset;
 }
 
 static uint64_t block_address(const struct block *b)
@@ -586,9 +816,11 @@ static uint64_t block_address(const struct block *b)
 
 static bool begins_here(struct vcpu *v, const struct block *b)
 {
+    if (v->smm)
+        return false;
     switch (start) {
     case START_FIRMWARE: return true;
-    case START_ENTRY: return b->offset - start_lo < start_hi - start_lo;
+    case START_ENTRY: return b->memory == 0 && b->offset - start_lo < start_hi - start_lo;
     case START_USER: return b->access & A_USER;
     default: return false;
     }
@@ -599,12 +831,28 @@ static bool begins_here(struct vcpu *v, const struct block *b)
 static struct entry *filter_slot(struct entry *filter, unsigned slots, uint64_t key)
 { return &filter[(key * 0x9e3779b97f4a7c15ull) >> 40 & (slots - 1)]; }
 
-/* Whether the tables allow what the machine did, as far as a later change of theirs can take it away. */
+/* Whether the tables allow what the machine did. */
 static bool allows(const struct vcpu *v, const struct walk *w, uint16_t access)
 {
+    if (access & A_USER && !w->user)
+        return false;
     if (access & A_WRITE && !w->writable && (access & A_USER || v->cr0 & CR0_WP))
         return false;
-    return !(access & A_FETCH) || w->executable;
+    if (access & A_FETCH)
+        return w->executable && (access & A_USER || !w->user || !(v->cr4 & CR4_SMEP) || !(v->cr0 & CR0_PG));
+    return access & A_USER || !w->user || !(v->cr4 & CR4_SMAP) || !(v->cr0 & CR0_PG) ||
+           (access & A_AC && !(access & A_IMPLICIT));
+}
+
+/* Whether nobody asked yet for the memory map because of a table near `gpa`: it may lie in memory that was plugged in.
+ */
+static bool is_news(uint64_t gpa)
+{
+    static uint64_t asked[256];
+    uint64_t chunk = gpa / PAGE / CHUNK + 1, *slot = &asked[chunk % 256];
+    bool news = *slot != chunk;
+    *slot = chunk;
+    return news;
 }
 
 /* Check an access against the tables and the map; 0: it is left out, else log2 of the guest's page. `*access` learns
@@ -612,16 +860,18 @@ static bool allows(const struct vcpu *v, const struct walk *w, uint16_t access)
 static unsigned place(struct vcpu *v, uint64_t va, uint64_t *gpa, bool io, uint16_t *access)
 {
     struct walk w = walk(v, va, true);
+    if (!w.ok && reason == L_TABLE_DEVICE && !v->smm && is_news(unreadable)) {
+        ask(v, C_SYNC, 0);
+        w = walk(v, va, true);
+    }
     if (*gpa == NONE && w.ok)
         *gpa = w.gpa;
-    /* Nobody knows where a block's second page is but the tables, and they may have forgotten it since. */
-    if (*gpa == NONE && !w.ok)
-        return 0;
-    if (*access & A_USER && !w.user)
+    if (*access & A_USER && w.ok && !w.user)
         *access = (*access & ~A_USER) | A_IMPLICIT;
     if (!w.ok || w.gpa != *gpa || !allows(v, &w, *access)) {
-        /* The machine used a TLB entry that the tables no longer back, as it may until the guest flushes. */
-        stale++;
+        /* The machine used a TLB entry that the tables no longer back, as it may until the guest flushes. Nobody knows
+         * where a block's second page is but the tables. */
+        leave_out(w.ok ? L_STALE : reason == L_STALE && *gpa == NONE ? L_UNPLACED : reason);
         return 0;
     }
     check_meaning(v, *gpa, io);
@@ -657,11 +907,18 @@ static void one_access(struct vcpu *v, const struct block *b, meminfo info, uint
     struct hwaddr *h = qemu_plugin_get_hwaddr(info, va);
     uint64_t gpa = h ? qemu_plugin_hwaddr_phys_addr(h) : NONE;
     bool io = h && qemu_plugin_hwaddr_is_io(h);
+    if (store && h && !io) {
+        stored.gpa = gpa;
+        stored.size = size;
+    }
     unsigned shift = place(v, va, &gpa, io, &access);
+    stored.size = 0;
     if (!shift)
         return;
-    struct record r = {.kind = K_ACCESS, .cpu = v->number, .access = access, .gva = va, .gpa = gpa};
+    struct record r = new_record(v, K_ACCESS, 0);
     uint64_t frame = gpa / PAGE;
+    struct chunk *chunk = store && !io ? chunk_of(v->smm, frame) : NULL;
+    r.access = access, r.gva = va, r.gpa = gpa;
     if (io) {
         uint8_t bytes[16];
         value_bytes(info, bytes);
@@ -670,18 +927,18 @@ static void one_access(struct vcpu *v, const struct block *b, meminfo info, uint
         emit(&r, bytes + skip);
         return;
     }
-    if (store && frame < frames && tracked[frame]) {
-        uint8_t *at = ram_at(gpa);
-        if (at && ++flood[frame] <= FLOOD) {
+    if (chunk && chunk->tracked[frame % CHUNK]) {
+        uint8_t *at = memory_at(gpa, v->smm);
+        if (at && ++chunk->flood[frame % CHUNK] <= FLOOD) {
             /* The callback runs after the store, so memory has what is there now: the result of a compare-and-exchange
              * that failed, and all bytes of a wide store. */
-            memcpy(copies[frame] + gpa % PAGE, at, size);
+            memcpy(chunk->copies[frame % CHUNK] + gpa % PAGE, at, size);
             r.kind = K_STORE;
             r.length = size;
             emit(&r, at);
             return;
         }
-        tracked[frame] = 0;
+        chunk->tracked[frame % CHUNK] = 0;
     }
     *e = (struct entry){key, v->gen, frame, shift};
     emit(&r, NULL);
@@ -693,8 +950,9 @@ static void on_access(unsigned cpu, meminfo info, uint64_t va, void *udata)
     unsigned in_page = va % PAGE;
     if (!recording)
         return;
-    seen++;
     struct vcpu *v = running();
+    counts[N_SEEN]++;
+    counts[N_SMM] += v->smm;
     unsigned size = 1u << qemu_plugin_mem_size_shift(info), first = PAGE - in_page;
     if (size <= first) {
         one_access(v, b, info, va, size, 0);
@@ -715,7 +973,8 @@ static void one_fetch(struct vcpu *v, const struct block *b, uint64_t va, uint64
     unsigned shift = place(v, va, &gpa, false, &access);
     if (!shift)
         return;
-    struct record r = {.kind = K_ACCESS, .cpu = v->number, .access = access, .gva = va, .gpa = gpa};
+    struct record r = new_record(v, K_ACCESS, 0);
+    r.access = access, r.gva = va, r.gpa = gpa;
     emit(&r, NULL);
     *e = (struct entry){key, v->gen, gpa / PAGE, shift};
 }
@@ -725,12 +984,14 @@ static void on_block(unsigned cpu, void *udata)
 {
     struct block *b = udata;
     struct vcpu *v = running();
+    if (v->smm != b->smm)
+        change_smm(v, b->smm);
     if (v->pending)
         settle(v, b);
     if (!recording) {
         if (broken || !begins_here(v, b))
             return;
-        begin(v, b->offset);
+        begin(v, where_is(b));
     }
     if (b->stamp == v->gen)
         return;
@@ -739,7 +1000,7 @@ static void on_block(unsigned cpu, void *udata)
     if (b->bits != 64)
         va = (uint32_t)va;
     b->stamp = v->gen;
-    one_fetch(v, b, va, b->offset == NONE ? NONE : gpa_of(b->offset));
+    one_fetch(v, b, va, where_is(b));
     if (b->crosses)
         one_fetch(v, b, b->bits == 64 ? (va | 4095) + 1 : (uint32_t)((va | 4095) + 1), NONE);
 }
@@ -808,13 +1069,9 @@ static void on_wrmsr(unsigned cpu, void *udata)
         expect(running(), udata, W_EFER, 0);
 }
 
+/* RSM leaves SMM; elsewhere it is undefined. The next block is the interrupted program's. */
 static void on_rsm(unsigned cpu, void *udata)
-{
-    struct vcpu *v = running();
-    v->gdt = v->saved_gdt;
-    v->gdt_known = v->saved_gdt_known;
-    expect(v, udata, W_INIT, 0);
-}
+{ running()->leaving = running()->smm; }
 
 /* Forget what was seen of the page that an INVLPG flushes. Blocks remember their generation only, so a page of code
  * ends it. */
@@ -841,7 +1098,8 @@ static void on_invlpg(unsigned cpu, void *udata)
     if (!recording || s->block->access & A_USER)
         return;
     observe(v, W_INIT, false);
-    struct record r = {.kind = K_INVLPG, .cpu = v->number, .gva = linear_operand(v, s)};
+    struct record r = new_record(v, K_INVLPG, 0);
+    r.gva = linear_operand(v, s);
     emit(&r, NULL);
     forget_page(v, r.gva);
 }
@@ -856,8 +1114,8 @@ static void on_invpcid(unsigned cpu, void *udata)
     observe(v, W_INIT, false);
     if (!read_linear(linear_operand(v, s), descriptor, sizeof descriptor))
         return;
-    struct record r = {
-        .kind = K_INVPCID, .what = type, .cpu = v->number, .gva = descriptor[1], .value = descriptor[0] & 0xfff};
+    struct record r = new_record(v, K_INVPCID, type);
+    r.gva = descriptor[1], r.value = descriptor[0] & 0xfff;
     emit(&r, NULL);
     new_generation(v);
 }
@@ -907,8 +1165,8 @@ static void on_out(unsigned cpu, void *udata)
         pci_address = value;
     if (port >= 0xcfc && port <= 0xcff && (pci_address & 0x80ffff00) == 0x80000000)
         sync_map = recording;
-    if (!recording && start == START_PORT && port == start_port && !broken)
-        begin(running(), s->block->offset);
+    if (!recording && start == START_PORT && port == start_port && !broken && !running()->smm)
+        begin(running(), where_is(s->block));
 }
 
 /* ---- Translation. ---- */
@@ -986,19 +1244,37 @@ static callback_t special_callback(const uint8_t *b, size_t length, int bits, st
     return memory && group == 2 ? on_lgdt : NULL;
 }
 
-/* Where QEMU has mapped the RAM file; this plugin's own mapping of it is another. */
-static void find_ram_in_qemu(void)
+/* Where QEMU has mapped the memories: lines of this process's maps with their files; this plugin's own mappings of
+ * them are others. Memory that is plugged in later is there from the start, as a backend. */
+static void find_in_qemu(void)
 {
     FILE *maps = fopen("/proc/self/maps", "r");
     char line[4352];
-    while (maps && !ram_in_qemu && fgets(line, sizeof line, maps)) {
-        uint64_t begin_at, end_at, offset;
-        if (strstr(line, ram_path) && sscanf(line, "%lx-%lx %*s %lx", &begin_at, &end_at, &offset) == 3 &&
-            begin_at != (uint64_t)ram)
-            ram_in_qemu = begin_at - offset;
+    while (maps && fgets(line, sizeof line, maps)) {
+        uint64_t begin_at, end_at, offset, inode;
+        unsigned major_, minor_;
+        if (sscanf(line, "%lx-%lx %*s %lx %x:%x %lu", &begin_at, &end_at, &offset, &major_, &minor_, &inode) != 6)
+            continue;
+        for (unsigned k = 0; k < nr_memories; k++)
+            if (memories[k].at && !memories[k].in_qemu && inode == memories[k].inode &&
+                makedev(major_, minor_) == memories[k].device &&
+                begin_at - (uint64_t)memories[k].at >= memories[k].size)
+                memories[k].in_qemu = begin_at - offset;
     }
     if (maps)
         fclose(maps);
+    found_in_qemu = memories[0].in_qemu;
+}
+
+/* Find the memory with QEMU's address `at`. */
+static void find_memory(struct block *b, uint64_t at)
+{
+    b->memory = MEMORY_UNKNOWN;
+    for (unsigned k = 0; k < nr_memories && at; k++)
+        if (memories[k].in_qemu && at - memories[k].in_qemu < memories[k].size) {
+            b->memory = k;
+            b->offset = at - memories[k].in_qemu;
+        }
 }
 
 static struct block *new_block(struct vcpu *v, const struct tb *tb)
@@ -1007,12 +1283,14 @@ static struct block *new_block(struct vcpu *v, const struct tb *tb)
     struct insn *last = qemu_plugin_tb_get_insn(tb, qemu_plugin_tb_n_insns(tb) - 1);
     struct block *b = calloc(1, sizeof *b);
     uint64_t cs = reg(CS), flags = reg(EFLAGS), cr0 = reg(CR0);
-    uint64_t at = (uint64_t)qemu_plugin_insn_haddr(first) - ram_in_qemu;
     bool user = cr0 & CR0_PE && (flags & FLAG_VM || (cs & 3) == 3);
     b->vaddr = qemu_plugin_insn_vaddr(first);
     b->bits = code_bits(v, cr0, cs, flags);
     b->cs_base = b->bits == 64 ? 0 : (uint32_t)(b->vaddr - reg(RIP));
-    b->offset = ram_in_qemu && qemu_plugin_insn_haddr(first) && at < ram_size ? at : NONE;
+    find_memory(b, (uint64_t)qemu_plugin_insn_haddr(first));
+    /* A CPU that was reset is in SMM no more. */
+    b->smm = ((v->smm && !v->leaving) || is_smi(v, b->cs_base)) && b->vaddr != RESET;
+    v->leaving = false;
     /* AC matters to supervisor accesses only. */
     b->access = user ? A_USER : flags & FLAG_AC ? A_AC : 0;
     b->crosses = (qemu_plugin_insn_vaddr(last) + qemu_plugin_insn_size(last) - 1) / PAGE != b->vaddr / PAGE;
@@ -1028,8 +1306,8 @@ static void give_up(const char *why)
 
 static void on_translate(plugin_id id, struct tb *tb)
 {
-    if (!ram_in_qemu) {
-        find_ram_in_qemu();
+    if (!found_in_qemu) {
+        find_in_qemu();
         find_current_word();
         if (nr_vcpus > 1 && !current_word)
             give_up("cannot tell this QEMU's vCPUs apart; record with -smp 1");
@@ -1075,21 +1353,22 @@ static void on_vcpu_init(plugin_id id, unsigned cpu)
     }
     struct record r = {.kind = C_HELLO, .cpu = cpu};
     emit(&r, NULL);
-    flush_out();
 }
 
 static void on_exit_of_qemu(plugin_id id, void *udata)
 {
-    struct record r = {.kind = C_END, .access = last_port, .gva = seen, .gpa = stale, .value = last_port_value};
+    pthread_mutex_lock(&out_lock);
     recording = false;
-    emit(&r, NULL);
+    put_counts(C_END);
+    ended = true;
     flush_out();
+    pthread_mutex_unlock(&out_lock);
 }
 
 static bool parse(const char *argument)
 {
-    if (!strncmp(argument, "ram=", 4))
-        ram_path = strdup(argument + 4);
+    if (!strncmp(argument, "memory=", 7) && nr_memories < NR_MEMORIES)
+        memories[nr_memories++].path = strdup(argument + 7);
     else if (!strncmp(argument, "out=", 4))
         out_fd = atoi(argument + 4);
     else if (!strncmp(argument, "control=", 8))
@@ -1119,23 +1398,59 @@ static int fail(const char *what)
     return -1;
 }
 
-__attribute__((visibility("default"))) int qemu_plugin_install(plugin_id id, const void *info, int argc, char **argv)
+/* Map a memory; false: its file cannot be used. */
+static bool map_memory(struct memory *m)
 {
     struct stat status;
+    int fd = open(m->path, O_RDONLY);
+    if (fd < 0 || fstat(fd, &status)) {
+        close(fd);
+        return false;
+    }
+    m->size = status.st_size;
+    m->device = status.st_dev;
+    m->inode = status.st_ino;
+    m->at = mmap(NULL, m->size, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    close(fd);
+    if (m->at == MAP_FAILED)
+        m->at = NULL;
+    return m->at;
+}
+
+/* Begin the thread that writes out. QEMU takes its signals in threads of its own. */
+static bool begin_thread(void)
+{
+    pthread_t thread;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    bool made = !pthread_create(&thread, NULL, write_out, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return made;
+}
+
+__attribute__((visibility("default"))) int qemu_plugin_install(plugin_id id, const void *info, int argc, char **argv)
+{
     for (int k = 0; k < argc; k++)
         if (!parse(argv[k]))
             return fail(argv[k]);
     const char *target = *(const char *const *)info; /* QEMU's facts begin with the target's name */
     if (strcmp(target, "x86_64") && strcmp(target, "i386"))
         return fail("only x86 guests can be recorded");
-    int fd = ram_path ? open(ram_path, O_RDONLY) : -1;
-    if (fd < 0 || fstat(fd, &status) || !control || out_fd < 0)
-        return fail("ram=FILE, out=FD and control=FD are needed");
-    ram_size = status.st_size;
-    ram = mmap(NULL, ram_size, PROT_READ, MAP_SHARED, fd, 0);
-    close(fd);
-    if (ram == MAP_FAILED)
-        return fail("cannot map the RAM file");
+    if (!nr_memories || !control || out_fd < 0)
+        return fail("memory=FILE, out=FD and control=FD are needed");
+    for (unsigned k = 0; k < nr_memories; k++)
+        if (!map_memory(&memories[k]))
+            return fail("cannot map a memory's file");
+    for (int smm = 0; smm < 2; smm++)
+        views[smm] = mmap(NULL, NR_CHUNKS * sizeof **views, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (views[0] == MAP_FAILED || views[1] == MAP_FAILED)
+        return fail("no memory");
+    /* When the recorder dies, QEMU ends; the thread sees to it if QEMU was started through another program. */
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    if (!begin_thread())
+        return fail("cannot begin a thread");
     qemu_plugin_register_vcpu_init_cb(id, on_vcpu_init);
     qemu_plugin_register_vcpu_tb_trans_cb(id, on_translate);
     qemu_plugin_register_atexit_cb(id, on_exit_of_qemu, NULL);

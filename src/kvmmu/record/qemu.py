@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -20,21 +21,60 @@ _UNITS = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _INSTALL = "on Debian 12: qemu-system-x86 from bookworm-backports"
 
 
+#: Options that no guest comes of, and those that make QEMU print a list and leave when their value is one of these.
+_NO_GUEST = frozenset({"version", "h", "help", "?"})
+_LISTING = frozenset({"machine", "M", "cpu", "device", "accel", "object", "display", "vga", "chardev", "netdev", "d"})
+_LISTS = frozenset({"help", "?"})
+#: Options that clash with recording, and what to do instead.
+_CLASHES = {
+    "mem-path": "the guest's RAM is made a file by the recorder; leave it out",
+    "daemonize": "the recorder waits for QEMU to end; leave it out",
+}
+_SHARED = ("on", "yes", "true")
+_MAKEABLE = ("memory-backend-ram", "memory-backend-memfd")
+#: Properties that only these two have.
+_DROPPED = ("hugetlb", "hugetlbsize", "seal", "share")
+
+
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A command line ready to run: ``added`` words were put to it, ``ram_id`` names the memory backend of the guest's
-    RAM, which is the file ``ram_path`` of ``ram_size`` bytes; ``makes_ram`` says whether the recorder must create it.
+class Memory:
+    """A memory of the guest: the backend ``name`` of ``size`` bytes in the file ``path``; None: one must be made."""
+
+    name: str
+    size: int
+    path: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a command line says about its guest. ``memories``: the RAM first, then what may be plugged in later;
+    ``unknown``: backends that cannot be looked at; ``hotplug``: there is room for more memory.
     """
 
-    command: tuple[str, ...]
-    added: tuple[str, ...]
-    ram_id: str
-    ram_path: str
-    ram_size: int
-    makes_ram: bool
+    memories: tuple[Memory, ...]
+    unknown: tuple[str, ...]
+    hotplug: bool
     kernel: str | None
     machine: str
     cpu_model: str
+
+    @property
+    def ram_id(self) -> str:
+        """Name of the backend of the guest's RAM."""
+        return self.memories[0].name
+
+    @property
+    def ram_size(self) -> int:
+        """Bytes of RAM at the start."""
+        return self.memories[0].size
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A command line ready to run: ``added`` is what was put to it or changed in it."""
+
+    command: tuple[str, ...]
+    added: tuple[str, ...]
 
 
 def find_qemu(program: str) -> tuple[str, str]:
@@ -63,31 +103,48 @@ def parse_size(text: str, unit: str = "M") -> int:
     return int(float(match[1]) * (1 << _UNITS[(match[2] or unit).upper()]))
 
 
-def prepare(command: tuple[str, ...], plugin: str, work: str) -> Prepared:
-    """The command line that records the guest of ``command``.
+def survey(command: tuple[str, ...]) -> Survey:
+    """What the command line ``command`` says about its guest, as far as a recording needs it.
 
-    ``plugin`` is the value of ``-plugin``, ``work`` a directory for the RAM file and QEMU's control socket. Raises
-    :class:`RecorderError` for a guest that cannot be recorded (KVM, its own memory backend that is no shared file,
-    NUMA memory).
+    Raises :class:`RecorderError` for a guest that cannot be recorded (KVM, RAM in a backend that is no shared file,
+    NUMA memory), for options that clash with recording, and for a command that runs no guest.
     """
     words = list(command)
+    _refuse_no_guest(words)
+    _refuse_clashes(words)
     _refuse_kvm(words)
+    if any("memdev=" in value for value in _values(words, "-numa")):
+        raise RecorderError("memory on NUMA nodes cannot be recorded; leave -numa ...,memdev= out")
+    ram, others, unknown = _find_memories(words)
+    return Survey(
+        memories=(ram, *others),
+        unknown=unknown,
+        hotplug=any("maxmem=" in value for value in _values(words, "-m")),
+        kernel=next(iter(_values(words, "-kernel")), None),
+        machine=next((value.split(",")[0].removeprefix("type=") for value in _values(words, "-machine", "-M")), "pc"),
+        cpu_model=next(iter(_values(words, "-cpu")), "qemu64"),
+    )
+
+
+def prepare(command: tuple[str, ...], plugin: str, monitor: str, paths: dict[str, str]) -> Prepared:
+    """The command line that records the guest of ``command``.
+
+    ``plugin`` is the value of ``-plugin``, ``monitor`` says where QEMU's control socket is (options of a chardev of
+    the kind socket), ``paths`` the files of those memories of :func:`survey` that had to be made, by name. Raises
+    what :func:`survey` raises.
+    """
+    facts = survey(command)
+    words = list(command)
     added = _single_thread(words)
-    ram_id, ram_path, ram_size, makes_ram = _find_ram(words, work)
-    if makes_ram:
-        added += [
-            "-object",
-            f"memory-backend-file,id={ram_id},size={ram_size},mem-path={ram_path},share=on",
-            "-machine",
-            f"memory-backend={ram_id}",
-        ]
+    ram = facts.memories[0]
+    if ram.name == RAM_ID:
+        backend = f"memory-backend-file,id={ram.name},size={ram.size},mem-path={paths[ram.name]},share=on"
+        added += ["-object", backend, "-machine", f"memory-backend={ram.name}"]
+    changed = _share_backends(words, paths)
     added += ["-plugin", plugin]
-    added += ["-chardev", f"socket,id=kvmmu-qmp,path={work}/qmp,server=on,wait=off"]
+    added += ["-chardev", f"socket,id=kvmmu-qmp,{monitor}"]
     added += ["-mon", "chardev=kvmmu-qmp,mode=control"]
-    machine = next((value.split(",")[0].removeprefix("type=") for value in _values(words, "-machine", "-M")), "pc")
-    cpu = next(iter(_values(words, "-cpu")), "qemu64")
-    kernel = next(iter(_values(words, "-kernel")), None)
-    return Prepared((*words, *added), tuple(added), ram_id, ram_path, ram_size, makes_ram, kernel, machine, cpu)
+    return Prepared((*words, *added), (*changed, *added))
 
 
 def quote_value(text: str) -> str:
@@ -118,8 +175,13 @@ def _refuse_kvm(words: list[str]) -> None:
             )
 
 
-# Run all vCPUs in one thread, so that the order of events is one; change or add `-accel`.
+# Run all vCPUs in one thread, so that the order of events is one; change or add `-accel`. QEMU takes it only without
+# `-machine accel=`.
 def _single_thread(words: list[str]) -> list[str]:
+    for at in reversed(range(len(words) - 1)):
+        if words[at] in ("-machine", "--machine", "-M", "--M"):
+            kept = [word for word in words[at + 1].split(",") if not word.startswith("accel=")]
+            words[at : at + 2] = [words[at], ",".join(kept)] if kept else []
     for at in range(len(words) - 1):
         if words[at] in ("-accel", "--accel"):
             if "thread=multi" in words[at + 1]:
@@ -130,25 +192,89 @@ def _single_thread(words: list[str]) -> list[str]:
     return ["-accel", "tcg,thread=single"]
 
 
-# The guest's RAM: the user's own shared file, or one to be made.
-def _find_ram(words: list[str], work: str) -> tuple[str, str, int, bool]:
-    if any("memdev=" in value for value in _values(words, "-numa")):
-        raise RecorderError("memory on NUMA nodes cannot be recorded; leave -numa ...,memdev= out")
+# A command that prints something and ends.
+def _refuse_no_guest(words: list[str]) -> None:
+    for at, word in enumerate(words):
+        name = word.lstrip("-")
+        before = words[at - 1] if at else ""
+        lists = before.startswith("-") and before.lstrip("-") in _LISTING and word.split(",")[-1] in _LISTS
+        if at and (lists or (word.startswith("-") and name in _NO_GUEST and before != "-append")):
+            shown = f"{before} {word}" if lists else word
+            raise RecorderError(f"{shown} runs no guest, QEMU only prints something: there is nothing to record")
+
+
+def _refuse_clashes(words: list[str]) -> None:
+    for word in words[1:]:
+        hint = _CLASHES.get(word.lstrip("-")) if word.startswith("-") else None
+        if hint is not None:
+            raise RecorderError(f"{word} clashes with recording: {hint}")
+
+
+# Kind and properties of an -object, in either form.
+def _object(value: str) -> tuple[str, dict[str, str]]:
+    if value.startswith("{"):
+        try:
+            pairs = {str(name): str(what) for name, what in json.loads(value).items()}
+        except (ValueError, AttributeError):
+            return "", {}
+        return pairs.pop("qom-type", ""), pairs
+    kind, *words = value.replace(",,", "\0").split(",")
+    return kind.removeprefix("qom-type="), {
+        name: what.replace("\0", ",") for name, _, what in (word.partition("=") for word in words)
+    }
+
+
+# The backend that a -object makes, with the file that it has if the recorder can look at it; None: no memory.
+def _backend(value: str) -> tuple[Memory, bool] | None:
+    kind, facts = _object(value)
+    if not kind.startswith("memory-backend-") or "id" not in facts:
+        return None
+    size = parse_size(facts.get("size", "0"), "B")
+    if kind in _MAKEABLE:
+        return Memory(facts["id"], size, None), True
+    path = facts.get("mem-path", "")
+    shared = kind == "memory-backend-file" and facts.get("share", "").lower() in (*_SHARED, "true")
+    return Memory(facts["id"], size, path), shared and Path(path).is_file() and Path(path).stat().st_size >= size
+
+
+# The guest's RAM, the user's own backend or one to be made; then the other backends that can be looked at, and the
+# names of those that cannot.
+def _find_memories(words: list[str]) -> tuple[Memory, list[Memory], tuple[str, ...]]:
     options = [option for value in _values(words, "-machine", "-M") for option in value.split(",")]
-    backend = next((option.partition("=")[2] for option in options if option.startswith("memory-backend=")), None)
-    if backend is None:
-        return RAM_ID, f"{work}/ram", _ram_size(words), True
+    ram_id = next((option.partition("=")[2] for option in options if option.startswith("memory-backend=")), None)
+    known: list[Memory] = []
+    unknown: list[Memory] = []
     for value in _values(words, "-object"):
-        kind, *pairs = value.split(",")
-        facts = dict(pair.partition("=")[::2] for pair in pairs)
-        if facts.get("id") == backend and kind == "memory-backend-file" and facts.get("share") in ("on", "yes", "true"):
-            path = facts.get("mem-path", "")
-            if Path(path).is_file():
-                return backend, path, parse_size(facts.get("size", "0"), "B"), False
-    raise RecorderError(
-        f"the memory backend {backend!r} cannot be recorded: it must be a memory-backend-file with share=on whose "
-        "mem-path exists; or leave memory-backend= out and one is made"
-    )
+        found = _backend(value)
+        if found is not None:
+            (known if found[1] else unknown).append(found[0])
+    if ram_id is None:
+        return Memory(RAM_ID, _ram_size(words), None), known, tuple(memory.name for memory in unknown)
+    ram = next((memory for memory in known if memory.name == ram_id), None)
+    if ram is None:
+        raise RecorderError(
+            f"the memory backend {ram_id!r} cannot be recorded: it must be a memory-backend-ram or -memfd, or a "
+            "memory-backend-file with share=on whose mem-path exists; or leave memory-backend= out and one is made"
+        )
+    return ram, [memory for memory in known if memory is not ram], tuple(memory.name for memory in unknown)
+
+
+# Make the backends that have their memory from QEMU shared files; return what they are now.
+def _share_backends(words: list[str], paths: dict[str, str]) -> list[str]:
+    changed = []
+    for at in range(len(words) - 1):
+        if words[at] not in ("-object", "--object"):
+            continue
+        kind, facts = _object(words[at + 1])
+        if kind not in _MAKEABLE or facts.get("id") not in paths:
+            continue
+        pairs = {name: what for name, what in facts.items() if name not in _DROPPED}
+        pairs |= {"mem-path": paths[facts["id"]], "share": "on"}
+        words[at + 1] = ",".join(
+            ["memory-backend-file", *(f"{name}={quote_value(what)}" for name, what in pairs.items())]
+        )
+        changed += words[at : at + 2]
+    return changed
 
 
 def _ram_size(words: list[str]) -> int:

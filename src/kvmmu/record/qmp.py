@@ -21,16 +21,15 @@ _KINDS = {"ram": "ram", "nv-ram": "ram", "rom": "rom", "romd": "rom"}
 
 
 class Qmp:
-    """A connection to QEMU's monitor socket; ``events`` holds the events that came so far."""
+    """A connection to QEMU's monitor over ``connection``; ``events`` holds the events that came so far."""
 
     __slots__ = ("events", "lines", "socket")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         self.events: list[dict[str, Any]] = []
-        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket = connection
         self.socket.settimeout(60)
         try:
-            self.socket.connect(path)
             self.lines = self.socket.makefile("rwb", buffering=0)
             self._receive()
             self.ask("qmp_capabilities")
@@ -40,7 +39,10 @@ class Qmp:
 
     def ask(self, command: str, **arguments: Any) -> Any:
         """The answer to ``command``; raises :class:`RecorderError` when QEMU refuses or is gone."""
-        self.lines.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        try:
+            self.lines.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        except OSError as error:
+            raise RecorderError(f"QEMU closed its monitor: {error.strerror or error}") from error
         while True:
             message = self._receive()
             if "return" in message:
@@ -69,7 +71,10 @@ class Qmp:
         return None
 
     def _receive(self) -> dict[str, Any]:
-        line = self.lines.readline()
+        try:
+            line = self.lines.readline()
+        except OSError as error:
+            raise RecorderError(f"QEMU does not answer on its monitor: {error}") from error
         if not line:
             raise RecorderError("QEMU closed its monitor")
         message: dict[str, Any] = json.loads(line)
@@ -81,6 +86,13 @@ class Qmp:
 def memory_map(qmp: Qmp, ram_id: str) -> tuple[Region, ...]:
     """The guest physical memory map as QEMU has it now; the backend ``ram_id`` is called ``ram``."""
     return parse_memory_tree(qmp.ask("human-monitor-command", **{"command-line": "info mtree -f"}), ram_id)
+
+
+def hotplug_end(qmp: Qmp) -> int:
+    """Where the addresses end at which memory can be plugged in; 0: QEMU shows no such range."""
+    text = qmp.ask("human-monitor-command", **{"command-line": "info mtree"})
+    ends = re.findall(r"-([0-9a-f]{16}) \(prio -?\d+, i/o\): device-memory", text)
+    return max((int(end, 16) + 1 for end in ends), default=0)
 
 
 def parse_memory_tree(text: str, ram_id: str) -> tuple[Region, ...]:

@@ -4,7 +4,7 @@ cimport cython
 from ..addr cimport u8, u32, u64, gva_t, gpa_t
 
 cdef int CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MMIO, K_PAGE, K_REGS, K_STORE, MAP_IO, MAP_RAM
-cdef int W_INIT
+cdef int STATE_SMM, W_INIT
 cdef u64 CACHE_MIX, U32, U64
 
 cdef u64 _MAP_FRAMES
@@ -26,6 +26,7 @@ cdef class Reader:
     cdef readonly u64 position      # records delivered so far
     cdef readonly int kind          # 0: none
     cdef readonly int cpu
+    cdef readonly bint smm          # made in system management mode: another view of memory, tables of its own
     cdef readonly u32 access        # ACCESS, STORE, MMIO
     cdef readonly gva_t gva         # ACCESS, STORE, MMIO, INVLPG, INVPCID
     cdef readonly gpa_t gpa         # ACCESS, STORE, MMIO, PAGE, MAP

@@ -34,6 +34,7 @@ from .format import (
     MAP_NAMES,
     MAP_RAM,
     MAP_ROM,
+    STATE_SMM,
     W_INIT,
     Header,
     Trailer,
@@ -106,6 +107,7 @@ class Reader:
         "raw",
         "regs",
         "size",
+        "smm",
         "state_access",
         "state_cpu",
         "table_frames",
@@ -140,6 +142,7 @@ class Reader:
         self.position = 0
         self.kind = 0
         self.cpu = self.state_cpu = 0
+        self.smm = False
         self.access = self.state_access = 0
         self.gva = self.gpa = self.value = self.size = 0
         self.cr0 = self.cr3 = self.cr4 = self.efer = self.pkru = self.what = 0
@@ -237,6 +240,7 @@ class Reader:
         self.last_page = self.last_frame = 0
         self.state_cpu = 0
         self.state_access = 0
+        self.smm = False
         for index in range(len(self.regs)):
             self.regs[index] = 0
         for index in range(CACHE_SLOTS):
@@ -267,7 +271,8 @@ class Reader:
             if byte < 128:
                 break
             shift += 7
-        self.state_cpu = state >> 2
+        self.smm = state & STATE_SMM != 0
+        self.state_cpu = (state & ~STATE_SMM) >> 2
         self.state_access = (state & 3) << 8
         if self.state_cpu >= self.cpus:
             self._contradict(f"a record of CPU {self.state_cpu}, the header has {self.cpus}")
@@ -342,7 +347,9 @@ class Reader:
             value = ((value << 8) & U64) | self.raw[self.content + index]
         self.value = value
         frame = self.gpa >> 12
-        if kind == K_MMIO:
+        if self.smm:
+            pass  # another view of memory
+        elif kind == K_MMIO:
             if frame < self.map_frames and self.meaning[frame] == MAP_RAM:
                 self._contradict(f"MMIO at gpa {self.gpa:#x}, which the memory map says is RAM")
         elif frame >= self.table_frames or self.tables[frame] == 0:
@@ -351,7 +358,7 @@ class Reader:
     # Refuse an access to a frame that is not memory.
     def _check_memory(self, frame: int) -> None:
         word = self.meaning[frame] if frame < self.map_frames else self.far.get(frame, 0)
-        if word == 0:
+        if word == 0 and not self.smm:
             self._contradict(f"an access to gpa {self.gpa:#x}, which the memory map says is not memory")
 
     # Read the registers that changed; the others are the CPU's last ones in this block.
@@ -385,9 +392,10 @@ class Reader:
         self.content_size = 4096
         self.at_content += 4096
         self._check(self.at_content <= self.end_content)
-        if frame >= self.table_frames or self.meaning[frame] == MAP_IO:
-            self._contradict(f"a table page at gpa {self.gpa:#x}, which the memory map says is not memory")
-        self.tables[frame] = 1
+        if not self.smm:
+            if frame >= self.table_frames or self.meaning[frame] == MAP_IO:
+                self._contradict(f"a table page at gpa {self.gpa:#x}, which the memory map says is not memory")
+            self.tables[frame] = 1
 
     # Read a change of the memory map and make it.
     def _read_map(self) -> None:
@@ -410,6 +418,8 @@ class Reader:
             )
         self.map_size = (count << 12) & U64
         self.size = 0
+        if self.smm:
+            count = 0
         for index in range(count):
             if frame + index < self.map_frames:
                 self.meaning[frame + index] = self.map_kind
@@ -426,7 +436,7 @@ class Reader:
 
     def __repr__(self) -> str:
         name = KIND_NAMES[self.kind]
-        text = f"<{name} cpu {self.cpu} at {self.position}"
+        text = f"<{name} cpu {self.cpu} at {self.position}{' in SMM' if self.smm else ''}"
         if self.kind in (K_ACCESS, K_STORE, K_MMIO):
             text += f" gva {self.gva:#x} gpa {self.gpa:#x} access {self.access:#x}"
         if self.kind in (K_STORE, K_MMIO):

@@ -32,15 +32,21 @@ from ..world import World, nr_frames_for
 _PAGE_ACCESSED_DIRTY = int.from_bytes((PT_ACCESSED | PT_DIRTY).to_bytes(4, "little") * (PAGE_SIZE // 4), "little")
 
 
+# Bits 1, 2 and 5 to 8 of a PDPTE are reserved on every CPU; QEMU sets A (bit 5) there, and looks at none of them.
+_PDPTE_RESERVED = 0x1E6
+
+
 def clean_pdptes(machine: GuestMachine | BareMachine, cr0: int, cr3: int, cr4: int, efer: int) -> None:
-    """Clear A in the four PDPTEs of a guest in PAE mode: QEMU sets it there, where every CPU has a reserved bit."""
+    """Clear the reserved low bits of the four PDPTEs of a guest in PAE mode, where QEMU lets them pass: A, which it
+    sets itself, and what the guest has put there (a 64-bit kernel's entries on a CPU without long mode).
+    """
     if not cr0 & CR0_PG or not cr4 & CR4_PAE or efer & EFER_LMA:
         return
     table = machine.hpa_of(cr3 & 0xFFFF_FFE0)
     for place in range(table, table + 32, 8):
         entry = machine.memory.read_once(Hpa(place))
-        if entry & PT_ACCESSED:
-            machine.memory.write_once(Hpa(place), entry & ~PT_ACCESSED)
+        if entry & _PDPTE_RESERVED:
+            machine.memory.write_once(Hpa(place), entry & ~_PDPTE_RESERVED)
 
 
 def build_machine(header: Header, params: Params | None) -> GuestMachine | BareMachine:
@@ -53,7 +59,7 @@ class BareMachine:
 
     def __init__(self, header: Header) -> None:
         # ROM just below 4 GiB holds no tables: it need not be there.
-        top = max(region.gpa + region.size for region in header.memory if region.kind == "ram")
+        top = max(header.memory_end, *(region.gpa + region.size for region in header.memory if region.kind == "ram"), 0)
         self.memory = PhysicalMemory(top // PAGE_SIZE)
         cpu_params = CpuModel(maxphyaddr=header.maxphyaddr, has_gbpages=header.has("pdpe1gb"))
         self.cpus = [Cpu(number, self.memory, cpu_params) for number in range(header.cpus)]
@@ -98,6 +104,8 @@ class GuestMachine:
         sizes: dict[str, int] = {}
         for region in header.memory:
             sizes[region.memory] = max(sizes.get(region.memory, 0), region.offset + region.size)
+        for name, size in header.backends.items():
+            sizes[name] = max(sizes.get(name, 0), size)
         self.world = World(params, nr_frames_for(sum(sizes.values())))
         self.memory = self.world.memory
         self.vm = self.world.vm

@@ -35,6 +35,7 @@ cdef class Player:
     cdef readonly u64 stores
     cdef readonly u64 mismatches
     cdef readonly u64 emulated_stores
+    cdef readonly u64 smm_records   # left out: made in system management mode, which the model does not have
     cdef public u64 break_cause     # CAUSE_* to stop at; 0: none
     cdef public bint stop_at_mismatch
     cdef public object on_record    # called with the position before each record is played, or None

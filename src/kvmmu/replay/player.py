@@ -64,6 +64,7 @@ class Player:
         "on_record",
         "problem",
         "reader",
+        "smm_records",
         "stop_at_mismatch",
         "stores",
         "vcpus",
@@ -84,6 +85,7 @@ class Player:
         self.stores = 0
         self.mismatches = 0
         self.emulated_stores = 0
+        self.smm_records = 0
         self.break_cause = 0
         self.stop_at_mismatch = True
         self.on_record: Any = None
@@ -105,6 +107,9 @@ class Player:
             if self.on_record is not None:
                 self.on_record(self.reader.position - 1)
             self.counts[kind] += 1
+            if self.reader.smm:
+                self.smm_records += 1
+                continue
             self.problem = ""
             self.play_record(kind)
             if self.problem and self.stop_at_mismatch:
@@ -119,6 +124,8 @@ class Player:
             kind = self.reader.next()
             if kind == 0:
                 return STOP_END
+            if self.reader.smm:
+                continue
             if kind == K_PAGE or kind == K_STORE:
                 self.store_record(self.machine.hpa_of(self.reader.gpa))
             elif kind == K_REGS:

@@ -59,7 +59,10 @@ class ShadowPages:
 
 @dataclass(slots=True)
 class Result:
-    """Totals of one replay. ``stopped``: why it ended ("end", "limit", "break", "interrupted")."""
+    """Totals of one replay. ``stopped``: why it ended ("end", "limit", "break", "interrupted"); ``left_out``: accesses
+    that the recorder left out, by reason, and ``seen``, of how many; ``smm_records``: records that the replay left out
+    because they were made in system management mode.
+    """
 
     recording: str
     mmu: str
@@ -72,6 +75,10 @@ class Result:
     stores: int = 0
     emulated_stores: int = 0
     mismatches: int = 0
+    seen: int = 0
+    warning: str | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+    smm_records: int = 0
     audits: int = 0
     seconds: float = 0.0
     peak_rss_bytes: int = 0
