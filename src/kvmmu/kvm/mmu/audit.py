@@ -251,7 +251,7 @@ class _Auditor:
             self.bad("I7", f"{_name(sp)} is in hash bucket {bucket}, its gfn belongs to {wanted}")
         if sp.hash_prev is not previous:
             self.bad("I7", f"hash_prev of {_name(sp)} does not lead to its predecessor in bucket {bucket}")
-        if self.vm.frames.private[sp.spt >> 12] is not sp:
+        if self.vm.frames.owner(Pfn(sp.spt >> 12)) is not sp:
             self.bad("I7", f"the frame of {_name(sp)} does not know it")
 
     def check_active_list(self) -> None:
@@ -591,11 +591,9 @@ class _Auditor:
             refs = frames.nr_refs(Pfn(hpa >> 12))
             if refs != 1:
                 self.bad("frames", f"the {kind} at {hpa:#x} has {refs} references, it needs 1")
-        known = len(frames.private) - frames.private.count(None)
-        if known != len(self.sps):
-            pages = sum(isinstance(owner, ShadowPage) for owner in frames.private)
-            if pages != len(self.sps):
-                self.bad("frames", f"{pages} frames belong to shadow pages, {len(self.sps)} pages exist")
+        pages = sum(isinstance(owner, ShadowPage) for owner in frames.all_owners())
+        if pages != len(self.sps):
+            self.bad("frames", f"{pages} frames belong to shadow pages, {len(self.sps)} pages exist")
         self.check_descs()
 
     def check_descs(self) -> None:

@@ -86,7 +86,7 @@ def clear_track_bits(vm: Vm, sptep: Hpa) -> int:
         vm.memory.write_once(sptep, SHADOW_NONPRESENT_VALUE)
     if not is_shadow_present(old):
         return old
-    sp = vm.frames.private[sptep >> 12]
+    sp = vm.frames.owner(sptep >> 12)  # type: ignore[arg-type]
     count_pages(vm, role_level(sp.role), -1)
     if is_accessed(fmt, old):
         vm.frames.mark_accessed(spte_to_pfn(old))
