@@ -200,7 +200,7 @@ def test_a_block_that_unpacks_to_something_else_is_corrupted(tmp_path: Path) -> 
         ({"memory": [{"gpa": 0, "size": 4096, "kind": "rom"}]}, "none of its memory regions is RAM"),
         ({"memory": [{"gpa": "0", "size": 4096, "kind": "ram"}]}, "gpa of a memory region is '0'"),
         ({"memory": [{"gpa": 0, "size": 4096, "kind": "ram", "memory": ["ram"]}]}, "must be a name"),
-        ({"memory": [{"gpa": 0, "size": 4096, "kind": "ram", "offset": 1 << 60}]}, "more than 0x40000000000 bytes"),
+        ({"memory": [{"gpa": 0, "size": 4096, "kind": "ram", "offset": 1 << 60}]}, "more than 0xc000000000 bytes"),
         ({"memory": [{"gpa": n << 12, "size": 4096, "kind": "ram", "memory": str(n)} for n in range(256)]}, "256 back"),
         ({"cpus": 1025}, "cpus is 1025, must be 1 to 1024"),
         ({"cpus": True}, "cpus is True"),

@@ -159,7 +159,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _complain(_one_line(error), status_of(error))
     except Exception as error:  # noqa: BLE001 - the last resort: every end of a command has a status of the table
         return _unexpected(error)
-    return int(result) if isinstance(result, int) else Status.OK
+    if isinstance(result, Status) or not isinstance(result, int):
+        return result or Status.OK
+    # What Typer makes of an interruption, without a word.
+    return _complain("interrupted", Status.INTERRUPTED) if result == Status.INTERRUPTED else result
 
 
 def _unexpected(error: Exception) -> int:

@@ -118,8 +118,12 @@ MAX_REGIONS = 1024
 MAX_RANGES = 1024
 #: Physical address bits that a CPU can have.
 MAX_PHYSICAL_BITS = 52
-#: Bytes of all backing memories together: 4 TiB.
-MAX_MEMORY = 1 << 42
+#: One more than the highest guest frame.
+END_FRAME = 1 << (MAX_PHYSICAL_BITS - 12)
+#: Bytes of all backing memories together: 768 GiB.
+MAX_MEMORY = 3 << 38
+#: The same in pages.
+MAX_MEMORY_FRAMES = MAX_MEMORY >> 12
 
 
 @dataclass(frozen=True, slots=True)

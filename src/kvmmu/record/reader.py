@@ -23,6 +23,7 @@ from .format import (
     CACHE_SHIFT,
     CACHE_SLOTS,
     COLUMN_LENGTHS,
+    END_FRAME,
     K_ACCESS,
     K_INVLPG,
     K_INVPCID,
@@ -35,7 +36,7 @@ from .format import (
     MAP_NAMES,
     MAP_RAM,
     MAP_ROM,
-    MAX_MEMORY,
+    MAX_MEMORY_FRAMES,
     MAX_PHYSICAL_BITS,
     MAX_RANGES,
     MEMORY_UNKNOWN,
@@ -44,9 +45,6 @@ from .format import (
     Trailer,
 )
 
-# One more than the highest frame of any machine.
-_END_FRAME = 1 << (MAX_PHYSICAL_BITS - 12)
-_MEMORY_FRAMES = MAX_MEMORY >> 12
 _NUMBERS = 5
 # Table pages that a store finds without a look into the set of all of them, by the low bits of their frame.
 _SEEN_SLOTS = 4096
@@ -321,7 +319,7 @@ class Reader:
         frame = (self.last_frame + (half ^ U64 if value & 1 else half)) & U64
         self.last_frame = frame
         self._check(self.at_frame <= self.end_frame)
-        if frame >= _END_FRAME:
+        if frame >= END_FRAME:
             self._contradict(f"frame {frame:#x}, no CPU has more than {MAX_PHYSICAL_BITS} physical address bits")
         return frame
 
@@ -460,14 +458,14 @@ class Reader:
         if (
             self.map_kind > 2
             or count == 0
-            or count > _END_FRAME
-            or frame + count > _END_FRAME
+            or count > END_FRAME
+            or frame + count > END_FRAME
             or (self.map_memory >= self.memories and self.map_memory != MEMORY_UNKNOWN)
         ):
             self._contradict(
                 f"{count} pages at gpa {self.gpa:#x} become kind {self.map_kind} of memory {self.map_memory}"
             )
-        if self.map_memory != MEMORY_UNKNOWN and (page > _MEMORY_FRAMES or page + count > _MEMORY_FRAMES):
+        if self.map_memory != MEMORY_UNKNOWN and (page > MAX_MEMORY_FRAMES or page + count > MAX_MEMORY_FRAMES):
             self._contradict(f"{count} pages at gpa {self.gpa:#x} become page {page} of a memory, which ends before")
         self.map_size = (count << 12) & U64
         self.size = 0
