@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from kvmmu.errors import RecorderError, RecordingError
+from kvmmu.errors import ConfigError, RecorderError, RecordingError
 from kvmmu.record import format as f
 from kvmmu.record.blocks import BlockFile
 from kvmmu.record.encoder import Encoder, Registers
@@ -414,7 +414,7 @@ def test_columns_longer_than_their_block_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("first", "until"), [(5, 5), (7, 3), (0, 13), (12, None)])
 def test_a_piece_that_is_not_there(tmp_path: Path, first: int, until: int | None) -> None:
     path = write(tmp_path / "x.kmr")
-    with pytest.raises(RecordingError, match="has the records 0 to 12: cannot cut"):
+    with pytest.raises(ConfigError, match="has the records 0 to 11: cannot cut"):
         cut(str(path), str(tmp_path / "piece.kmr"), first, until)
 
 
@@ -506,6 +506,56 @@ def header_fields(header: f.Header) -> dict[str, Any]:
 def test_a_piece_never_overwrites_its_recording(tmp_path: Path) -> None:
     path = write(tmp_path / "whole.kmr")
     before = path.read_bytes()
-    with pytest.raises(RecordingError, match="is the recording itself"):
+    with pytest.raises(ConfigError, match="is the recording itself"):
         cut(str(path), str(path), 0, 5)
     assert path.read_bytes() == before
+
+
+def test_a_piece_that_cannot_be_written_is_an_option(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.kmr")
+    with pytest.raises(ConfigError, match="--output .*No such file"):
+        cut(str(path), str(tmp_path / "no" / "piece.kmr"))
+    with pytest.raises(ConfigError, match="is a directory"):
+        cut(str(path), str(tmp_path))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RecordingError])
+def test_a_cut_that_ends_early_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "x.kmr"
+    with Writer(str(path), HEADER) as writer:
+        for page in range(50_000):
+            writer.encoder.access(0, 0, page << 12, 0x1000)
+    (tmp_path / "old.kmr").write_bytes(b"old")
+
+    def stop(position: int, end: int) -> None:
+        assert (position, end) == (20_000, 50_000)
+        raise error
+
+    for name in ("new.kmr", "old.kmr"):
+        with pytest.raises(error):
+            cut(str(path), str(tmp_path / name), 5, None, 1, stop)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["old.kmr", "x.kmr"]
+    assert (tmp_path / "old.kmr").read_bytes() == b"old"
+
+
+def test_an_empty_recording_cannot_be_cut(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match="has no records"):
+        cut(str(write(tmp_path / "x.kmr", blocks=0)), str(tmp_path / "piece.kmr"))
+
+
+def test_a_piece_keeps_what_two_addresses_show(tmp_path: Path) -> None:
+    path = tmp_path / "x.kmr"
+    with Writer(str(path), HEADER) as writer:
+        encoder = writer.encoder
+        encoder.remap(0, 0xA0_0000, 0x1000, f.MAP_RAM, (0, 0x5000))
+        encoder.snapshot(0, 0x5000, bytes(4096))
+        encoder.snapshot(0, 0xA0_0000, bytes(4096))
+        encoder.store(0, 2, 0, 0xA0_0008, b"alias")
+        encoder.access(0, 0, 0, 0)
+    cut(str(path), str(tmp_path / "piece.kmr"), 4)
+    pages = {}
+    with Reader(str(tmp_path / "piece.kmr")) as reader:
+        while kind := reader.next():
+            if kind == f.K_PAGE:
+                pages[reader.gpa] = reader.payload()[8:13]
+    assert pages == {0x5000: b"alias", 0xA0_0000: b"alias"}
