@@ -227,6 +227,7 @@ def test_help_names_no_types_and_fills_its_lines(
     monkeypatch.setenv("COLUMNS", str(width))
     assert cli.main([*name.split(), "--help"]) == Status.OK
     lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in lines if not line[:3].strip().isdigit()]  # the table of statuses stays as it is
     assert max(map(len, lines)) <= width
     assert [line for line in lines if "<" in line or "[[" in line or "{" in line] == []
     # Inside a paragraph, a line ends where the next word would not fit.
@@ -262,7 +263,7 @@ def test_output_that_nobody_gets_is_no_mismatch() -> None:
     assert shell("kvmmu params >&-").returncode == Status.NO_READER
     done = shell("kvmmu params > /dev/full")
     assert done.returncode == Status.RECORDER
-    assert done.stderr == "kvmmu: cannot write to standard output: No space left on device\n"
+    assert done.stderr == "kvmmu: cannot write: No space left on device\n"
     assert shell("kvmmu dump linux-6.12-smp2 | head -1; exit ${PIPESTATUS[0]}").returncode == Status.NO_READER
     assert shell("kvmmu info nothing 2>&-").returncode == Status.INPUT
 

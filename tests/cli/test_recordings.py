@@ -194,7 +194,7 @@ def test_dump_knows_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str
         encoder.remap(0, 0xA0000, 0x20000, f.MAP_IO, (255, 0))
     assert main(["dump", str(path)]) == Status.OK
     assert capsys.readouterr().out.splitlines() == [
-        "0 page cpu 0 gpa 0x2000 words 1 crc 0xb33bc6ac",
+        "0 page cpu 0 gpa 0x2000 words 1 crc 0x9dc4a93d",
         "1 store cpu 0 supervisor write ac gva 0x2008 gpa 0x2008 size 8 data 3132333435363738",
         "2 mmio cpu 0 implicit supervisor read gva 0xf000 gpa 0xf0000000 size 1 data ff",
         "3 access cpu 0 user fetch gva 0x3000 gpa 0x3000",

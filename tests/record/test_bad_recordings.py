@@ -513,7 +513,7 @@ def test_a_piece_never_overwrites_its_recording(tmp_path: Path) -> None:
 
 def test_a_piece_that_cannot_be_written_is_an_option(tmp_path: Path) -> None:
     path = write(tmp_path / "x.kmr")
-    with pytest.raises(ConfigError, match="--output .*No such file"):
+    with pytest.raises(ConfigError, match=r"--output .*No such file"):
         cut(str(path), str(tmp_path / "no" / "piece.kmr"))
     with pytest.raises(ConfigError, match="is a directory"):
         cut(str(path), str(tmp_path))
@@ -550,7 +550,7 @@ def test_a_piece_keeps_what_two_addresses_show(tmp_path: Path) -> None:
         encoder.remap(0, 0xA0_0000, 0x1000, f.MAP_RAM, (0, 0x5000))
         encoder.snapshot(0, 0x5000, bytes(4096))
         encoder.snapshot(0, 0xA0_0000, bytes(4096))
-        encoder.store(0, 2, 0, 0xA0_0008, b"alias")
+        encoder.store(0, 2, 8, 0xA0_0008, b"alias")
         encoder.access(0, 0, 0, 0)
     cut(str(path), str(tmp_path / "piece.kmr"), 4)
     pages = {}

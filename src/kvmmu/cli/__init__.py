@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         status = Status.NO_READER
     except OSError as error:
-        status = _complain(f"cannot write to standard output: {_one_line(error)}", status_of(error))
+        status = _complain(_one_line(error), status_of(error))
         _drop_output()
     if status == Status.NO_READER:
         _drop_output()
@@ -184,7 +184,10 @@ def _unexpected(error: Exception) -> int:
 
 def _one_line(error: KvmmuError | OSError) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if error.filename:
+            return f"{error.filename}: {error.strerror}"
+        # What has no name is standard output; the ioctls' refusals say all by themselves.
+        return error.strerror if isinstance(error, KvmmuError) else f"cannot write: {error.strerror}"
     return " ".join(str(error).split())
 
 
