@@ -257,16 +257,16 @@ class Backing:
         found = []
         end = offset + size
         while offset < end:
-            start, stop, hva = self._extent(offset)
+            start, stop, hva = self._extent(offset, end)
             found.append((hva + offset - start, min(stop, end) - offset))
             offset = stop
         return found
 
-    # The extent that holds offset, made if need be: its block, as far as no other extent has it.
-    def _extent(self, offset: int) -> tuple[int, int, int]:
+    # The extent that holds offset, made if need be: whole blocks up to end, as far as no other extent has them.
+    def _extent(self, offset: int, end: int) -> tuple[int, int, int]:
         index = bisect_right(self.extents, offset, key=itemgetter(0))
         start = offset & ~(_BLOCK - 1)
-        stop = start + _BLOCK
+        stop = -(-end // _BLOCK) * _BLOCK
         if index:
             before = self.extents[index - 1]
             if offset < before[1]:
@@ -274,6 +274,6 @@ class Backing:
             start = max(start, before[1])
         if index < len(self.extents):
             stop = min(stop, self.extents[index][0])
-        extent = (start, stop, self.world.mm.mmap(stop - start, "shared", 1, False))
+        extent = (start, stop, self.world.mm.mmap(stop - start, "shared", 1, False, _BLOCK))
         self.extents.insert(index, extent)
         return extent
