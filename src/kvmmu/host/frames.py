@@ -47,6 +47,18 @@ def zeroed_array(typecode: str, count: int) -> memoryview:
     return memoryview(area).cast(typecode)  # type: ignore[call-overload, no-any-return]
 
 
+def nonzero_words(array: memoryview) -> list[tuple[int, int]]:
+    """Index and value of each word of ``array`` that is not zero; what was never written costs next to nothing."""
+    words = _SMALL_ARRAY // array.itemsize
+    zeros = bytes(_SMALL_ARRAY)
+    found = []
+    for start in range(0, len(array), words):
+        part = array[start : start + words]
+        if part.tobytes() != zeros[: part.nbytes]:
+            found += [(start + i, word) for i, word in enumerate(part) if word]
+    return found
+
+
 class FrameAllocator:
     """Hands out the frames of ``memory`` and counts their users.
 

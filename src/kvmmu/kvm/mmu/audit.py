@@ -122,6 +122,19 @@ def mmu_rmaps_stat(vm: Vm) -> str:
     return "".join(lines)
 
 
+# The same of every rmap that is not empty; a slot may be large and hardly used.
+def _used_rmap_heads(slot: Memslot) -> Iterator[tuple[int, int, int]]:
+    if slot.rmap_array is None:
+        return
+    start = 0
+    for level in (2, 3, 1):
+        count = slot.nr_lpages(level)
+        first = slot.base_gfn >> (9 * (level - 1))
+        for i, head in nonzero_words(slot.rmap_array[start : start + count]):
+            yield level, (first + i) << (9 * (level - 1)), head
+        start += count
+
+
 # (level, first gfn, head word) of every rmap of a slot.
 def _rmap_heads(slot: Memslot) -> Iterator[tuple[int, int, int]]:
     if slot.rmap_array is None:
@@ -432,9 +445,8 @@ class _Auditor:
     def check_rmaps(self) -> None:
         for as_id, slots in enumerate(self.vm.memslots):
             for slot in slots.slots:
-                for level, gfn, head in _rmap_heads(slot):
-                    if head:
-                        self.check_rmap(head, gfn, level, as_id)
+                for level, gfn, head in _used_rmap_heads(slot):
+                    self.check_rmap(head, gfn, level, as_id)
         for sptep, (gfn, level, as_id) in self.leaves.items():
             count = self.rmap_seen[sptep]
             if count != 1:
@@ -613,9 +625,7 @@ class _Auditor:
 
 # (index, value) of the elements that are not 0.
 def _nonzero(array: memoryview | None) -> list[tuple[int, int]]:
-    if array is None or not any(array):
-        return []
-    return [(i, value) for i, value in enumerate(array) if value]
+    return [] if array is None else nonzero_words(array)
 
 
 # disallow_lpage of a fresh slot: blocks that stick out of it, and all when gfn and hva differ within a block.
