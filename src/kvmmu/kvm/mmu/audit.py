@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ...addr import Hpa, Pfn
 from ...errors import KvmBug
+from ...host.frames import nonzero_words
 from ...page_types import INVALID_PAGE, U64
 from .bits import (
     ACC_WRITE,
