@@ -17,7 +17,7 @@ XDIST   := -n 2 --dist loadgroup
 PYTEST  := $(REQUIRE) $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-pure lint bench explore record-smoke guests clean
+.PHONY: help build run test test-pure lint bench explore fuzz record-smoke guests clean
 
 help:   ## print this list
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
@@ -46,6 +46,9 @@ bench: $(BUILT) ## measure what README claims
 
 explore: $(BUILT) ## the enumerations and long state machines that are not in make test
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -m deep $(ARGS)
+
+fuzz: $(BUILT) ## 20,000 wrong recordings through every command (KVMMU_MUTANTS=N for another number)
+	$(PYTEST) -m deep tests/record/test_mutants.py $(ARGS)
 
 record-smoke: $(BUILT) ## record a tiny guest with QEMU >= 10, and replay it
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/record_smoke.sh

@@ -7,6 +7,9 @@ that ``import kvmmu`` and the commands that need no machine stay fast.
 
 from __future__ import annotations
 
+from . import _early  # noqa: F401 (first: from here on the program can be interrupted)
+
+# isort: split
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 import house
 import kvmmu
 from kvmmu import cli
+from kvmmu.cli import output
 from kvmmu.cli.status import MEANINGS, Status, status_of
 from kvmmu.errors import (
     ConfigError,
@@ -195,3 +199,137 @@ def test_params_as_json_has_a_version_and_every_parameter(capsys: pytest.Capture
     assert rows["mmio_caching"]["kernel"] == "kvm.mmio_caching"
     assert rows["mmio_caching"]["default"] is True
     assert rows["host_levels"]["kernel"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["decode", "bogus", "1"], "Invalid value for 'kind': 'bogus' is not one of"),
+        (["run", "--from", "-1"], "'--from': must be greater than or equal to 0"),
+        (["run", "--from", "x"], "'--from': must be a whole number"),
+    ],
+)
+def test_usage_errors_speak_of_what_was_typed(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert cli.main(arguments) == Status.USAGE
+    said = capsys.readouterr().err
+    assert words in said
+    assert "Value error" not in said
+    assert "Input should" not in said
+
+
+@pytest.mark.parametrize("name", ["", *cli.COMMANDS])
+@pytest.mark.parametrize("width", [60, 80, 132])
+def test_help_names_no_types_and_fills_its_lines(
+    name: str, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert cli.main([*name.split(), "--help"]) == Status.OK
+    lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in lines if not line[:3].strip().isdigit()]  # the table of statuses stays as it is
+    assert max(map(len, lines)) <= width
+    assert [line for line in lines if "<" in line or "[[" in line or "{" in line] == []
+    # Inside a paragraph, a line ends where the next word would not fit.
+    for line, after in itertools.pairwise(lines):
+        if line and after and not line.startswith((" ", "Usage")) and not line.endswith(":") and after[0] != " ":
+            assert len(line) + 1 + len(after.split()[0]) > min(width, 100)
+
+
+def test_no_color_leaves_only_text(tmp_path: pathlib.Path) -> None:
+    colours = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    for arguments in (["--help"], ["run", "--help"], ["params"], ["run", "--until", "2000", "linux-6.12-boot"]):
+        assert "\x1b" in run_program(*arguments, **colours, NO_COLOR="").stdout
+        assert "\x1b" not in run_program(*arguments, **colours, NO_COLOR="1").stdout
+
+
+def test_no_color_and_dumb_terminals_get_no_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    for name, value, shown in (("NO_COLOR", "1", False), ("TERM", "dumb", False), ("TERM", "xterm", True)):
+        with monkeypatch.context() as context:
+            context.delenv("NO_COLOR", raising=False)
+            context.setenv(name, value)
+            assert output.shows_progress() == shown
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    paths = {"PYTHONPATH": str(pathlib.Path(kvmmu.__file__).parent.parent)}
+    text = command.replace("kvmmu", f"{sys.executable} -m kvmmu")
+    return subprocess.run(["bash", "-c", text], capture_output=True, text=True, env=os.environ | paths, check=False)
+
+
+def test_output_that_nobody_gets_is_no_mismatch() -> None:
+    assert shell("kvmmu run --until 2000 >&-").returncode == Status.NO_READER
+    assert shell("kvmmu params >&-").returncode == Status.NO_READER
+    done = shell("kvmmu params > /dev/full")
+    assert done.returncode == Status.RECORDER
+    assert done.stderr == "kvmmu: cannot write: No space left on device\n"
+    assert shell("kvmmu dump linux-6.12-smp2 | head -1; exit ${PIPESTATUS[0]}").returncode == Status.NO_READER
+    assert shell("kvmmu info nothing 2>&-").returncode == Status.INPUT
+
+
+@pytest.mark.parametrize("arguments", [["info", "linux-6.12-boot"], ["dump", "linux-6.12-boot"], ["params"]])
+def test_an_interruption_is_one_line_whenever_it_comes(arguments: list[str]) -> None:
+    # From the moment on at which the package begins to be imported: before that, the interpreter is alone.
+    code = (
+        "import sys, os; sys.argv[0] = 'kvmmu'; print('go', flush=True); import kvmmu.cli; sys.exit(kvmmu.cli.main())"
+    )
+    for delay in (0.02, 0.05, 0.1, 0.2, 0.4):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(pathlib.Path(kvmmu.__file__).parent.parent)},
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate()
+        assert process.returncode in (Status.OK, Status.INTERRUPTED), said
+        if process.returncode == Status.INTERRUPTED:
+            assert said.startswith("kvmmu: interrupted")
+            assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "words"),
+    [
+        ("info", "kvmmu.record.reader.Reader.next", "interrupted after counting"),
+        ("dump", "kvmmu.record.describe.record_line", "interrupted at record 1 of 1649450"),
+        ("cut", "kvmmu.record.piece.copy_record", "p.kmr is not written"),
+        ("run", "kvmmu.replay.replay.build_machine", "interrupted before a record of"),
+        ("params", "kvmmu.cli.params.json_text", "interrupted"),
+    ],
+)
+def test_an_interrupted_command_says_how_far_it_came(
+    name: str,
+    place: str,
+    words: str,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if name == "info":
+        monkeypatch.setattr("kvmmu.record.piece.summarize", interrupt)
+    else:
+        monkeypatch.setattr(place, interrupt)
+    options = {"cut": ["-o", str(tmp_path / "p.kmr")], "params": ["--json"]}.get(name, [])
+    recording = [] if name == "params" else ["linux-6.12-boot"]
+    assert cli.main([name, *recording, *options]) == Status.INTERRUPTED
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["params"], ["recordings"], ["info", "linux-6.12-smp2"]])
+def test_json_has_one_shape(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*arguments, "--json"]) == Status.OK
+    said = json.loads(capsys.readouterr().out)
+    assert list(said)[:2] == ["version", "command"]
+    assert (said["version"], said["command"]) == (1, arguments[0])

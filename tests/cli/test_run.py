@@ -50,6 +50,7 @@ def test_json_has_its_keys(good: Path, capsys: pytest.CaptureFixture[str]) -> No
     keys = ["version", "accesses", "mismatches", "faults", "exits", "counters", "shadow_pages"]
     keys += ["seconds", "peak_rss_bytes", "build"]
     assert [key for key in keys if key not in result] == []
+    assert result["command"] == "run"
     assert (result["version"], result["accesses"], result["mismatches"]) == (1, 255, 0)
     assert sum(result["faults"].values()) == result["counters"]["pf_taken"]
 

@@ -79,15 +79,15 @@ def test_the_last_reference_to_a_reserved_frame_cannot_be_dropped() -> None:
     assert frames.nr_refs(frames.zero_pfn) == 1
 
 
-def test_flags_and_private_do_not_survive_the_frame() -> None:
+def test_flags_and_owner_do_not_survive_the_frame() -> None:
     frames = allocator()
     pfn = frames.alloc()
     frames.mark_dirty(pfn)
     frames.mark_accessed(pfn)
-    frames.private[pfn] = "owner"
+    frames.set_owner(pfn, "owner")
     assert frames.flags_of(pfn) == PG_DIRTY | PG_ACCESSED
     frames.put(pfn)
-    assert frames.private[pfn] is None
+    assert frames.owner(pfn) is None
     assert frames.alloc() == pfn
     assert frames.flags_of(pfn) == 0
 

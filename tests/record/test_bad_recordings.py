@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
-from kvmmu.errors import RecorderError, RecordingError
+from kvmmu.errors import ConfigError, RecorderError, RecordingError
 from kvmmu.record import format as f
 from kvmmu.record.blocks import BlockFile
 from kvmmu.record.encoder import Encoder, Registers
@@ -189,8 +193,24 @@ def test_a_block_that_unpacks_to_something_else_is_corrupted(tmp_path: Path) -> 
         ({"memory": [{"gpa": 0, "size": 4095, "kind": "ram"}]}, "4K pages"),
         ({"memory": [{"gpa": 0, "size": 4096, "kind": "io"}]}, "must be ram or rom"),
         ({"memory": [{"gpa": 0, "size": 8192, "kind": "ram"}, {"gpa": 4096, "size": 4096, "kind": "rom"}]}, "overlaps"),
-        ({"memory": [{"gpa": 1 << 40, "size": 4096, "kind": "ram"}]}, "the format ends"),
-        ({"memory": 5}, "not iterable"),
+        ({"memory": [{"gpa": 1 << 40, "size": 4096, "kind": "ram"}]}, "the CPU's addresses end at 0x10000000000"),
+        ({"memory": 5}, "must be a list of at most 1024 regions"),
+        ({"memory": [5]}, "must be a mapping"),
+        ({"memory": [{"gpa": n << 12, "size": 4096, "kind": "ram"} for n in range(1025)]}, "at most 1024 regions"),
+        ({"memory": [{"gpa": 0, "size": 4096, "kind": "rom"}]}, "none of its memory regions is RAM"),
+        ({"memory": [{"gpa": "0", "size": 4096, "kind": "ram"}]}, "gpa of a memory region is '0'"),
+        ({"memory": [{"gpa": 0, "size": 4096, "kind": "ram", "memory": ["ram"]}]}, "must be a name"),
+        ({"memory": [{"gpa": 0, "size": 4096, "kind": "ram", "offset": 1 << 60}]}, "more than 0xc000000000 bytes"),
+        ({"memory": [{"gpa": n << 12, "size": 4096, "kind": "ram", "memory": str(n)} for n in range(256)]}, "256 back"),
+        ({"cpus": 1025}, "cpus is 1025, must be 1 to 1024"),
+        ({"cpus": True}, "cpus is True"),
+        ({"cpus": 1.0}, "cpus is 1.0"),
+        ({"maxphyaddr": None}, "maxphyaddr is None"),
+        ({"entry": "0x100000"}, "entry is '0x100000'"),
+        ({"first": -1}, "first is -1"),
+        ({"machine": 5}, "machine is 5, must be text"),
+        ({"command": "qemu"}, "command is 'qemu', must be a list of text"),
+        ({"features": [1]}, "features is [1], must be a list of text"),
     ],
 )
 def test_a_header_that_no_machine_has_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -202,9 +222,112 @@ def test_a_header_that_no_machine_has_is_refused(tmp_path: Path, change: dict[st
 
 def test_a_header_without_a_key_or_that_is_no_object_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.kmr"
-    for text in (b'{"cpus": 1}', b"[]", b"{"):
+    for text in (b'{"cpus": 1}', b"[]", b"{", b'"', b"\xff", b"5", b'{"cpus": ' + b"9" * 5000 + b"}"):
         path.write_bytes(f.pack_prefix() + block(f.HEAD, text))
         assert "its header cannot be used" in refused(path)
+
+
+@pytest.mark.parametrize("sign", [b"[", b'{"a":', b'{"":[', b'["\\"",'])
+def test_a_header_that_is_too_deep_is_refused(tmp_path: Path, sign: bytes) -> None:
+    path = tmp_path / "x.kmr"
+    facts = HEADER.to_json()[:-1] + b', "more": ' + sign * 200_000
+    path.write_bytes(f.pack_prefix() + block(f.HEAD, facts[: f.MAX_JSON]))
+    assert "its JSON is more than 32 deep" in refused(path)
+
+
+def test_brackets_in_text_are_not_depth(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.kmr", header=f.Header(**{**header_fields(HEADER), "machine": '[[{"' * 100 + "\\"}))
+    assert read_all(path) == 12
+
+
+def test_text_that_never_ends_costs_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "x.kmr"
+    path.write_bytes(f.pack_prefix() + block(f.HEAD, b'\\"' * (f.MAX_JSON // 2)))
+    started = time.monotonic()
+    refused(path)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("totals", "words"),
+    [
+        (b"[]", "must be an object"),
+        (b'{"records": "12"}', "records is '12'"),
+        (b'{"records": 12, "counts": 5}', "counts is 5"),
+        (b'{"records": 12, "counts": {"access": "many"}}', "the count of 'access' is 'many'"),
+        (b'{"records": 12, "cut": 1}', "must be a truth and text"),
+        (b'{"records": 12, "reason": 1}', "must be a truth and text"),
+        (b'{"records": 12, "seen": null}', "seen is None"),
+        (b'{"records": 12, "x": ' + b"[" * 100_000, "more than 32 deep"),
+    ],
+)
+def test_a_trailer_that_is_none_is_refused(tmp_path: Path, totals: bytes, words: str) -> None:
+    path = write(tmp_path / "x.kmr")
+    at = places(path)[-1][1]
+    path.write_bytes(path.read_bytes()[:at] + block(f.TAIL, totals))
+    assert words in refused(path)
+
+
+def head_of(kind: bytes, stored: bytes, raw: int, records: int = 0, size: int | None = None) -> bytes:
+    """A block whose head says what it likes of its bytes."""
+    length = len(stored) if size is None else size
+    head = f.BLOCK.pack(kind, 0, length, raw, records, zlib.crc32(stored), f.CODEC_ZSTD)
+    return head + f.BLOCK_CRC.pack(zlib.crc32(head)) + stored
+
+
+def frame_claiming(size: int) -> bytes:
+    """A zstandard frame whose head claims ``size`` bytes, with one empty raw block."""
+    return b"\x28\xb5\x2f\xfd\xe0" + struct.pack("<Q", size) + b"\x01\x00\x00"
+
+
+def memory_peak(path: Path) -> int:
+    """Bytes that refusing ``path`` took at most, as Python's allocators count them."""
+    tracemalloc.start()
+    try:
+        refused(path)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [1 << 62, 1 << 31, 1 << 24, 41])
+def test_a_frame_that_claims_another_size_is_refused_before_it_is_unpacked(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "x.kmr"
+    frame = frame_claiming(size)
+    path.write_bytes(f.pack_prefix() + block(f.HEAD, HEADER.to_json()) + head_of(f.RECS, frame, 40, 1))
+    assert f"its frame claims {size} bytes, its head 40" in refused(path)
+    assert memory_peak(path) < 8 << 20
+
+
+def test_a_block_that_unpacks_to_more_than_it_says_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "x.kmr"
+    compressor = zstandard.ZstdCompressor(write_content_size=False)
+    frame = compressor.compress(bytes(1 << 28))
+    path.write_bytes(f.pack_prefix() + block(f.HEAD, HEADER.to_json()) + head_of(f.RECS, frame, 40, 1))
+    assert "is corrupted" in refused(path)
+    assert memory_peak(path) < 8 << 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "records", "words"),
+    [
+        (f.RECS, f.MAX_BLOCK + 1, 1, "the format's limits are"),
+        (f.TAIL, f.MAX_JSON + 1, 0, "the format's limits are"),
+        (f.RECS, 1 << 20, f.BLOCK_RECORDS + 1, "cannot hold 131073 records"),
+        (f.RECS, 100, 101, "cannot hold 101 records in 100 bytes"),
+    ],
+)
+def test_a_head_beyond_the_limits_is_refused_before_its_bytes(
+    tmp_path: Path, kind: bytes, raw: int, records: int, words: str
+) -> None:
+    path = tmp_path / "x.kmr"
+    path.write_bytes(f.pack_prefix() + block(f.HEAD, HEADER.to_json()) + head_of(kind, b"never read", raw, records))
+    assert words in refused(path)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "is a device or a pipe" in refused(tmp_path / "pipe")
 
 
 def seen(encoder: Any) -> None:
@@ -222,6 +345,11 @@ def seen(encoder: Any) -> None:
         (lambda e: e.snapshot(0, 0xE000_0000, bytes(4096)), "which the memory map says is not memory"),
         (lambda e: e.remap(0, 0x1000, 0x1000, 7, (0, 0)), "become kind 7"),
         (lambda e: e.remap(0, 0x1000, 0x1000, 1, (9, 0)), "of memory 9"),
+        (lambda e: e.remap(0, 0x1000, 1 << 52, 1, (0, 0)), "become kind 1"),
+        (lambda e: e.remap(0, 1 << 51, 1 << 52, 0, (0, 0)), "become kind 0"),
+        (lambda e: e.remap(0, 0x1000, 0x1000, 1, (0, 1 << 42)), "of a memory, which ends before"),
+        (lambda e: e.mmio(0, 0, 0, 1 << 53, b"1"), "no CPU has more than 52 physical address bits"),
+        (lambda e: [e.remap(0, 1 << 32 | n << 13, 0x1000, 1, (255, 0)) for n in range(512)], "more than 1024 ranges"),
         (lambda e: [e.remap(0, 0x3000, 0x1000, 0, (255, 0)), e.access(0, 0, 0, 0x3000)], "is not memory"),
     ],
 )
@@ -286,7 +414,7 @@ def test_columns_longer_than_their_block_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("first", "until"), [(5, 5), (7, 3), (0, 13), (12, None)])
 def test_a_piece_that_is_not_there(tmp_path: Path, first: int, until: int | None) -> None:
     path = write(tmp_path / "x.kmr")
-    with pytest.raises(RecordingError, match="has the records 0 to 12: cannot cut"):
+    with pytest.raises(ConfigError, match="has the records 0 to 11: cannot cut"):
         cut(str(path), str(tmp_path / "piece.kmr"), first, until)
 
 
@@ -378,6 +506,56 @@ def header_fields(header: f.Header) -> dict[str, Any]:
 def test_a_piece_never_overwrites_its_recording(tmp_path: Path) -> None:
     path = write(tmp_path / "whole.kmr")
     before = path.read_bytes()
-    with pytest.raises(RecordingError, match="is the recording itself"):
+    with pytest.raises(ConfigError, match="is the recording itself"):
         cut(str(path), str(path), 0, 5)
     assert path.read_bytes() == before
+
+
+def test_a_piece_that_cannot_be_written_is_an_option(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.kmr")
+    with pytest.raises(ConfigError, match=r"--output .*No such file"):
+        cut(str(path), str(tmp_path / "no" / "piece.kmr"))
+    with pytest.raises(ConfigError, match="is a directory"):
+        cut(str(path), str(tmp_path))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RecordingError])
+def test_a_cut_that_ends_early_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "x.kmr"
+    with Writer(str(path), HEADER) as writer:
+        for page in range(50_000):
+            writer.encoder.access(0, 0, page << 12, 0x1000)
+    (tmp_path / "old.kmr").write_bytes(b"old")
+
+    def stop(position: int, end: int) -> None:
+        assert (position, end) == (20_000, 50_000)
+        raise error
+
+    for name in ("new.kmr", "old.kmr"):
+        with pytest.raises(error):
+            cut(str(path), str(tmp_path / name), 5, None, 1, stop)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["old.kmr", "x.kmr"]
+    assert (tmp_path / "old.kmr").read_bytes() == b"old"
+
+
+def test_an_empty_recording_cannot_be_cut(tmp_path: Path) -> None:
+    with pytest.raises(RecordingError, match="has no records"):
+        cut(str(write(tmp_path / "x.kmr", blocks=0)), str(tmp_path / "piece.kmr"))
+
+
+def test_a_piece_keeps_what_two_addresses_show(tmp_path: Path) -> None:
+    path = tmp_path / "x.kmr"
+    with Writer(str(path), HEADER) as writer:
+        encoder = writer.encoder
+        encoder.remap(0, 0xA0_0000, 0x1000, f.MAP_RAM, (0, 0x5000))
+        encoder.snapshot(0, 0x5000, bytes(4096))
+        encoder.snapshot(0, 0xA0_0000, bytes(4096))
+        encoder.store(0, 2, 8, 0xA0_0008, b"alias")
+        encoder.access(0, 0, 0, 0)
+    cut(str(path), str(tmp_path / "piece.kmr"), 4)
+    pages = {}
+    with Reader(str(tmp_path / "piece.kmr")) as reader:
+        while kind := reader.next():
+            if kind == f.K_PAGE:
+                pages[reader.gpa] = reader.payload()[8:13]
+    assert pages == {0x5000: b"alias", 0xA0_0000: b"alias"}

@@ -20,14 +20,24 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from .. import _early
 from .._build import VERSION, build_info
 from ..errors import KvmBug, KvmmuError
+from .help import help_text, paragraphs, section
+from .output import Interrupted, printable
 from .status import Status, describe_statuses, status_of
 
 #: Every command, in the order of ``kvmmu --help``.
-COMMANDS = ("run", "record", "info", "cut", "params", "decode")
+COMMANDS = ("run", "record", "recordings", "info", "dump", "cut", "params", "decode")
+
+
+class _Command(TyperCommand):
+    """A command whose help is ours: Typer's names types and breaks lines inside sentences."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        typer.echo(help_text(ctx, self), nl=False, color=True)
 
 
 class _Commands(TyperGroup):
@@ -41,21 +51,27 @@ class _Commands(TyperGroup):
             return None
         module = import_module(f".{cmd_name}", __package__)
         app = typer.Typer(add_completion=False, context_settings=_HELP, pretty_exceptions_enable=False)
-        app.command(cmd_name)(module.command)
-        command = typer.main.get_command(app)
-        for parameter in command.params:
-            # Help would name Python's type beside what the metavar says.
-            if parameter.param_type_name == "argument" and parameter.nargs == -1:
-                parameter.display_type = lambda _: ""  # type: ignore[attr-defined]
-        return command
+        app.command(cmd_name, cls=_Command)(module.command)
+        return typer.main.get_command(app)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """An epilog would lose its lines."""
-        super().format_help(ctx, formatter)
-        typer.echo(f" Exit statuses\n\n{describe_statuses()}\n")
+        """What commands there are, and what their ends mean."""
+        parts = [
+            f"Usage: {ctx.command_path} [OPTIONS] COMMAND ...",
+            *paragraphs(self.help or ""),
+            section("Commands", ((name, self._summary(ctx, name)) for name in COMMANDS)),
+            section("Options", [("--version", "Print version and build, and exit."), ("--help, -h", _HELP_TEXT)]),
+            section("Exit statuses", []) + f"\n{describe_statuses()}",
+        ]
+        typer.echo("\n\n".join(parts), color=True)
+
+    # The first paragraph of a command's help.
+    def _summary(self, ctx: Any, name: str) -> str:
+        return " ".join((self.get_command(ctx, name).help or "").split("\n\n")[0].split())
 
 
 _HELP = {"help_option_names": ["-h", "--help"]}
+_HELP_TEXT = "Show this message, or that of a command, and exit."
 
 
 def _print_version(value: bool) -> None:
@@ -87,20 +103,46 @@ def _make_app() -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``kvmmu`` with ``arguments`` (default: the process's own) and return its exit status; never raises."""
+    is_heard = _open_streams()
+    is_program = False
     try:
+        is_program = _early.begin()
         status = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         status = Status.NO_READER
+    except OSError as error:
+        status = _complain(_one_line(error), status_of(error))
+        _drop_output()
     if status == Status.NO_READER:
-        # Python flushes standard output once more at exit, and must find it open.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+    if status == Status.OK and not is_heard:
+        status = Status.NO_READER
+    if is_program:
+        _early.end()
     return int(status)
+
+
+# Streams that the shell closed are None in Python: let them lead nowhere. False if nobody can read what is printed.
+def _open_streams() -> bool:
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
+    if sys.stdout is not None:
+        return True
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return False
+
+
+# Python flushes standard output once more at exit, and must find a place for it.
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         result = _make_app().main(args=arguments, prog_name="kvmmu", standalone_mode=False)
+    except Interrupted as end:
+        return _complain(str(end), Status.INTERRUPTED)
     except KeyboardInterrupt:
         return _complain("interrupted", Status.INTERRUPTED)
     except SystemExit as end:
@@ -117,7 +159,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _complain(_one_line(error), status_of(error))
     except Exception as error:  # noqa: BLE001 - the last resort: every end of a command has a status of the table
         return _unexpected(error)
-    return int(result) if isinstance(result, int) else Status.OK
+    if isinstance(result, Status) or not isinstance(result, int):
+        return result or Status.OK
+    # What Typer makes of an interruption, without a word.
+    return _complain("interrupted", Status.INTERRUPTED) if result == Status.INTERRUPTED else result
 
 
 def _unexpected(error: Exception) -> int:
@@ -126,19 +171,35 @@ def _unexpected(error: Exception) -> int:
     if show is not None:
         text = str(getattr(error, "format_message", lambda: "")())
         # Help shown for want of arguments is an error without a text.
+        for theirs, ours in _WORDS:
+            text = text.replace(theirs, ours)
         return _complain(f"{text.rstrip('.')} (kvmmu --help)", Status.USAGE) if text else Status.USAGE
     if isinstance(error, typer.Abort):
         return _complain("interrupted", Status.INTERRUPTED)
+    if isinstance(error, MemoryError):
+        return _complain("there is not enough memory for this", Status.INPUT)
     traceback.print_exception(error)
     return _complain("this is a bug in kvmmu, please report it with the text above", Status.BUG)
 
 
 def _one_line(error: KvmmuError | OSError) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if error.filename:
+            return f"{error.filename}: {error.strerror}"
+        # What has no name is standard output; the ioctls' refusals say all by themselves.
+        return error.strerror if isinstance(error, KvmmuError) else f"cannot write: {error.strerror}"
     return " ".join(str(error).split())
 
 
-def _complain(text: str, status: Status) -> int:
-    print(f"kvmmu: {text}", file=sys.stderr)
+# Always one line, whatever a file or a name in it holds.
+def _complain(text: str, status: Status) -> Status:
+    print(f"kvmmu: {printable(text)}", file=sys.stderr)
     return status
+
+
+# What the library says of a wrong value, and what we say.
+_WORDS = (
+    ("Value error, ", ""),
+    ("Input should be a valid integer, unable to parse string as an integer", "must be a whole number"),
+    ("Input should be", "must be"),
+)

@@ -3,18 +3,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ..params import PARAMETERS, Parameter, Value
-
-#: Version of the ``--json`` form.
-JSON_VERSION = 1
+from .output import json_text, make_console
 
 
 def command(
@@ -22,7 +18,7 @@ def command(
 ) -> None:
     """List the parameters: name, default, the kernel's name, what values mean."""
     if as_json:
-        typer.echo(json.dumps({"version": JSON_VERSION, "parameters": [_row(parameter) for parameter in PARAMETERS]}))
+        print(json_text("params", {"parameters": [_row(parameter) for parameter in PARAMETERS]}))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("name", no_wrap=True)
@@ -36,7 +32,7 @@ def command(
             parameter.kernel or "-",
             f"{parameter.meaning} ({parameter.describe_allowed()})",
         )
-    Console(highlight=False).print(table)
+    make_console(soft_wrap=False).print(table)
 
 
 def _row(parameter: Parameter) -> dict[str, Value | None]:

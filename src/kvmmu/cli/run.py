@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import ConfigError, KvmBug, KvmmuError, RecordingError
+from .output import Interrupted, json_text, make_console, printable, shows_progress
 from .status import Status
 
 if TYPE_CHECKING:
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 def command(
     recording: Annotated[
-        Path | None, typer.Argument(metavar="[RECORDING]", help="A recording (.kmr); none: the bundled boot.")
+        str | None,
+        typer.Argument(
+            metavar="[RECORDING]",
+            help="A recording (.kmr), or the name of a bundled one (kvmmu recordings); none: linux-6.12-boot.",
+        ),
     ] = None,
     mmu: Annotated[
         str,
@@ -40,7 +44,7 @@ def command(
     first: Annotated[
         int, typer.Option("--from", metavar="N", min=0, help="Verify from record N on; those before leave their state.")
     ] = 0,
-    until: Annotated[int | None, typer.Option(metavar="N", min=1, help="Stop before record N.")] = None,
+    until: Annotated[int | None, typer.Option("--until", metavar="N", min=0, help="Stop before record N.")] = None,
     break_cause: Annotated[
         str | None, typer.Option("--break", metavar="CAUSE", help="Stop at the first fault of this cause.")
     ] = None,
@@ -57,16 +61,22 @@ def command(
 
     Ends with status 1 if model and machine disagree about a translation, which is then shown entry by entry.
     """
+    from ..record.bundled import find_recording
     from ..replay.replay import Options, bundled_recording, replay
 
     options = Options(mmu, tuple(settings or ()), first, until, break_cause, audit, events)
-    path = recording if recording is not None else bundled_recording()
-    with ExitStack() as stack:
-        result = replay(path, options, _progress(stack, path, options.until))
-    if result.warning:
-        print(f"kvmmu: warning: {result.warning}", file=sys.stderr)
+    path = find_recording(recording) if recording is not None else bundled_recording()
+    try:
+        with ExitStack() as stack:
+            result = replay(path, options, _progress(stack, path, options.until))
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted before a record of {path} was verified") from None
+    except (ConfigError, KvmBug):
+        raise
+    except (KvmmuError, MemoryError) as error:
+        raise _name_file(path, error) from error
     if as_json:
-        print(json.dumps(result.to_json()))
+        print(json_text("run", result.to_json()))
     else:
         _print(result)
     if result.stopped == "interrupted":
@@ -74,11 +84,18 @@ def command(
     return Status.MISMATCH if result.mismatches else Status.OK
 
 
+# The mistake is the recording's: whatever notices it, the line names the file.
+def _name_file(path: Path, error: KvmmuError | MemoryError) -> KvmmuError | OSError:
+    text = str(error) or "there is not enough memory for it"
+    if isinstance(error, KvmmuError) and str(path) in text:
+        return error
+    return RecordingError(f"{path}: {text}")
+
+
 def _progress(stack: ExitStack, path: Path, until: int | None) -> Callable[[Player], None] | None:
     # A bar with the rate on standard error; none where nobody sees it.
-    if not sys.stderr.isatty():
+    if not shows_progress():
         return None
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -88,7 +105,7 @@ def _progress(stack: ExitStack, path: Path, until: int | None) -> Callable[[Play
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    bar = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
+    bar = stack.enter_context(Progress(*columns, console=make_console(to_stderr=True), transient=True))
     task = bar.add_task(path.name, total=None, rate="")
 
     def show(player: Player) -> None:
@@ -100,9 +117,7 @@ def _progress(stack: ExitStack, path: Path, until: int | None) -> Callable[[Play
 
 
 def _print(result: Result) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console()
     _print_totals(console, result)
     if result.faults:
         console.print(_faults_table(result))
@@ -112,7 +127,7 @@ def _print(result: Result) -> None:
         console.print(_counters_table(result))
     for mismatch in result.details:
         for line in mismatch.lines():
-            console.print(line, markup=False)
+            console.print(printable(line), markup=False)
     if result.mismatches > len(result.details):
         console.print(f"... and {result.mismatches - len(result.details)} more mismatches")
 
@@ -133,7 +148,7 @@ def _table(title: str, *columns: str) -> Table:
 def _print_totals(console: Console, result: Result) -> None:
     played = result.position - result.first
     rate = f"{played / result.seconds:,.0f} records/s" if result.seconds else "-"
-    table = _table(f"{Path(result.recording).name} through {result.mmu}", "", "")
+    table = _table(f"{printable(Path(result.recording).name)} through {result.mmu}", "", "")
     table.show_header = False
     rows = [
         ("records", f"{played:,} ({_why(result)})"),
@@ -159,7 +174,7 @@ def _why(result: Result) -> str:
         "end": "to the end of a recording that was cut" if result.cut else "to the end",
         "limit": "to the limit asked for",
         "break": "stopped at the fault asked for",
-        "interrupted": "interrupted",
+        "interrupted": f"interrupted at record {result.position}",
     }
     return texts[result.stopped]
 

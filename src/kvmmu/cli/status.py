@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
-from ..errors import ConfigError, KvmmuError, RecorderError, UserError
+from ..errors import ConfigError, KvmmuError, OutOfFrames, RecorderError, UserError
 
 
 class Status(IntEnum):
@@ -26,7 +27,7 @@ MEANINGS = {
     Status.MISMATCH: "a mismatch was found: model and machine disagree",
     Status.USAGE: "the command line is wrong: an option, a parameter, a value",
     Status.INPUT: "input cannot be used: a recording, a file, slots",
-    Status.RECORDER: "recording a guest failed",
+    Status.RECORDER: "recording a guest failed, or a disk is full",
     Status.BUG: "a bug in kvmmu (a traceback is shown)",
     Status.INTERRUPTED: "interrupted",
     Status.NO_READER: "whoever read the output went away",
@@ -39,7 +40,9 @@ def status_of(error: KvmmuError | OSError) -> Status:
         return Status.RECORDER
     if isinstance(error, ConfigError):
         return Status.USAGE
-    if isinstance(error, (UserError, OSError)):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Status.RECORDER
+    if isinstance(error, (UserError, OSError, OutOfFrames)):
         return Status.INPUT
     return Status.BUG
 

@@ -7,13 +7,14 @@ cdef u64 PAGE_SHIFT, PG_ACCESSED, PG_BLOCK_1G, PG_BLOCK_2M, PG_DIRTY, PG_RESERVE
 
 cdef u64 _MAX_FRAMES
 cdef u8 _PG_BLOCK_MASK
+cdef pfn_t _OWNERS_SHIFT, _OWNERS_MASK
 
 @cython.final
 cdef class FrameAllocator:
     cdef readonly PhysicalMemory memory
     cdef s32[::1] refcount          # per frame; 0: free. A block's count is kept in its first frame
     cdef u8[::1] flags              # per frame: PG_DIRTY, PG_ACCESSED, PG_RESERVED, PG_BLOCK_2M, PG_BLOCK_1G
-    cdef readonly list private      # per frame: what the owner of the frame keeps with it (a ShadowPage), or None
+    cdef readonly list owners       # per 512 frames: None, or a list of what each one's owner keeps (a ShadowPage)
     cdef readonly u64 nr_frames
     cdef readonly u64 nr_free
     cdef readonly pfn_t zero_pfn    # the shared zero page; reserved
@@ -37,6 +38,11 @@ cdef class FrameAllocator:
     cpdef int put(self, pfn_t pfn) except -1
     cpdef int nr_refs(self, pfn_t pfn) except -1
     cpdef int flags_of(self, pfn_t pfn) except -1
+    @cython.locals(owners=list)
+    cpdef object owner(self, pfn_t pfn)
+    @cython.locals(owners=list)
+    cpdef int set_owner(self, pfn_t pfn, object owner) except -1
+    cpdef list all_owners(self)
     cpdef bint is_reserved(self, pfn_t pfn) noexcept
     cpdef int mark_dirty(self, pfn_t pfn) except -1
     cpdef int mark_accessed(self, pfn_t pfn) except -1

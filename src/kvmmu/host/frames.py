@@ -23,6 +23,11 @@ from .bits import PG_ACCESSED, PG_BLOCK_1G, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED
 _MAX_FRAMES = 1 << 32
 # Below this many bytes an array is not worth a mapping of its own.
 _SMALL_ARRAY = 1 << 16
+# Linux: do not account memory for pages that may never be written. Python names it only from 3.13 on.
+_MAP_NORESERVE = 0x4000
+# Owners are kept in lists of so many frames, made when the first of them gets one.
+_OWNERS_SHIFT = 9
+_OWNERS_MASK = 511
 _PG_BLOCK_MASK = PG_BLOCK_2M | PG_BLOCK_1G
 
 
@@ -35,10 +40,22 @@ def zeroed_array(typecode: str, count: int) -> memoryview:
     if nr_bytes < _SMALL_ARRAY:
         return memoryview(bytearray(max(nr_bytes, 8))).cast(typecode)[:count]  # type: ignore[call-overload, no-any-return]
     try:
-        area = mmap.mmap(-1, nr_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        area = mmap.mmap(-1, nr_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     except (OSError, OverflowError) as error:
         raise MemoryError(f"{nr_bytes} bytes: {error}") from None
     return memoryview(area).cast(typecode)  # type: ignore[call-overload, no-any-return]
+
+
+def nonzero_words(array: memoryview) -> list[tuple[int, int]]:
+    """Index and value of each word of ``array`` that is not zero; what was never written costs next to nothing."""
+    words = _SMALL_ARRAY // array.itemsize
+    zeros = bytes(_SMALL_ARRAY)
+    found = []
+    for start in range(0, len(array), words):
+        part = array[start : start + words]
+        if part.tobytes() != zeros[: part.nbytes]:
+            found += [(start + i, word) for i, word in enumerate(part) if word]
+    return found
 
 
 class FrameAllocator:
@@ -56,7 +73,7 @@ class FrameAllocator:
         "nr_frames",
         "nr_free",
         "nr_stacked",
-        "private",
+        "owners",
         "refcount",
         "top_pfn",
         "zero_pfn",
@@ -70,7 +87,7 @@ class FrameAllocator:
         self.nr_frames = nr
         self.refcount = zeroed_array("i", nr)
         self.flags = zeroed_array("B", nr)
-        self.private: list[Any] = [None] * nr
+        self.owners: list[Any] = [None] * ((nr >> _OWNERS_SHIFT) + 1)
         self.free_frames = zeroed_array("I", nr)
         self.nr_stacked = 0
         self.free_blocks: list[list[Pfn]] = [[], [], [], []]
@@ -159,6 +176,27 @@ class FrameAllocator:
         self._must_be_in_use(pfn)
         return self.flags[self.head(pfn)]
 
+    def owner(self, pfn: Pfn) -> Any:
+        """What the frame's owner keeps with it (``page_private``: a ShadowPage), or None; ``pfn`` exists."""
+        owners = self.owners[pfn >> _OWNERS_SHIFT]
+        if owners is None:
+            return None
+        return owners[pfn & _OWNERS_MASK]
+
+    def set_owner(self, pfn: Pfn, owner: Any) -> int:
+        """Keep ``owner`` (None: nobody) with a frame until it is freed; :class:`KvmBug` if the frame is free."""
+        self._must_be_in_use(pfn)
+        owners = self.owners[pfn >> _OWNERS_SHIFT]
+        if owners is None:
+            owners = [None] * (_OWNERS_MASK + 1)
+            self.owners[pfn >> _OWNERS_SHIFT] = owners
+        owners[pfn & _OWNERS_MASK] = owner
+        return 0
+
+    def all_owners(self) -> list[Any]:
+        """Every owner that a frame has, by ascending pfn."""
+        return [owner for owners in self.owners if owners is not None for owner in owners if owner is not None]
+
     def is_reserved(self, pfn: Pfn) -> bool:
         """Whether ``pfn`` is not the allocator's to hand out: reserved, or beyond the end of memory."""
         return pfn >= self.nr_frames or self.flags[pfn] & PG_RESERVED != 0
@@ -233,8 +271,8 @@ class FrameAllocator:
 
     # Return a frame or a whole block whose last reference goes.
     def _free(self, pfn: Pfn) -> int:
-        if self.private[pfn] is not None:
-            self.private[pfn] = None
+        if self.owners[pfn >> _OWNERS_SHIFT] is not None:
+            self.set_owner(pfn, None)
         if self.flags[pfn] & _PG_BLOCK_MASK == 0:
             self.flags[pfn] = 0
             self.free_frames[self.nr_stacked] = pfn

@@ -16,6 +16,7 @@ import zstandard
 
 from ..errors import RecordingError
 from .format import (
+    BLOCK_RECORDS,
     BLOCK_SIZE,
     CODEC_NONE,
     CODEC_ZSTD,
@@ -23,6 +24,8 @@ from .format import (
     HEAD,
     MAGIC,
     MAJOR,
+    MAX_BLOCK,
+    MAX_JSON,
     PREFIX,
     RECS,
     TAIL,
@@ -63,6 +66,9 @@ class BlockFile:
                 raise RecordingError(self._truncated())
             self.file.seek(start)
             self.number = 1
+        except OSError as error:
+            self.file.close()
+            raise RecordingError(f"cannot read the recording {path}: {error.strerror or error}") from error
         except BaseException:
             self.file.close()
             raise
@@ -162,6 +168,14 @@ class BlockFile:
         head = unpack_block_head(data)
         if head is None:
             raise RecordingError(f"{self._place(where)} is corrupted: the checksum of its head is wrong")
+        limit = MAX_JSON if head.kind in (HEAD, TAIL) else MAX_BLOCK
+        if head.stored > MAX_BLOCK or head.raw > limit:
+            raise RecordingError(
+                f"{self._place(where)} has {head.stored} bytes and unpacks to {head.raw}, the format's limits are"
+                f" {MAX_BLOCK} and {limit}"
+            )
+        if head.kind == RECS and (head.records > BLOCK_RECORDS or head.records > head.raw):
+            raise RecordingError(f"{self._place(where)} cannot hold {head.records} records in {head.raw} bytes")
         return head
 
     # Check and decompress a block's bytes.
@@ -174,8 +188,8 @@ class BlockFile:
             raw = stored
         elif head.codec == CODEC_ZSTD:
             try:
-                raw = zstandard.ZstdDecompressor().decompress(stored, max_output_size=head.raw)
-            except zstandard.ZstdError as error:
+                raw = _decompress(stored, head.raw)
+            except (zstandard.ZstdError, MemoryError) as error:
                 raise RecordingError(f"{self._place(where)} is corrupted: {error}") from error
         else:
             raise RecordingError(f"{self._place(where)} has codec {head.codec}, this kvmmu knows 0 (none) and 1 (zstd)")
@@ -194,10 +208,21 @@ class BlockFile:
         return f"{self.path} is truncated: {self.damage or 'it ended while it was read'}{rest if self.total else ''}"
 
 
+# Unpack a frame that must hold `size` bytes. Its own head is asked first: the library allocates what that claims,
+# whatever limit it is given.
+def _decompress(stored: bytes, size: int) -> bytes:
+    claimed = zstandard.get_frame_parameters(stored).content_size
+    if claimed not in (size, zstandard.CONTENTSIZE_UNKNOWN):
+        raise zstandard.ZstdError(f"its frame claims {claimed} bytes, its head {size}")
+    return zstandard.ZstdDecompressor(max_window_size=MAX_BLOCK).decompress(stored, max_output_size=size)
+
+
 def _open(path: str) -> BinaryIO:
     try:
         if Path(path).is_dir():
             raise RecordingError(f"{path} is a directory, a recording is a file (.kmr)")
+        if Path(path).exists() and not Path(path).is_file():
+            raise RecordingError(f"{path} is a device or a pipe, a recording is a file (.kmr)")
         return open(path, "rb")
     except OSError as error:
         raise RecordingError(f"cannot read the recording {path}: {error.strerror or error}") from error

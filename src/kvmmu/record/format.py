@@ -8,13 +8,16 @@ found where it is and a recorder that was killed leaves whole blocks behind.
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import struct
 import zlib
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..errors import RecordingError
+from ..page_types import U64
 
 # Why feed() came back.
 FED_ALL = 0
@@ -108,10 +111,26 @@ TAIL = b"TAIL"
 MAY_SKIP = 1
 CODEC_NONE = 0
 CODEC_ZSTD = 1
-#: No block is longer than this, raw or stored; a larger length is damage.
-MAX_BLOCK = 1 << 26
-#: Highest guest frame a memory map may hold (1 TiB).
-MAX_FRAMES = 1 << 28
+
+# Limits of the format ("Limits" in docs/recording-format.md): what lies beyond is refused before it costs anything.
+#: Bytes of a block, raw or stored.
+MAX_BLOCK = 1 << 24
+#: Bytes of HEAD and of TAIL, raw.
+MAX_JSON = 1 << 20
+#: Arrays and objects of HEAD and TAIL inside one another.
+MAX_DEPTH = 32
+MAX_CPUS = 1024
+#: Memory regions of HEAD, and ranges that a map has after all its changes.
+MAX_REGIONS = 1024
+MAX_RANGES = 1024
+#: Physical address bits that a CPU can have.
+MAX_PHYSICAL_BITS = 52
+#: One more than the highest guest frame.
+END_FRAME = 1 << (MAX_PHYSICAL_BITS - 12)
+#: Bytes of all backing memories together: 768 GiB.
+MAX_MEMORY = 3 << 38
+#: The same in pages.
+MAX_MEMORY_FRAMES = MAX_MEMORY >> 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +146,20 @@ class Region:
     kind: str
     memory: str = "ram"
     offset: int = 0
+
+    def check(self, end: int) -> None:
+        """Refuse what is no range of pages below the gpa ``end``; ValueError says why."""
+        for name in ("gpa", "size", "offset"):
+            _check_number(f"{name} of a memory region", getattr(self, name), 0, U64)
+        place = f"memory region {self.gpa:#x}"
+        if self.kind not in ("ram", "rom"):
+            raise ValueError(f"{place} is {_show(self.kind)}, must be ram or rom")
+        if not isinstance(self.memory, str):
+            raise TypeError(f"{place} is backed by {_show(self.memory)}, must be a name")
+        if self.gpa & 4095 or self.size & 4095 or self.offset & 4095 or self.size == 0:
+            raise ValueError(f"{place}+{self.size:#x} at {self.offset:#x} is not made of 4K pages")
+        if self.gpa + self.size > end:
+            raise ValueError(f"{place} ends at {self.gpa + self.size:#x}, the CPU's addresses end at {end:#x}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +199,6 @@ class Header:
         """Names of the backing memories, in the order that MAP records number them."""
         return tuple(dict.fromkeys([*(region.memory for region in self.memory), *self.backends]))
 
-    @property
-    def frames(self) -> int:
-        """One more than the highest guest frame of the memory map, now or later."""
-        return max(self.memory_end, *(region.gpa + region.size for region in self.memory), 0) >> 12
-
     def to_json(self) -> bytes:
         """The HEAD block's content; keys that are not fields of this class (``extra``) stay beside the others."""
         fields = asdict(self)
@@ -184,11 +212,14 @@ class Header:
         Raises :class:`RecordingError` when a key is missing or is not what its name says.
         """
         try:
-            fields = json.loads(data)
+            fields = _load_json(data)
             known = {name: fields.pop(name) for name in _FIELDS if name in fields}
-            regions = tuple(Region(**region) for region in known.pop("memory"))
+            memory = known.pop("memory")
+            if not isinstance(memory, list) or len(memory) > MAX_REGIONS:
+                raise ValueError(f"memory must be a list of at most {MAX_REGIONS} regions")
+            regions = tuple(Region(**region) for region in memory)
             for name in ("features", "command"):
-                known[name] = tuple(str(word) for word in known.get(name, ()))
+                known[name] = _check_words(name, known.get(name, []))
             header = cls(memory=regions, version=version, extra=fields, **known)
             header.check()
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -196,29 +227,45 @@ class Header:
         return header
 
     def check(self) -> None:
-        """Refuse facts that no machine has; ValueError names the first."""
-        if not isinstance(self.cpus, int) or not 1 <= self.cpus <= 4096:
-            raise ValueError(f"cpus is {self.cpus!r}, must be 1 to 4096")
-        if not isinstance(self.maxphyaddr, int) or not 32 <= self.maxphyaddr <= 52:
-            raise ValueError(f"maxphyaddr is {self.maxphyaddr!r}, must be 32 to 52")
-        end = 0
-        for region in sorted(self.memory, key=lambda region: region.gpa):
-            if region.kind not in ("ram", "rom"):
-                raise ValueError(f"memory region {region.gpa:#x} is {region.kind!r}, must be ram or rom")
-            if region.gpa & 4095 or region.size & 4095 or region.size <= 0 or region.offset < 0:
-                raise ValueError(f"memory region {region.gpa:#x}+{region.size:#x} is not made of 4K pages")
-            if region.gpa < end:
-                raise ValueError(f"memory region {region.gpa:#x} overlaps the one before it")
-            end = region.gpa + region.size
-        if not all(isinstance(size, int) and 0 < size <= MAX_FRAMES << 12 for size in self.backends.values()):
-            raise ValueError(f"backends is {self.backends!r}, must be sizes in bytes by name")
-        if not isinstance(self.memory_end, int) or self.memory_end < 0:
-            raise ValueError(f"memory_end is {self.memory_end!r}, must be an address")
-        end = max(end, self.memory_end)
-        if end >> 12 > MAX_FRAMES:
-            raise ValueError(f"its memory ends at {end:#x}, the format ends at {MAX_FRAMES << 12:#x}")
+        """Refuse facts that no machine has and what is beyond the format's limits; ValueError names the first."""
+        _check_number("cpus", self.cpus, 1, MAX_CPUS)
+        _check_number("maxphyaddr", self.maxphyaddr, 32, MAX_PHYSICAL_BITS)
+        _check_number("first", self.first, 0, U64)
+        if self.entry is not None:
+            _check_number("entry", self.entry, 0, U64)
+        for name in ("qemu", "machine", "cpu_model", "start", "recorded_by"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} is {_show(getattr(self, name))}, must be text")
         if not self.memory:
             raise ValueError("it has no memory region")
+        if len(self.memory) > MAX_REGIONS:
+            raise ValueError(f"it has {len(self.memory)} memory regions, at most {MAX_REGIONS} can be")
+        for region in self.memory:
+            region.check(1 << self.maxphyaddr)
+        in_order = sorted(self.memory, key=lambda region: region.gpa)
+        for before, region in itertools.pairwise(in_order):
+            if region.gpa < before.gpa + before.size:
+                raise ValueError(f"memory region {region.gpa:#x} overlaps the one before it")
+        if all(region.kind != "ram" for region in self.memory):
+            raise ValueError("none of its memory regions is RAM")
+        if not isinstance(self.backends, dict):
+            raise TypeError(f"backends is {_show(self.backends)}, must be sizes by name")
+        for name, size in self.backends.items():
+            _check_number(f"the size of {_show(name)}", size, 1, MAX_MEMORY)
+        _check_number("memory_end", self.memory_end, 0, 1 << self.maxphyaddr)
+        if len(self.memories) > MEMORY_UNKNOWN:
+            raise ValueError(f"it names {len(self.memories)} backing memories, at most {MEMORY_UNKNOWN} can be")
+        if sum(self.memory_sizes().values()) > MAX_MEMORY:
+            raise ValueError(f"its backing memories have more than {MAX_MEMORY:#x} bytes")
+
+    def memory_sizes(self) -> dict[str, int]:
+        """Bytes of each backing memory, as far as HEAD shows it, in the order of :attr:`memories`."""
+        sizes: dict[str, int] = {}
+        for region in self.memory:
+            sizes[region.memory] = max(sizes.get(region.memory, 0), region.offset + region.size)
+        for name, size in self.backends.items():
+            sizes[name] = max(sizes.get(name, 0), size)
+        return sizes
 
 
 _FIELDS = tuple(name for name in Header.__dataclass_fields__ if name not in ("version", "extra"))
@@ -267,11 +314,29 @@ class Trailer:
     def from_json(cls, data: bytes, path: str) -> Trailer:
         """Parse a TAIL block. Raises :class:`RecordingError`."""
         try:
-            fields = json.loads(data)
+            fields = _load_json(data)
             known = {name: fields.pop(name) for name in _TRAILER_FIELDS if name in fields}
-            return replace(cls(**known), extra=fields)
+            trailer = replace(cls(**known), extra=fields)
+            trailer.check()
         except (ValueError, TypeError, AttributeError) as error:
             raise RecordingError(f"{path}: its trailer cannot be used: {error}") from error
+        return trailer
+
+    def check(self) -> None:
+        """Refuse what is no total; ValueError names the first."""
+        for name in ("records", "seen", "stale"):
+            _check_number(name, getattr(self, name), 0, U64)
+        if not isinstance(self.counts, dict):
+            raise TypeError(f"counts is {_show(self.counts)}, must be an object")
+        for name, count in self.counts.items():
+            _check_number(f"the count of {_show(name)}", count, 0, U64)
+        if not isinstance(self.left_out, dict):
+            raise TypeError(f"left_out is {_show(self.left_out)}, must be an object")
+        for name, count in self.left_out.items():
+            _check_number(f"the count of {_show(name)}", count, 0, U64)
+        _check_number("smm", self.smm, 0, U64)
+        if not isinstance(self.cut, bool) or not isinstance(self.reason, str):
+            raise TypeError(f"cut is {_show(self.cut)} and reason {_show(self.reason)}, must be a truth and text")
 
 
 _TRAILER_FIELDS = tuple(name for name in Trailer.__dataclass_fields__ if name != "extra")
@@ -307,9 +372,43 @@ def pack_block(kind: bytes, stored: bytes, raw: int, records: int, codec: int) -
 
 
 def unpack_block_head(data: bytes) -> BlockHead | None:
-    """The head in ``data`` (``BLOCK_SIZE`` bytes); None when its checksum or its lengths are wrong."""
+    """The head in ``data`` (``BLOCK_SIZE`` bytes); None when its checksum is wrong."""
     (crc,) = BLOCK_CRC.unpack_from(data, BLOCK.size)
     head = BlockHead(*BLOCK.unpack_from(data))
-    if zlib.crc32(data[: BLOCK.size]) != crc or head.stored > MAX_BLOCK or head.raw > MAX_BLOCK:
-        return None
-    return head
+    return head if zlib.crc32(data[: BLOCK.size]) == crc else None
+
+
+# The object in a HEAD or TAIL block. Depth is counted before the parser recurses.
+def _load_json(data: bytes) -> dict[str, Any]:
+    depth = 0
+    text = data.decode()
+    for sign in _BRACKETS.findall(_STRINGS.sub("", text)):
+        depth += 1 if sign in "[{" else -1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"its JSON is more than {MAX_DEPTH} deep")
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise TypeError(f"it is {_show(fields)}, must be an object")
+    return fields
+
+
+def _check_number(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} is {_show(value)}, must be {low} to {high if high < U64 else '2**64 - 1'}")
+
+
+def _check_words(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise ValueError(f"{name} is {_show(value)}, must be a list of text")
+    return tuple(value)
+
+
+# A value from a file, short enough for a message.
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+# A string of JSON, also one that never ends: then nothing is tried twice.
+_STRINGS = re.compile(r'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_BRACKETS = re.compile(r"[\[\]{}]")

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecordingError
+from ..errors import ConfigError, RecordingError
 from .encoder import Encoder, Registers
 from .format import (
     K_ACCESS,
@@ -22,12 +25,22 @@ from .format import (
     K_STORE,
     K_USER,
     KIND_NAMES,
+    MAP_IO,
+    MAP_RAM,
+    MEMORY_UNKNOWN,
     W_INIT,
     Header,
     Trailer,
 )
+from .memmap import OTHER, Change, MemoryMap
 from .reader import Reader
 from .writer import LEVEL, Writer
+
+#: Records between two calls of a progress function.
+PROGRESS_RECORDS = 20_000
+
+# Name of a backing memory, offset in it.
+_Place = tuple[str, int]
 
 
 @dataclass(slots=True)
@@ -59,10 +72,9 @@ class Summary:
         return self.user / self.accesses if self.accesses else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The same facts for JSON; ``version`` changes when a key changes its meaning."""
+        """The same facts for JSON."""
         header = self.header
         return {
-            "version": 1,
             "format": ".".join(map(str, header.version)),
             "records": self.records,
             "kinds": {name: self.kinds[name] for name in KIND_NAMES[1:]},
@@ -96,11 +108,14 @@ class Summary:
         }
 
 
-def summarize(path: str) -> Summary:
-    """Read the recording ``path`` to its end and count. Raises :class:`RecordingError`."""
+def summarize(path: str, progress: Callable[[int, int], None] | None = None) -> Summary:
+    """Read the recording ``path`` to its end and count. ``progress`` is called now and then with the record reached
+    and the number of records. Raises :class:`RecordingError`.
+    """
     started = time.perf_counter()
     with Reader(path) as reader:
-        reader.skip(reader.total)
+        while reader.skip(PROGRESS_RECORDS):
+            pass
     seconds = time.perf_counter() - started
     with Reader(path) as reader:
         trailer: Trailer | None = reader.trailer
@@ -112,6 +127,8 @@ def summarize(path: str) -> Summary:
         while kind := reader.next():
             summary.kinds[KIND_NAMES[kind]] += 1
             summary.cpus[reader.cpu] += 1
+            if progress is not None and reader.position % PROGRESS_RECORDS == 0:
+                progress(reader.position, reader.total)
             if kind in (K_ACCESS, K_STORE, K_MMIO):
                 summary.accesses += 1
                 summary.user += (reader.access & K_USER) != 0
@@ -121,13 +138,20 @@ def summarize(path: str) -> Summary:
     return summary
 
 
-@dataclass(slots=True)
 class Moment:
-    """Everything that a recording has said up to some record and that later records build on."""
+    """Everything that a recording has said up to some record and that later records build on.
 
-    pages: dict[int, bytearray] = field(default_factory=dict)
-    regs: dict[int, Registers] = field(default_factory=dict)
-    maps: dict[tuple[int, int], tuple[int, int, int]] = field(default_factory=dict)
+    Table pages are kept by the memory behind them: two gpas may show the same bytes, and one gpa different bytes at
+    different times.
+    """
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+        self.map = MemoryMap(header)
+        self.regs: dict[int, Registers] = {}
+        # Where each table page that was recorded lay when it was seen last, and what the memory there holds.
+        self.seen: dict[int, _Place] = {}
+        self.content: dict[_Place, bytearray] = {}
 
     def follow(self, reader: Reader) -> None:
         """Take in the reader's current record."""
@@ -135,65 +159,152 @@ class Moment:
         if reader.smm:
             return
         if kind == K_PAGE:
-            self.pages[reader.gpa] = bytearray(reader.payload())
+            self.content[self._see(reader.gpa)] = bytearray(reader.payload())
         elif kind == K_STORE:
-            page, at = self.pages[reader.gpa & ~4095], reader.gpa & 4095
+            page = self.content.setdefault(self._see(reader.gpa & ~4095), bytearray(4096))
+            at = reader.gpa & 4095
             page[at : at + reader.size] = reader.payload()
         elif kind == K_REGS:
             self.regs[reader.cpu] = Registers(reader.cr0, reader.cr3, reader.cr4, reader.efer, reader.pkru)
         elif kind == K_MAP:
-            # The last word on a range comes last.
-            self.maps.pop((reader.gpa, reader.map_size), None)
-            self.maps[reader.gpa, reader.map_size] = (reader.map_kind, reader.map_memory, reader.map_offset)
+            self.map.change(Change(reader.gpa, reader.map_size, reader.map_kind, reader.map_memory, reader.map_offset))
+
+    # The place of the table page at gpa.
+    def _see(self, gpa: int) -> _Place:
+        region = self.map.find(gpa)
+        place = (OTHER, gpa) if region is None else (region.memory, region.offset + gpa - region.gpa)
+        self.seen[gpa] = place
+        return place
 
     @property
     def records(self) -> int:
         """Number of records that :meth:`write` makes."""
-        return len(self.maps) + len(self.pages) + len(self.regs)
+        hidden = sum(self.map.find(gpa) is None for gpa in self.seen)
+        return 2 * hidden + len(self.seen) + sum(1 for _ in self.map.changes_from(self.header)) + len(self.regs)
 
     def write(self, writer: Writer) -> None:
-        """Begin a piece: the memory map's changes, the table pages, then the registers that use them."""
-        for (gpa, size), (kind, memory, offset) in self.maps.items():
-            writer.encoder.remap(0, gpa, size, kind, (memory, offset))
+        """Begin a piece: table pages that are no memory any more, the map's changes, table pages, then registers.
+
+        A page that is no memory is shown for a moment where it was: later records may bring it back, or store to it.
+        """
+        encoder = writer.encoder
+        numbers = {name: number for number, name in enumerate(self.map.names)}
+        for gpa, place in sorted(self.seen.items()):
+            if self.map.find(gpa) is None:
+                name, offset = place
+                backing = (numbers[name], offset) if name in numbers else (MEMORY_UNKNOWN, 0)
+                encoder.remap(0, gpa, 4096, MAP_RAM, backing)
+                _flush_full(writer)
+                encoder.snapshot(0, gpa, bytes(self.content[place]))
+                _flush_full(writer)
+                encoder.remap(0, gpa, 4096, MAP_IO, (MEMORY_UNKNOWN, 0))
+                _flush_full(writer)
+        for change in self.map.changes_from(self.header):
+            encoder.remap(0, change.gpa, change.size, change.kind, (change.memory, change.offset))
             _flush_full(writer)
-        for gpa, page in sorted(self.pages.items()):
-            writer.encoder.snapshot(0, gpa, bytes(page))
-            _flush_full(writer)
+        for gpa, place in sorted(self.seen.items()):
+            if self.map.find(gpa) is not None:
+                encoder.snapshot(0, gpa, bytes(self.content[place]))
+                _flush_full(writer)
         for cpu, registers in sorted(self.regs.items()):
-            writer.encoder.set_regs(cpu, W_INIT, registers)
+            encoder.set_regs(cpu, W_INIT, registers)
             _flush_full(writer)
 
 
-def cut(path: str, output: str, first: int = 0, until: int | None = None, level: int = LEVEL) -> Trailer:
+def check_range(path: str, total: int, first: int, until: int | None, verb: str) -> int:
+    """The end of the records ``[first, until)``, None being all, of a recording that has ``total``.
+
+    :raises ConfigError: it does not have them; the text says that it cannot ``verb`` them.
+    """
+    end = total if until is None else until
+    if not 0 <= first < end or end > total:
+        have = f"has the records 0 to {total - 1}" if total else "has no records"
+        raise ConfigError(f"{path} {have}: cannot {verb} --from {first} --until {end}")
+    return end
+
+
+def cut(
+    path: str,
+    output: str,
+    first: int = 0,
+    until: int | None = None,
+    level: int = LEVEL,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trailer:
     """Write records ``first`` (inclusive) to ``until`` (exclusive, None: the end) of ``path`` to ``output``, and
     return the trailer.
 
     The piece is self-contained: it begins with the memory map's changes, table pages and registers as of ``first``;
     its header says which record of the whole it begins with (``first``) and how many records that beginning has
-    (``preamble``). A truncated recording is read as far as its whole blocks go. Raises :class:`RecordingError` for a
-    range that ``path`` does not have.
+    (``preamble``). A truncated recording is read as far as its whole blocks go. ``output`` appears when it is whole,
+    and not at all after an error. ``progress`` is called now and then with the record reached and the last one.
+
+    :raises RecordingError: ``path`` cannot be used.
+    :raises ConfigError: a range that ``path`` does not have, an ``output`` that cannot be written.
+    :raises RecorderError: the disk is full.
     """
     if Path(output).exists() and Path(output).samefile(path):
-        raise RecordingError(f"{output} is the recording itself: write the piece to another file")
+        raise ConfigError(f"{output} is the recording itself: write the piece to another file")
     with Reader(path, salvage=True) as reader:
-        end = reader.total if until is None else until
-        if not 0 <= first < end or end > reader.total:
-            raise RecordingError(f"{path} has the records 0 to {reader.total}: cannot cut --from {first} --until {end}")
-        moment = Moment()
+        if reader.total == 0 and first == 0 and until is None:
+            raise RecordingError(f"{path} has no records: there is nothing to cut")
+        end = check_range(path, reader.total, first, until, "cut")
+        moment = Moment(reader.header)
         while reader.position < first:
-            reader.next()
+            _read_on(reader, end, progress)
             moment.follow(reader)
-        header: Header = reader.header
-        extra = header.extra | ({"preamble": moment.records} if first else {})
-        with Writer(output, replace(header, first=header.first + first, extra=extra), level) as writer:
-            if first:
-                moment.write(writer)
-            while reader.position < end:
-                if reader.next() == 0:
-                    raise RecordingError(f"{path} ends at record {reader.position}, before record {end}")
-                copy_record(reader, writer.encoder)
-                _flush_full(writer)
-            return _finish_piece(reader, writer, end)
+        with _new_file(output) as unfinished:
+            return _write_piece(reader, unfinished, (first, end), moment, level, progress)
+
+
+def _write_piece(
+    reader: Reader,
+    output: str,
+    places: tuple[int, int],
+    moment: Moment,
+    level: int,
+    progress: Callable[[int, int], None] | None,
+) -> Trailer:
+    first, end = places
+    header: Header = reader.header
+    extra = header.extra | ({"preamble": moment.records} if first else {})
+    with Writer(output, replace(header, first=header.first + first, extra=extra), level) as writer:
+        if first:
+            moment.write(writer)
+        while reader.position < end:
+            _read_on(reader, end, progress)
+            copy_record(reader, writer.encoder)
+            _flush_full(writer)
+        return _finish_piece(reader, writer, end)
+
+
+def _read_on(reader: Reader, end: int, progress: Callable[[int, int], None] | None) -> None:
+    if reader.next() == 0:
+        raise RecordingError(f"{reader.path} ends at record {reader.position}, before record {end}")
+    if progress is not None and reader.position % PROGRESS_RECORDS == 0:
+        progress(reader.position, end)
+
+
+# A name to write to in the place of `output`, which it becomes at the end; what is no file is written to directly.
+@contextmanager
+def _new_file(output: str) -> Iterator[str]:
+    path = Path(output)
+    if path.is_dir():
+        raise ConfigError(f"--output {output}: is a directory, name a file")
+    if path.exists() and not path.is_file():
+        yield output
+        return
+    path = path.resolve()
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        unfinished.touch()
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot be written: {error.strerror or error}") from error
+    try:
+        yield str(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def copy_record(reader: Reader, encoder: Encoder) -> None:

@@ -4,11 +4,11 @@ cimport cython
 from ..addr cimport u8, u32, u64, gva_t, gpa_t
 
 cdef int CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MMIO, K_PAGE, K_REGS, K_STORE, MAP_IO, MAP_RAM
-cdef int STATE_SMM, W_INIT
-cdef u64 CACHE_MIX, U32, U64
+cdef int MAX_PHYSICAL_BITS, MAX_RANGES, MEMORY_UNKNOWN, STATE_SMM, W_INIT
+cdef u64 CACHE_MIX, END_FRAME, MAX_MEMORY_FRAMES, U32, U64
 
-cdef u64 _MAP_FRAMES
-cdef int _NUMBERS
+cdef u64 _SEEN_MASK
+cdef int _NUMBERS, _SEEN_SLOTS
 
 @cython.final
 cdef class Reader:
@@ -74,11 +74,13 @@ cdef class Reader:
     cdef u64[::1] predicted_frame
 
     # What the whole recording has said so far.
-    cdef u8[::1] meaning            # by frame: MAP_IO, MAP_RAM, MAP_ROM
-    cdef u64 map_frames             # length of meaning
-    cdef dict far                   # the same for frames above
-    cdef u64 table_frames           # length of tables
-    cdef u8[::1] tables             # by frame: 1 once a snapshot was recorded
+    cdef list range_starts          # the memory map: frames at which the meaning changes, ascending, from 0 on
+    cdef list range_kinds           # MAP_IO, MAP_RAM or MAP_ROM from there on
+    cdef u64 near_start             # the range that was asked for last: [near_start, near_end) is near_kind
+    cdef u64 near_end
+    cdef int near_kind
+    cdef set tables                 # frames of which a snapshot was recorded
+    cdef u64[::1] seen_tables       # some of them, by their low bits
 
     cpdef int next(self) except -1
     @cython.locals(done=u64)
@@ -97,13 +99,17 @@ cdef class Reader:
     cdef int _read_place(self, u32 token) except -1
     @cython.locals(size=int, value=u64, frame=u64, index=int)
     cdef int _read_value(self, int kind) except -1
-    @cython.locals(word=int)
+    cdef int _check_table(self, u64 frame) except -1
     cdef int _check_memory(self, u64 frame) except -1
+    cdef int _meaning(self, u64 frame) except -1
+    cdef int _find_range(self, u64 frame) except -1
+    @cython.locals(starts=list, kinds=list, low=Py_ssize_t, high=Py_ssize_t)
+    cdef int _set_meaning(self, u64 first, u64 end, int kind) except -1
     @cython.locals(base=int, what=int, changed=int, index=int)
     cdef int _read_regs(self) except -1
     @cython.locals(frame=u64)
     cdef int _read_page(self) except -1
-    @cython.locals(frame=u64, count=u64, index=u64)
+    @cython.locals(frame=u64, count=u64, page=u64)
     cdef int _read_map(self) except -1
     cdef int _check(self, bint fits) except -1
     cdef int _contradict(self, object what) except -1

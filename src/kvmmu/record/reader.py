@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from bisect import bisect_left, bisect_right
 from itertools import accumulate
 from types import TracebackType
 from typing import NoReturn, Self
@@ -22,6 +23,7 @@ from .format import (
     CACHE_SHIFT,
     CACHE_SLOTS,
     COLUMN_LENGTHS,
+    END_FRAME,
     K_ACCESS,
     K_INVLPG,
     K_INVPCID,
@@ -34,15 +36,20 @@ from .format import (
     MAP_NAMES,
     MAP_RAM,
     MAP_ROM,
+    MAX_MEMORY_FRAMES,
+    MAX_PHYSICAL_BITS,
+    MAX_RANGES,
+    MEMORY_UNKNOWN,
     STATE_SMM,
     W_INIT,
     Header,
     Trailer,
 )
 
-# The memory map is an array up to here (4 GiB); what lies above and is not RAM of the header goes to a dict.
-_MAP_FRAMES = 1 << 20
 _NUMBERS = 5
+# Table pages that a store finds without a look into the set of all of them, by the low bits of their frame.
+_SEEN_SLOTS = 4096
+_SEEN_MASK = 4095
 
 
 class Reader:
@@ -82,7 +89,6 @@ class Reader:
         "end_offset",
         "end_page",
         "end_token",
-        "far",
         "gpa",
         "gva",
         "header",
@@ -91,26 +97,29 @@ class Reader:
         "last_frame",
         "last_page",
         "left",
-        "map_frames",
         "map_kind",
         "map_memory",
         "map_offset",
         "map_size",
-        "meaning",
         "memories",
+        "near_end",
+        "near_kind",
+        "near_start",
         "path",
         "pcid",
         "pkru",
         "position",
         "predicted_frame",
         "predicted_page",
+        "range_kinds",
+        "range_starts",
         "raw",
         "regs",
+        "seen_tables",
         "size",
         "smm",
         "state_access",
         "state_cpu",
-        "table_frames",
         "tables",
         "total",
         "trailer",
@@ -132,11 +141,15 @@ class Reader:
         self.regs = memoryview(array("Q", [0]) * (_NUMBERS * header.cpus))
         self.predicted_page = memoryview(array("Q", [U64]) * CACHE_SLOTS)
         self.predicted_frame = memoryview(array("Q", [0]) * CACHE_SLOTS)
-        self.table_frames = header.frames
-        self.tables = memoryview(bytearray(header.frames))
-        self.far: dict[int, int] = {}
-        self.map_frames = max(header.frames, _MAP_FRAMES)
-        self.meaning = memoryview(_meanings(header, self.map_frames))
+        self.tables: set[int] = set()
+        self.seen_tables = memoryview(array("Q", [U64]) * _SEEN_SLOTS)
+        self.range_starts = [0]
+        self.range_kinds = [MAP_IO]
+        self.near_start = self.near_end = 0
+        self.near_kind = MAP_IO
+        for region in header.memory:
+            kind = MAP_ROM if region.kind == "rom" else MAP_RAM
+            self._set_meaning(region.gpa >> 12, (region.gpa + region.size) >> 12, kind)
         self.raw = memoryview(bytearray(COLUMN_LENGTHS.size))
         self.left = 0
         self.position = 0
@@ -311,6 +324,8 @@ class Reader:
         frame = (self.last_frame + (half ^ U64 if value & 1 else half)) & U64
         self.last_frame = frame
         self._check(self.at_frame <= self.end_frame)
+        if frame >= END_FRAME:
+            self._contradict(f"frame {frame:#x}, no CPU has more than {MAX_PHYSICAL_BITS} physical address bits")
         return frame
 
     # Read gva, gpa and access word of an ACCESS, STORE or MMIO.
@@ -350,16 +365,54 @@ class Reader:
         if self.smm:
             pass  # another view of memory
         elif kind == K_MMIO:
-            if frame < self.map_frames and self.meaning[frame] == MAP_RAM:
+            if self._meaning(frame) == MAP_RAM:
                 self._contradict(f"MMIO at gpa {self.gpa:#x}, which the memory map says is RAM")
-        elif frame >= self.table_frames or self.tables[frame] == 0:
+        elif self.seen_tables[frame & _SEEN_MASK] != frame:
+            self._check_table(frame)
+
+    # Refuse a store to a table that has no snapshot; remember one that has.
+    def _check_table(self, frame: int) -> None:
+        if frame not in self.tables:
             self._contradict(f"a store to a table at gpa {self.gpa:#x}, whose page was never recorded")
+        self.seen_tables[frame & _SEEN_MASK] = frame
 
     # Refuse an access to a frame that is not memory.
     def _check_memory(self, frame: int) -> None:
-        word = self.meaning[frame] if frame < self.map_frames else self.far.get(frame, 0)
-        if word == 0 and not self.smm:
+        if self._meaning(frame) == MAP_IO and not self.smm:
             self._contradict(f"an access to gpa {self.gpa:#x}, which the memory map says is not memory")
+
+    # What the memory map says of frame (MAP_*). The range that was asked for last is asked first.
+    def _meaning(self, frame: int) -> int:
+        if frame < self.near_start or frame >= self.near_end:
+            self._find_range(frame)
+        return self.near_kind
+
+    def _find_range(self, frame: int) -> None:
+        index = bisect_right(self.range_starts, frame)
+        self.near_start = self.range_starts[index - 1]
+        self.near_end = self.range_starts[index] if index < len(self.range_starts) else U64
+        self.near_kind = self.range_kinds[index - 1]
+
+    # From here on the frames [first, end) are kind. Ranges that come to mean the same as a neighbour join it.
+    def _set_meaning(self, first: int, end: int, kind: int) -> None:
+        starts = self.range_starts
+        kinds = self.range_kinds
+        after = kinds[bisect_right(starts, end) - 1]
+        low = bisect_left(starts, first)
+        high = bisect_right(starts, end)
+        new_starts = []
+        new_kinds = []
+        if low == 0 or kinds[low - 1] != kind:
+            new_starts.append(first)
+            new_kinds.append(kind)
+        if after != kind:
+            new_starts.append(end)
+            new_kinds.append(after)
+        starts[low:high] = new_starts
+        kinds[low:high] = new_kinds
+        self.near_start = self.near_end = 0
+        if len(starts) > MAX_RANGES:
+            self._contradict(f"its memory map has more than {MAX_RANGES} ranges")
 
     # Read the registers that changed; the others are the CPU's last ones in this block.
     def _read_regs(self) -> None:
@@ -393,9 +446,11 @@ class Reader:
         self.at_content += 4096
         self._check(self.at_content <= self.end_content)
         if not self.smm:
-            if frame >= self.table_frames or self.meaning[frame] == MAP_IO:
+            if self._meaning(frame) == MAP_IO:
                 self._contradict(f"a table page at gpa {self.gpa:#x}, which the memory map says is not memory")
-            self.tables[frame] = 1
+            if self.seen_tables[frame & _SEEN_MASK] != frame:
+                self.tables.add(frame)
+                self.seen_tables[frame & _SEEN_MASK] = frame
 
     # Read a change of the memory map and make it.
     def _read_map(self) -> None:
@@ -405,26 +460,25 @@ class Reader:
         self.map_kind = self.raw[self.at_number]
         self.map_memory = self.raw[self.at_number + 1]
         self.at_number += 2
-        self.map_offset = (self._number() << 12) & U64
+        page = self._number()
+        self.map_offset = (page << 12) & U64
         self._check(self.at_number <= self.end_number)
         if (
             self.map_kind > 2
             or count == 0
-            or count > _MAP_FRAMES
-            or (self.map_memory >= self.memories and self.map_memory != 255)
+            or count > END_FRAME
+            or frame + count > END_FRAME
+            or (self.map_memory >= self.memories and self.map_memory != MEMORY_UNKNOWN)
         ):
             self._contradict(
                 f"{count} pages at gpa {self.gpa:#x} become kind {self.map_kind} of memory {self.map_memory}"
             )
+        if self.map_memory != MEMORY_UNKNOWN and (page > MAX_MEMORY_FRAMES or page + count > MAX_MEMORY_FRAMES):
+            self._contradict(f"{count} pages at gpa {self.gpa:#x} become page {page} of a memory, which ends before")
         self.map_size = (count << 12) & U64
         self.size = 0
-        if self.smm:
-            count = 0
-        for index in range(count):
-            if frame + index < self.map_frames:
-                self.meaning[frame + index] = self.map_kind
-            else:
-                self.far[frame + index] = self.map_kind
+        if not self.smm:
+            self._set_meaning(frame, frame + count, self.map_kind)
 
     # A cursor ran over its column's end: the block holds other records than its token column says.
     def _check(self, fits: bool) -> None:
@@ -450,16 +504,6 @@ class Reader:
         if self.kind in (K_INVLPG, K_INVPCID):
             text += f" gva {self.gva:#x}"
         return text + ">"
-
-
-# The memory map of `header`, by frame, as far as `frames`.
-def _meanings(header: Header, frames: int) -> bytearray:
-    meaning = bytearray(frames)
-    for region in header.memory:
-        word = MAP_ROM if region.kind == "rom" else MAP_RAM
-        start, end = region.gpa >> 12, (region.gpa + region.size) >> 12
-        meaning[start:end] = bytes([word]) * (end - start)
-    return meaning
 
 
 # Where each column begins, and where the last one ends.

@@ -7,12 +7,14 @@ slots change with it. A bare machine is the same memory with the guest's CPUs on
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import replace
+from operator import itemgetter
 
 from ..addr import Gpa, Hpa
 from ..errors import RecordingError
 from ..host.bits import NO_HPA
-from ..hw.bits import CR0_PG, CR4_PAE, CR4_PKE, EFER_LMA, PT_ACCESSED, PT_DIRTY
+from ..hw.bits import CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, CR4_PKE, EFER_LMA, PT_ACCESSED, PT_DIRTY
 from ..hw.cpu import Cpu
 from ..hw.cpumodel import CpuModel
 from ..hw.memory import PhysicalMemory
@@ -24,12 +26,18 @@ from ..kvm.vcpu import Vcpu
 from ..kvm.vm import Vm
 from ..page_types import PAGE_SIZE, U64
 from ..params import Params
-from ..record.format import MAP_IO, MAP_ROM, MEMORY_UNKNOWN, Header, Region
+from ..record.format import MAX_RANGES, Header, Region
+from ..record.memmap import Change, MemoryMap
 from ..record.reader import Reader
 from ..world import World, nr_frames_for
 
 # A and D of every 4-byte unit of a page, as one number; in the upper half of an 8-byte entry they are frame bits.
 _PAGE_ACCESSED_DIRTY = int.from_bytes((PT_ACCESSED | PT_DIRTY).to_bytes(4, "little") * (PAGE_SIZE // 4), "little")
+
+#: Room for memory that only the map's changes show: what devices and plugged-in modules bring.
+_DEVICE_MEMORY = 4 << 30
+# Such memory comes in blocks of 1 GiB.
+_BLOCK = 1 << 30
 
 
 # Bits 1, 2 and 5 to 8 of a PDPTE are reserved on every CPU; QEMU sets A (bit 5) there, and looks at none of them.
@@ -49,6 +57,26 @@ def clean_pdptes(machine: GuestMachine | BareMachine, cr0: int, cr3: int, cr4: i
             machine.memory.write_once(Hpa(place), entry & ~_PDPTE_RESERVED)
 
 
+def check_registers(machine: GuestMachine | BareMachine, reader: Reader) -> int:
+    """Refuse registers that no CPU holds together; :class:`RecordingError` names the record in hand."""
+    cr0, cr4, efer = reader.cr0, reader.cr4, reader.efer
+    wrong = ""
+    if cr0 & CR0_PG and not cr0 & CR0_PE:
+        wrong = "CR0.PG without CR0.PE"
+    elif efer & EFER_LMA and not cr0 & CR0_PG:
+        wrong = "EFER.LMA without CR0.PG"
+    elif efer & EFER_LMA and not cr4 & CR4_PAE:
+        wrong = "EFER.LMA without CR4.PAE"
+    elif cr4 & CR4_LA57 and not machine.has_la57:
+        wrong = "CR4.LA57, which the header's CPU lacks,"
+    if wrong:
+        raise RecordingError(
+            f"{reader.path} contradicts itself at record {reader.position - 1}: CPU {reader.cpu} has {wrong}"
+            f" (cr0 {cr0:#x}, cr4 {cr4:#x}, efer {efer:#x}), no CPU can"
+        )
+    return 0
+
+
 def build_machine(header: Header, params: Params | None) -> GuestMachine | BareMachine:
     """The machine of ``header``: a VM with ``params``, or, with None, bare CPUs."""
     return BareMachine(header) if params is None else GuestMachine(header, params)
@@ -58,14 +86,15 @@ class BareMachine:
     """Physical memory that is the guest's own, and CPUs that walk its tables."""
 
     def __init__(self, header: Header) -> None:
-        # ROM just below 4 GiB holds no tables: it need not be there.
-        top = max(header.memory_end, *(region.gpa + region.size for region in header.memory if region.kind == "ram"), 0)
+        # Devices below 4 GiB may have memory that the map shows later.
+        top = max(_DEVICE_MEMORY, header.memory_end, *(region.gpa + region.size for region in header.memory))
         self.memory = PhysicalMemory(top // PAGE_SIZE)
         cpu_params = CpuModel(maxphyaddr=header.maxphyaddr, has_gbpages=header.has("pdpe1gb"))
         self.cpus = [Cpu(number, self.memory, cpu_params) for number in range(header.cpus)]
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
         self.cr4_mask = U64
+        self.has_la57 = header.has("la57")
         self.world: World | None = None
         self.noted: dict[int, tuple[int, int, int, int, int]] = {}
 
@@ -78,6 +107,7 @@ class BareMachine:
 
     def note_regs(self, reader: Reader) -> None:
         """Remember the registers of the record in hand for :meth:`load_noted_regs`."""
+        check_registers(self, reader)
         self.noted[reader.cpu] = (reader.cr0, reader.cr3, reader.cr4, reader.efer, reader.pkru)
 
     def load_noted_regs(self) -> None:
@@ -101,24 +131,21 @@ class GuestMachine:
                 f"the recorded guest has {header.maxphyaddr} physical address bits, the host"
                 f" {params.host_maxphyaddr}; set host_maxphyaddr={header.maxphyaddr} or more"
             )
-        sizes: dict[str, int] = {}
-        for region in header.memory:
-            sizes[region.memory] = max(sizes.get(region.memory, 0), region.offset + region.size)
-        for name, size in header.backends.items():
-            sizes[name] = max(sizes.get(name, 0), size)
-        self.world = World(params, nr_frames_for(sum(sizes.values())))
+        sizes = header.memory_sizes()
+        self.world = World(params, nr_frames_for(sum(sizes.values()) + _DEVICE_MEMORY))
         self.memory = self.world.memory
         self.vm = self.world.vm
         # KVM offers no protection keys without nested paging.
         self.cr4_mask = U64 if params.npt else U64 & ~CR4_PKE
-        self.names = header.memories
-        self.hvas = {
-            name: self.world.mm.mmap(_round_up(size), "shared", params.host_page_level, False)
-            for name, size in sizes.items()
-        }
-        self.sizes = sizes
-        self.regions: dict[int, Region] = {}
-        for region in header.memory:
+        self.has_la57 = header.has("la57")
+        self.end = 1 << header.maxphyaddr
+        self.backing: dict[str, Backing] = {}
+        for name, size in sizes.items():
+            self.backing[name] = Backing(self.world, params.host_page_level, size)
+        self.map = MemoryMap(header, joins=False)
+        self.slots: dict[int, list[int]] = {}
+        self.free_numbers = [0]
+        for region in self.map.regions:
             self._add(region)
         self.vcpus = [self._create_vcpu(header) for _ in range(header.cpus)]
         self.cpus = [vcpu.cpu for vcpu in self.vcpus]
@@ -136,43 +163,48 @@ class GuestMachine:
         sregs.after_set_cpuid(vcpu)
         return vcpu
 
+    # Make the slots of a range: one for each piece of memory of the process that backs it.
     def _add(self, region: Region) -> None:
-        # A slot number per region, the lowest free one.
-        number = next(n for n in range(len(self.regions) + 1) if n not in self.regions)
         flags = KVM_MEM_READONLY if region.kind == "rom" else 0
-        hva = self.hvas[region.memory] + region.offset
-        self.world.set_region(UserMemoryRegion(number, flags, Gpa(region.gpa), region.size, hva))
-        self.regions[number] = region
+        backing = self.backing.get(region.memory)
+        if backing is None:
+            backing = self.backing[region.memory] = Backing(self.world, 1, 0)
+        gpa = region.gpa
+        numbers = self.slots[region.gpa] = []
+        for hva, size in backing.pieces(region.offset, region.size):
+            number = self.free_numbers.pop()
+            if not self.free_numbers:
+                self.free_numbers.append(number + 1)
+            self.world.set_region(UserMemoryRegion(number, flags, gpa, size, hva))  # type: ignore[arg-type]
+            numbers.append(number)
+            gpa += size
+
+    # Take the slots of a range away.
+    def _remove(self, region: Region) -> None:
+        for number in self.slots.pop(region.gpa):
+            self.world.delete_slot(number)
+            self.free_numbers.append(number)
 
     def change_map(self, reader: Reader) -> None:
-        """Play the MAP record in hand: cut its range out of the slots and put in what it means now."""
-        start, end = reader.gpa, reader.gpa + reader.map_size
-        for number, region in list(self.regions.items()):
-            if region.gpa < end and start < region.gpa + region.size:
-                self.world.delete_slot(number)
-                del self.regions[number]
-                for piece_start, piece_end in ((region.gpa, start), (end, region.gpa + region.size)):
-                    if piece_start < piece_end:
-                        offset = region.offset + piece_start - region.gpa
-                        self._add(replace(region, gpa=piece_start, size=piece_end - piece_start, offset=offset))
-        if reader.map_kind == MAP_IO:
-            return
-        name, offset = self._backing(reader)
-        kind = "rom" if reader.map_kind == MAP_ROM else "ram"
-        self._add(Region(start, reader.map_size, kind, name, offset))
+        """Play the MAP record in hand: cut its range out of the slots and put in what it means now.
 
-    def _backing(self, reader: Reader) -> tuple[str, int]:
-        # The memory that a MAP record names, grown if the header's regions did not show so much of it.
-        if reader.map_memory == MEMORY_UNKNOWN:
-            name, offset = f"map-{reader.gpa:x}", 0
-        else:
-            name, offset = self.names[reader.map_memory], reader.map_offset
-        if self.sizes.get(name, 0) < offset + reader.map_size:
-            if name in self.hvas:
-                raise RecordingError(f"record {reader.position}: a map change reaches beyond the memory {name!r}")
-            self.sizes[name] = offset + reader.map_size
-            self.hvas[name] = self.world.mm.mmap(_round_up(self.sizes[name]), "shared", 1, False)
-        return name, offset
+        What lies beyond the guest's physical addresses means nothing. Raises :class:`RecordingError` for more memory
+        or more ranges than the format allows.
+        """
+        size = min(reader.map_size, self.end - reader.gpa)
+        change = Change(reader.gpa, size, reader.map_kind, reader.map_memory, reader.map_offset)
+        if size <= 0 or self.map.holds(change):
+            return
+        before = self.map.between(reader.gpa, reader.gpa + size)
+        for region in before:
+            self._remove(region)
+        self.map.change(change)
+        start = min([reader.gpa, *(region.gpa for region in before)])
+        end = max([reader.gpa + size, *(region.gpa + region.size for region in before)])
+        for region in self.map.between(start, end):
+            self._add(region)
+        if len(self.map.regions) > MAX_RANGES:
+            raise RecordingError(f"{reader.path}: its memory map has more than {MAX_RANGES} ranges")
 
     def hpa_of(self, gpa: int) -> Hpa:
         """Where ``gpa`` is in host memory, faulted in if need be."""
@@ -200,6 +232,7 @@ class GuestMachine:
 
     def note_regs(self, reader: Reader) -> None:
         """Remember the registers of the record in hand for :meth:`load_noted_regs`."""
+        check_registers(self, reader)
         self.noted[reader.cpu] = (reader.cr0, reader.cr3, reader.cr4, reader.efer, reader.pkru)
 
     def load_noted_regs(self) -> None:
@@ -211,5 +244,42 @@ class GuestMachine:
             self.vcpus[number].cpu.write_pkru(pkru)
 
 
-def _round_up(size: int) -> int:
-    return -(-size // PAGE_SIZE) * PAGE_SIZE
+class Backing:
+    """One backing memory: pieces of the process's address space, made where a map first shows it.
+
+    ``size`` bytes from its beginning on are one piece with pages of up to ``page_level``; others are whole blocks of
+    1 GiB of which only what is touched takes memory.
+    """
+
+    def __init__(self, world: World, page_level: int, size: int) -> None:
+        self.world = world
+        # Where each piece begins and ends in this memory, and its hva; ascending.
+        self.extents: list[tuple[int, int, int]] = []
+        if size:
+            self.extents.append((0, size, world.mm.mmap(size, "shared", page_level, False)))
+
+    def pieces(self, offset: int, size: int) -> list[tuple[int, int]]:
+        """``(hva, size)`` of the pieces that ``size`` bytes at ``offset`` lie in, in order."""
+        found = []
+        end = offset + size
+        while offset < end:
+            start, stop, hva = self._extent(offset, end)
+            found.append((hva + offset - start, min(stop, end) - offset))
+            offset = stop
+        return found
+
+    # The extent that holds offset, made if need be: whole blocks up to end, as far as no other extent has them.
+    def _extent(self, offset: int, end: int) -> tuple[int, int, int]:
+        index = bisect_right(self.extents, offset, key=itemgetter(0))
+        start = offset & ~(_BLOCK - 1)
+        stop = -(-end // _BLOCK) * _BLOCK
+        if index:
+            before = self.extents[index - 1]
+            if offset < before[1]:
+                return before
+            start = max(start, before[1])
+        if index < len(self.extents):
+            stop = min(stop, self.extents[index][0])
+        extent = (start, stop, self.world.mm.mmap(stop - start, "shared", 1, False, _BLOCK))
+        self.extents.insert(index, extent)
+        return extent

@@ -41,7 +41,7 @@ from ..record.format import (
     W_PKRU,
 )
 from ..record.reader import Reader
-from .machine import clean_pdptes
+from .machine import check_registers, clean_pdptes
 from .result import STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH
 
 _EFLAGS_AC = 1 << 18
@@ -285,6 +285,7 @@ class Player:
         reader = self.reader
         vcpu = self.vcpus[reader.cpu]
         cr4 = reader.cr4 & self.cr4_mask
+        check_registers(self.machine, reader)
         clean_pdptes(self.machine, reader.cr0, reader.cr3, reader.cr4, reader.efer)
         ret = 0
         if reader.what == W_CR3:
@@ -337,6 +338,7 @@ class Player:
         """Execute the recorded register change on a CPU without a hypervisor."""
         reader = self.reader
         cpu = self.cpus[reader.cpu]
+        check_registers(self.machine, reader)
         clean_pdptes(self.machine, reader.cr0, reader.cr3, reader.cr4, reader.efer)
         ret = 0
         if reader.what == W_CR3:

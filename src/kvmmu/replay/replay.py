@@ -17,6 +17,7 @@ from ..kvm.mmu.audit import audit
 from ..kvm.mmu.role import describe_role, role_level
 from ..kvm.mmu.verdict import CAUSES
 from ..params import Params
+from ..record.bundled import RECORDINGS
 from ..record.format import KIND_NAMES
 from ..record.reader import Reader
 from ..trace.files import EventWriter
@@ -81,7 +82,7 @@ class Options:
 
 def bundled_recording(name: str = "linux-6.12-boot") -> Path:
     """A recording that comes with the package; :class:`RecordingError` if this installation lacks it."""
-    path = Path(__file__).parent.parent / "recordings" / f"{name}.kmr"
+    path = RECORDINGS / f"{name}.kmr"
     if not path.is_file():
         raise RecordingError(f"the bundled recording {name}.kmr is missing: install kvmmu anew, or name a recording")
     return path
@@ -100,6 +101,8 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
     with ExitStack() as stack:
         reader = stack.enter_context(Reader(str(path)))
         until = min(options.until if options.until is not None else reader.total, reader.total)
+        if reader.total == 0:
+            raise RecordingError(f"{path} has no records: there is nothing to replay")
         if options.first >= reader.total:
             raise ConfigError(f"--from {options.first}: the recording has {reader.total} records")
         machine = build_machine(reader.header, params)

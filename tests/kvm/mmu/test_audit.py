@@ -334,7 +334,7 @@ def link_nothing(world: World) -> str:
 
 
 def forget_frame(world: World) -> str:
-    world.vm.frames.private[world.page(LOW, 1).spt >> 12] = None
+    world.vm.frames.set_owner(world.page(LOW, 1).spt >> 12, None)
     return "I7: the frame of .* does not know it"
 
 
@@ -423,7 +423,7 @@ def loop_free_descs(world: World) -> str:
 
 
 def leak_page(world: World) -> str:
-    world.vm.frames.private[7] = ShadowPage(1, 0x3701, 0x7000)  # type: ignore[arg-type]
+    world.vm.frames.set_owner(world.vm.frames.alloc(), ShadowPage(1, 0x3701, 0x7000))  # type: ignore[arg-type]
     return "frames: .* frames belong to shadow pages"
 
 

@@ -96,7 +96,7 @@ def clear_track_bits(vm: Vm, sptep: Hpa) -> int:
         vm.memory.write_once(sptep, SHADOW_NONPRESENT_VALUE)
     if not is_shadow_present(old):
         return old
-    sp = vm.frames.private[hpa_to_pfn(sptep)]
+    sp = vm.frames.owner(hpa_to_pfn(sptep))
     count_pages(vm, role_level(sp.role), -1)
     if is_accessed(fmt, old):
         vm.frames.mark_accessed(spte_to_pfn(old))

@@ -24,7 +24,7 @@ def hash_bucket(gfn: Gfn) -> int:
 
 def sptep_to_sp(vm: Vm, sptep: Hpa) -> ShadowPage:
     """The page whose table holds ``sptep`` (``page_private`` of its frame)."""
-    return vm.frames.private[hpa_to_pfn(sptep)]  # type: ignore[no-any-return]
+    return vm.frames.owner(hpa_to_pfn(sptep))  # type: ignore[no-any-return]
 
 
 def sptep_index(sptep: Hpa) -> int:
@@ -36,7 +36,7 @@ def root_to_sp(vm: Vm, root: Hpa) -> ShadowPage | None:
     """The shadow page of ``root``; None for a special table, the dummy root, or no root."""
     if root == INVALID_PAGE:
         return None
-    return vm.frames.private[hpa_to_pfn(root)]  # type: ignore[no-any-return]
+    return vm.frames.owner(hpa_to_pfn(root))  # type: ignore[no-any-return]
 
 
 def is_obsolete(vm: Vm, sp: ShadowPage) -> bool:
@@ -140,7 +140,7 @@ def alloc_page(vm: Vm, gfn: Gfn, role: int) -> ShadowPage:
     sp = make_page(gfn, role, spt)
     if not role_direct(role) and role_level(role) <= 3:
         sp.shadowed_translation = pfn_to_hpa(vm.frames.alloc())
-    vm.frames.private[pfn] = sp
+    vm.frames.set_owner(pfn, sp)
     sp.mmu_valid_gen = vm.mmu_valid_gen
     head = vm.active_mmu_pages
     first = head.link_next
@@ -179,7 +179,7 @@ def free_page(vm: Vm, sp: ShadowPage) -> int:
         sp.hash_next.hash_prev = sp.hash_prev
     sp.hash_next = None
     sp.hash_prev = None
-    vm.frames.private[hpa_to_pfn(sp.spt)] = None
+    vm.frames.set_owner(hpa_to_pfn(sp.spt), None)
     vm.frames.put(hpa_to_pfn(sp.spt))
     if sp.shadowed_translation:
         vm.frames.put(hpa_to_pfn(sp.shadowed_translation))

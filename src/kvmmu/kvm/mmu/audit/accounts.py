@@ -72,11 +72,9 @@ def check_frames(survey: Survey) -> None:
         refs = frames.nr_refs(Pfn(hpa >> 12))
         if refs != 1:
             survey.bad("frames", f"the {kind} at {hpa:#x} has {refs} references, it needs 1")
-    known = len(frames.private) - frames.private.count(None)
-    if known != len(survey.sps):
-        pages = sum(isinstance(owner, ShadowPage) for owner in frames.private)
-        if pages != len(survey.sps):
-            survey.bad("frames", f"{pages} frames belong to shadow pages, {len(survey.sps)} pages exist")
+    pages = sum(isinstance(owner, ShadowPage) for owner in frames.all_owners())
+    if pages != len(survey.sps):
+        survey.bad("frames", f"{pages} frames belong to shadow pages, {len(survey.sps)} pages exist")
     _check_descs(survey)
 
 

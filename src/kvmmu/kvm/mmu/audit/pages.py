@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ....addr import Pfn
 from ....page_types import U64
 from ..bits import ROLE_HAS_4_BYTE_GPTE, ROLE_QUADRANT_MASK
 from .survey import Survey, as_id_of, has_gptes, is_invalid, level_of, name_of
@@ -42,7 +43,7 @@ def _check_hashed(survey: Survey, sp: ShadowPage, bucket: int, previous: ShadowP
         survey.bad("I7", f"{name_of(sp)} is in hash bucket {bucket}, its gfn belongs to {wanted}")
     if sp.hash_prev is not previous:
         survey.bad("I7", f"hash_prev of {name_of(sp)} does not lead to its predecessor in bucket {bucket}")
-    if survey.vm.frames.private[sp.spt >> 12] is not sp:
+    if survey.vm.frames.owner(Pfn(sp.spt >> 12)) is not sp:
         survey.bad("I7", f"the frame of {name_of(sp)} does not know it")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ....addr import Hpa
+from ....host.frames import nonzero_words
 from .survey import DESC_WORDS, Survey, name_of
 
 if TYPE_CHECKING:
@@ -24,9 +25,8 @@ def check_rmaps(survey: Survey) -> None:
     """Every leaf is in the rmap of its gfn once, and no rmap lists anything else."""
     for as_id, slots in enumerate(survey.vm.memslots):
         for slot in slots.slots:
-            for level, gfn, head in _rmap_heads(slot):
-                if head:
-                    _check_rmap(survey, head, gfn, level, as_id)
+            for level, gfn, head in _used_rmap_heads(slot):
+                _check_rmap(survey, head, gfn, level, as_id)
     for sptep, (gfn, level, as_id) in survey.leaves.items():
         count = survey.rmap_seen[sptep]
         if count != 1:
@@ -111,7 +111,20 @@ def mmu_rmaps_stat(vm: Vm) -> str:
     return "".join(lines)
 
 
-# (level, first gfn, head word) of every rmap of a slot.
+# (level, first gfn, head word) of every rmap that is not empty; a slot may be large and hardly used.
+def _used_rmap_heads(slot: Memslot) -> Iterator[tuple[int, int, int]]:
+    if slot.rmap_array is None:
+        return
+    start = 0
+    for level in (2, 3, 1):
+        count = slot.nr_lpages(level)
+        first = slot.base_gfn >> (9 * (level - 1))
+        for i, head in nonzero_words(slot.rmap_array[start : start + count]):
+            yield level, (first + i) << (9 * (level - 1)), head
+        start += count
+
+
+# The same of every rmap of a slot.
 def _rmap_heads(slot: Memslot) -> Iterator[tuple[int, int, int]]:
     if slot.rmap_array is None:
         return

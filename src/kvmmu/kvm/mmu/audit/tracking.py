@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ....host.frames import nonzero_words
 from .survey import Survey, as_id_of, has_gptes, is_invalid, level_of, name_of
 
 if TYPE_CHECKING:
@@ -94,9 +95,7 @@ def check_unsync(survey: Survey, sp: ShadowPage) -> None:
 
 # (index, value) of the elements that are not 0.
 def _nonzero(array: memoryview | None) -> list[tuple[int, int]]:
-    if array is None or not any(array):
-        return []
-    return [(i, value) for i, value in enumerate(array) if value]
+    return [] if array is None else nonzero_words(array)
 
 
 # disallow_lpage of a fresh slot: blocks that stick out of it, and all when gfn and hva differ within a block.
