@@ -69,7 +69,6 @@ cdef class Vcpu:
     cdef public u64 last_retry_addr
 
     cpdef Memslots memslots(self)
-    cpdef bint is_not_reading(self) except -1
     cpdef u64 nr_faults(self, int cause) noexcept
     @cython.locals(slots=Memslots)
     cpdef Memslot gfn_to_memslot(self, gfn_t gfn)
