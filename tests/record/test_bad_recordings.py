@@ -349,7 +349,7 @@ def seen(encoder: Any) -> None:
         (lambda e: e.remap(0, 1 << 51, 1 << 52, 0, (0, 0)), "become kind 0"),
         (lambda e: e.remap(0, 0x1000, 0x1000, 1, (0, 1 << 42)), "of a memory, which ends before"),
         (lambda e: e.mmio(0, 0, 0, 1 << 53, b"1"), "no CPU has more than 52 physical address bits"),
-        (lambda e: [e.remap(0, 1 << 32 | n << 13, 0x1000, 1, (255, 0)) for n in range(512)], "more than 1024 ranges"),
+        (lambda e: [e.remap(0, 1 << 32 | n << 13, 0x1000, 1, (255, 0)) for n in range(2048)], "more than 4096 ranges"),
         (lambda e: [e.remap(0, 0x3000, 0x1000, 0, (255, 0)), e.access(0, 0, 0, 0x3000)], "is not memory"),
     ],
 )

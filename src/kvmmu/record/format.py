@@ -122,7 +122,7 @@ MAX_DEPTH = 32
 MAX_CPUS = 1024
 #: Memory regions of HEAD, and ranges that a map has after all its changes.
 MAX_REGIONS = 1024
-MAX_RANGES = 1024
+MAX_RANGES = 4096
 #: Physical address bits that a CPU can have.
 MAX_PHYSICAL_BITS = 52
 #: One more than the highest guest frame.
