@@ -12,7 +12,6 @@ from kvmmu.host.frames import FrameAllocator
 from kvmmu.host.mm import Mm
 from kvmmu.hw.memory import PhysicalMemory
 from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID
-from kvmmu.kvm.dirtylog import mark_page_dirty_in_slot
 from kvmmu.kvm.guestmem import gpa_to_hpa, read_guest, write_guest
 from kvmmu.kvm.memslots import Memslot, Memslots
 from kvmmu.kvm.run import create_vm
@@ -99,18 +98,3 @@ def test_a_read_that_runs_out_of_memory_gives_nothing() -> None:
     assert read_guest(vm, 0, 0xFFFF, 1) == b"\0"
     assert read_guest(vm, 0, 0xFFFF, 2) is None
     assert read_guest(vm, 0, 0x10_0000, 0) == b""
-
-
-def test_marking_is_for_logged_slots_with_a_bitmap() -> None:
-    vm, _ = machine()
-    slot = Memslot(0, 0, 100, 130, 0)
-    slot.alloc_dirty_bitmap()
-    mark_page_dirty_in_slot(vm, None, slot, 100)
-    mark_page_dirty_in_slot(vm, None, None, 100)
-    assert not any(slot.dirty_array)
-    slot.flags = LOG
-    for gfn in (100, 163, 164, 229):
-        mark_page_dirty_in_slot(vm, None, slot, gfn)
-    assert list(slot.dirty_array) == [1 | 1 << 63, 1, 2, 0, 0, 0]
-    slot.use_dirty_bitmap_of(None)
-    mark_page_dirty_in_slot(vm, None, slot, 100)

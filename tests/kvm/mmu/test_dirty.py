@@ -11,7 +11,7 @@ from kvm.mmu.machines import AD, DATA, HOST_W, LARGE, MEMORY, MMU_W, RW, VA, Gue
 from kvmmu import KvmIoctlError, UserMemoryRegion
 from kvmmu.guest.tables import SIZE_2M
 from kvmmu.kvm.memslots import Memslot
-from kvmmu.kvm.mmu import dirty
+from kvmmu.kvm.mmu import dirty, gfnrange
 
 GFN = DATA >> 12
 
@@ -107,10 +107,10 @@ def test_a_mask_names_gfns_from_its_base_on(bit: int) -> None:
     for i in range(4):
         box.guest.write(box.gva(i))
     with held(box.vm):
-        dirty.protect_masked(box.vm, box.slot(), GFN + 2 - bit, 1 << bit)
+        gfnrange.write_protect_masked(box.vm, box.slot(), GFN + 2 - bit, 1 << bit)
     assert box.writable() == [0, 1, 3]
     with held(box.vm):
-        dirty.protect_masked(box.vm, box.slot(), GFN, 2**64 - 1)
+        gfnrange.write_protect_masked(box.vm, box.slot(), GFN, 2**64 - 1)
     assert box.writable() == []
 
 
@@ -143,7 +143,8 @@ def test_a_log_that_is_not_there(number: int, error: int) -> None:
     with pytest.raises(KvmIoctlError) as caught:
         dirty.get_dirty_log(box.vm, number)
     assert caught.value.errno == error
-    assert not box.vm.slots_lock.locked
+    assert box.vm.slots_lock.is_free()
+    assert box.vm.mmu_lock.is_free()
 
 
 def test_every_level_of_a_slot_is_protected() -> None:
@@ -154,9 +155,8 @@ def test_every_level_of_a_slot_is_protected() -> None:
     assert (leaf.level, leaf.spte & W) == (2, W)
     slot = guest.vcpu.gfn_to_memslot(LARGE >> 12)
     assert slot is not None
-    with held(guest.world.vm):
-        assert dirty.write_protect_slot(guest.world.vm, slot)
-        assert not dirty.write_protect_slot(guest.world.vm, slot)
+    assert gfnrange.write_protect_slot(guest.world.vm, slot)
+    assert not gfnrange.write_protect_slot(guest.world.vm, slot)
     assert guest.world.memory.read_once(leaf.hpa) & W == 0
 
 
@@ -190,7 +190,7 @@ def test_small_leaves_stay_where_no_large_page_can_be() -> None:
     array[LARGE >> 21] += 1
     leaves = guest.world.vm.stat.pages_4k
     with held(guest.world.vm):
-        dirty.zap_collapsible(guest.world.vm, slot)
+        gfnrange.zap_collapsible(guest.world.vm, slot)
     assert guest.world.walk(guest.vcpu, LARGE)[-1].spte & W
     assert guest.world.vm.stat.pages_4k <= leaves
 
@@ -202,7 +202,7 @@ def test_leaves_of_indirect_pages_are_not_collapsed() -> None:
     slot = guest.vcpu.gfn_to_memslot(LARGE >> 12)
     assert slot is not None
     with held(guest.world.vm):
-        assert not dirty.zap_collapsible(guest.world.vm, slot)
+        assert not gfnrange.zap_collapsible(guest.world.vm, slot)
     assert guest.world.walk(guest.vcpu, VA)[-1].spte & W
 
 

@@ -161,7 +161,13 @@ class Racer:
     def __init__(self, box: Logged, wins: int) -> None:
         self.box, self.wins, self.tries = box, wins, 0
 
-    def point(self, kind: str, where: object, key: int) -> None:
+    def barrier(self, kind: str) -> None:
+        pass
+
+    def wait(self, kind: str, where: object, condition: object) -> None:
+        raise AssertionError(f"{kind} waits: the fast path takes no lock")
+
+    def point(self, kind: str, where: object, key: object) -> None:
         if kind != "cmpxchg":
             return
         self.tries += 1

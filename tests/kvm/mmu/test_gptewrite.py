@@ -51,15 +51,15 @@ def test_a_write_fits_if_it_stays_in_one_entry_and_has_4_bytes_or_clears_a_bit()
 
 @pytest.mark.parametrize("level", [2, 3, 4])
 def test_the_third_write_is_a_flood(level: int) -> None:
-    sp = sp_of(level)
-    assert [gptewrite.is_flood(sp) for _ in range(3)] == [False, False, True]
+    vm, sp = Guest().world.vm, sp_of(level)
+    assert [gptewrite.is_flood(vm, sp) for _ in range(3)] == [False, False, True]
     sp.write_flooding_count = 0
-    assert not gptewrite.is_flood(sp)
+    assert not gptewrite.is_flood(vm, sp)
 
 
 def test_level_1_is_never_flooded() -> None:
-    sp = sp_of(1)
-    assert [gptewrite.is_flood(sp) for _ in range(9)] == [False] * 9
+    vm, sp = Guest().world.vm, sp_of(1)
+    assert [gptewrite.is_flood(vm, sp) for _ in range(9)] == [False] * 9
     assert sp.write_flooding_count == 0
 
 

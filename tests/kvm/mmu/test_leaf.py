@@ -258,7 +258,12 @@ def test_what_was_there_is_told_apart() -> None:
     with held(box.vm):
         leaf = box.leaf()
         leaf.pfn = 0x200
-        for old, expected in ((EMPTY, 0), (1 << 51 | P, 0), (SHADOW | PS | P | 0x200 << 12, 2)):
+        # Nothing, MMIO, and the page itself with other rights.
+        for old, expected in (
+            (EMPTY, MAP),
+            (1 << 51 | P, MAP),
+            (SHADOW | PS | P | 0x200 << 12, PERMISSION),
+        ):
             box.vm.memory.write_once(box.sptep, old)
             assert leaf_room.replace_present(box.vcpu, box.sp, box.sptep, leaf) == expected
             assert box.spte == old

@@ -64,7 +64,7 @@ def test_the_record_is_of_the_address_space_that_the_vcpu_was_in() -> None:
 def test_nothing_is_recorded_while_an_update_is_in_progress() -> None:
     guest, vcpu = recorded()
     slots = guest.world.vm.slots_of(0)
-    slots.set_generation(slots.generation | IN_PROGRESS)
+    slots.set_generation(vcpu.gate, slots.generation | IN_PROGRESS)
     mmio.cache_record(vcpu, 0x5000, GFN + 1, 0)
     assert (vcpu.mmio_gva, vcpu.mmio_gfn) == (GVA & ~0xFFF, GFN)
     # The old one is of another generation, with the flag.
@@ -93,7 +93,7 @@ def test_the_spte_carries_gfn_rights_and_19_bits_of_the_generation(generation: i
     vm = guest.world.vm
     with held(vm):
         sp = alloc_page(vm, 0, 1 | ACCESS_ALL)
-    vm.slots_of(0).set_generation(generation)
+    vm.slots_of(0).set_generation(vm.gate, generation)
     with held(vm):
         mmio.mark_mmio_spte(guest.vcpu, sp.spt, 0x12_3456_789, U)
     spte = vm.memory.read_once(sp.spt)

@@ -9,7 +9,6 @@ from kvm.mmu.machines import AD, DATA, EMPTY, RW, VA, Guest, flushes, held
 from kvmmu import UserMemoryRegion
 from kvmmu.kvm.memslots import Memslot
 from kvmmu.kvm.mmu import notify
-from kvmmu.kvm.mmu.faultin import is_invalidated
 
 HVA, BASE = 0x7000_0000_0000, 0x500
 
@@ -54,6 +53,11 @@ class Mapped:
     def mapped(self) -> list[int]:
         return [i for i in range(3) if self.guest.world.walk(self.guest.vcpu, self.gva(i))[-1].spte != EMPTY]
 
+    def covers(self, gfn: int, seq: int) -> bool:
+        """Whether a fault on ``gfn`` that began at ``seq`` is told to look again."""
+        with held(self.vm):
+            return self.vm.invalidation.covers(gfn, seq)
+
     def hva(self, i: int) -> int:
         return self.guest.hva + DATA + i * 0x1000
 
@@ -62,10 +66,10 @@ class Mapped:
 def test_what_maps_the_range_is_zapped_at_its_start_and_nothing_else(first: int, end: int, left: list[int]) -> None:
     box = Mapped()
     flushed = flushes(box.vm)
-    box.mm.range_start(box.hva(first), box.hva(end))
+    box.mm.chain.range_start(box.hva(first), box.hva(end))
     assert box.mapped() == left
     assert flushes(box.vm) == flushed + (len(left) < 3)
-    box.mm.range_end(box.hva(first), box.hva(end))
+    box.mm.chain.range_end(box.hva(first), box.hva(end))
     assert box.mapped() == left
     box.guest.audit()
 
@@ -73,39 +77,39 @@ def test_what_maps_the_range_is_zapped_at_its_start_and_nothing_else(first: int,
 def test_faults_in_the_range_wait_and_those_before_its_end_look_again() -> None:
     box = Mapped()
     vm, gfn = box.vm, DATA >> 12
-    seq = vm.mmu_invalidate_seq
-    box.mm.range_start(box.hva(0), box.hva(2))
-    assert [is_invalidated(vm, seq, gfn + i) for i in range(-1, 3)] == [False, True, True, False]
-    box.mm.range_end(box.hva(0), box.hva(2))
-    assert [is_invalidated(vm, seq, gfn + i) for i in range(-1, 3)] == [True] * 4
-    assert [is_invalidated(vm, seq + 1, gfn + i) for i in range(-1, 3)] == [False] * 4
+    seq = vm.invalidation.sample()
+    box.mm.chain.range_start(box.hva(0), box.hva(2))
+    assert [box.covers(gfn + i, seq) for i in range(-1, 3)] == [False, True, True, False]
+    box.mm.chain.range_end(box.hva(0), box.hva(2))
+    assert [box.covers(gfn + i, seq) for i in range(-1, 3)] == [True] * 4
+    assert [box.covers(gfn + i, seq + 1) for i in range(-1, 3)] == [False] * 4
 
 
 def test_two_ranges_at_once_are_one_that_covers_both() -> None:
     box = Mapped()
     vm, gfn = box.vm, DATA >> 12
-    seq = vm.mmu_invalidate_seq
-    box.mm.range_start(box.hva(5), box.hva(6))
-    box.mm.range_start(box.hva(1), box.hva(2))
-    assert [is_invalidated(vm, seq, gfn + i) for i in range(8)] == [False, *[True] * 5, False, False]
-    box.mm.range_end(box.hva(1), box.hva(2))
+    seq = vm.invalidation.sample()
+    box.mm.chain.range_start(box.hva(5), box.hva(6))
+    box.mm.chain.range_start(box.hva(1), box.hva(2))
+    assert [box.covers(gfn + i, seq) for i in range(8)] == [False, *[True] * 5, False, False]
+    box.mm.chain.range_end(box.hva(1), box.hva(2))
     # The first is still going on, and the union stands until all have ended.
-    assert [is_invalidated(vm, seq + 1, gfn + i) for i in (0, 1, 5, 6)] == [False, True, True, False]
-    box.mm.range_end(box.hva(5), box.hva(6))
-    assert not is_invalidated(vm, seq + 2, gfn + 1)
-    box.mm.range_start(box.hva(3), box.hva(4))
-    assert [is_invalidated(vm, seq + 2, gfn + i) for i in (1, 3, 5)] == [False, True, False]
-    box.mm.range_end(box.hva(3), box.hva(4))
+    assert [box.covers(gfn + i, seq + 1) for i in (0, 1, 5, 6)] == [False, True, True, False]
+    box.mm.chain.range_end(box.hva(5), box.hva(6))
+    assert not box.covers(gfn + 1, seq + 2)
+    box.mm.chain.range_start(box.hva(3), box.hva(4))
+    assert [box.covers(gfn + i, seq + 2) for i in (1, 3, 5)] == [False, True, False]
+    box.mm.chain.range_end(box.hva(3), box.hva(4))
 
 
 def test_a_range_that_no_slot_shows_is_not_noticed_by_faults() -> None:
     box = Mapped()
     other = box.mm.mmap(0x4000)
-    seq = box.vm.mmu_invalidate_seq
-    box.mm.range_start(other, other + 0x4000)
-    assert not is_invalidated(box.vm, seq, DATA >> 12)
-    box.mm.range_end(other, other + 0x4000)
-    assert not is_invalidated(box.vm, seq, DATA >> 12)
+    seq = box.vm.invalidation.sample()
+    box.mm.chain.range_start(other, other + 0x4000)
+    assert not box.covers(DATA >> 12, seq)
+    box.mm.chain.range_end(other, other + 0x4000)
+    assert not box.covers(DATA >> 12, seq)
     assert box.mapped() == [0, 1, 2]
 
 
@@ -118,18 +122,18 @@ def test_memory_that_two_slots_and_spaces_show_is_zapped_in_all() -> None:
     assert sorted((slot.as_id, slot.id) for slot in slots) == [(0, 0), (0, 9), (1, 0)]
     box.guest.tables.map(VA + 0x100_0000, 0x4000_1000, flags=RW | AD)
     assert box.guest.read(VA + 0x100_0000) == 0xD001
-    box.mm.range_start(box.hva(1), box.hva(2))
+    box.mm.chain.range_start(box.hva(1), box.hva(2))
     assert box.mapped() == [0, 2]
     assert world.walk(box.guest.vcpu, VA + 0x100_0000)[-1].spte == EMPTY
-    box.mm.range_end(box.hva(1), box.hva(2))
+    box.mm.chain.range_end(box.hva(1), box.hva(2))
 
 
 def test_the_lock_is_free_between_start_and_end() -> None:
     box = Mapped()
-    box.mm.range_start(box.hva(0), box.hva(1))
+    box.mm.chain.range_start(box.hva(0), box.hva(1))
     with held(box.vm):
         pass
-    box.mm.range_end(box.hva(0), box.hva(1))
+    box.mm.chain.range_end(box.hva(0), box.hva(1))
     with held(box.vm):
         pass
 

@@ -17,8 +17,9 @@ from kvmmu.kvm.mmu.walker import walk_addr
 
 PRESENT, WRITE, USER, RSVD, FETCH, GUEST_PAGE = 1, 2, 4, 8, 16, 1 << 33
 CONTINUE, RETRY, EMULATE, WRITE_PROTECTED, INVALID, FIXED, SPURIOUS = range(7)
-RESUME, PF, ALLOW_RETRY, OWN_TABLE = 1, 1 << 6, 1 << 3, 1 << 8
+NOTHING, PF, ALLOW_RETRY, OWN_TABLE = 0, 1 << 6, 1 << 3, 1 << 8
 IN_PROGRESS = 1 << 63
+OUTSIDE = 0
 
 
 class Box:
@@ -31,7 +32,16 @@ class Box:
         assert roots.load(self.vcpu) == 0
 
     def fault(self, addr: int = VA, code: int = USER) -> int:
-        return pagefault.page_fault(self.vcpu, addr, code)
+        """What the exit asks for: a negative errno, or what is to be emulated, NOTHING if the guest just goes on."""
+        result = pagefault.page_fault(self.vcpu, addr, code)
+        assert result <= 0
+        return result or self.vcpu.emultype
+
+    def write_protected(self, addr: int) -> tuple[int, int]:
+        """A write to a tracked page: the verdict, and what is to be emulated."""
+        self.vcpu.emultype = 0
+        verdict = pagefault.handle_write_protected(self.vcpu, addr, PRESENT | WRITE)
+        return verdict, self.vcpu.emultype
 
     def spte(self, addr: int = VA) -> int:
         return self.world.walk(self.vcpu, addr)[-1].spte
@@ -50,7 +60,7 @@ class Box:
 
 def test_a_fault_maps_the_page_and_the_guest_goes_on() -> None:
     box = Box()
-    assert (box.fault(), box.cause) == (RESUME, "table")
+    assert (box.fault(), box.cause) == (NOTHING, "table")
     assert box.spte() & (1 | U) == 1 | U
     assert box.stats() == [1, 1, 0, 0, 0]
     assert not box.vcpu.exception_pending
@@ -59,14 +69,14 @@ def test_a_fault_maps_the_page_and_the_guest_goes_on() -> None:
 def test_the_same_fault_again_is_spurious() -> None:
     box = Box(flags=RO | AD)
     box.fault()
-    assert (box.fault(), box.cause) == (RESUME, "spurious")
+    assert (box.fault(), box.cause) == (NOTHING, "spurious")
     assert box.stats() == [2, 1, 0, 1, 0]
 
 
 def test_without_a_root_the_guest_goes_on_and_nothing_is_counted() -> None:
     box = Box()
     roots.unload(box.vcpu)
-    assert (box.fault(), box.cause) == (RESUME, "retry")
+    assert (box.fault(), box.cause) == (NOTHING, "retry")
     assert box.stats() == [0] * 5
 
 
@@ -77,7 +87,7 @@ def test_without_a_root_the_guest_goes_on_and_nothing_is_counted() -> None:
 def test_the_guests_own_fault_is_given_to_it(entry: int, code: int, error_code: int) -> None:
     box = Box()
     box.world.poke(box.place, entry)
-    assert (box.fault(VA + 0x123, code), box.cause) == (RESUME, "guest")
+    assert (box.fault(VA + 0x123, code), box.cause) == (NOTHING, "guest")
     vcpu = box.vcpu
     assert (vcpu.exception_pending, vcpu.exception_vector, vcpu.exception_error_code) == (True, 14, error_code)
     assert (vcpu.cr2, vcpu.exception_address) == (VA + 0x123, VA + 0x123)
@@ -131,7 +141,7 @@ def test_no_page_and_no_frame_are_errors() -> None:
     assert box.fault() == -errno.ENOMEM
     frames.put(taken.pop())
     assert pagefault.topup_caches(box.vm) == 0
-    assert box.fault() == RESUME
+    assert box.fault() == NOTHING
     for pfn in taken:
         frames.put(pfn)
 
@@ -143,9 +153,9 @@ def test_the_reference_to_the_page_is_given_back_however_it_ends(npt: bool) -> N
     pfn = box.world.mm.hpte(box.guest.hva + DATA) >> 12 & 0xFFFFFF
     refs = box.vm.frames.nr_refs(pfn)
     for code in (USER, USER | WRITE, USER | WRITE):
-        assert box.fault(addr, code) == RESUME
+        assert box.fault(addr, code) == NOTHING
         assert box.vm.frames.nr_refs(pfn) == refs
-    with held(box.vm), pytest.raises(KvmBug, match="write_lock while held"):
+    with held(box.vm), pytest.raises(KvmBug, match="write_lock by actor 0 while it holds"):
         box.fault(addr, USER)
 
 
@@ -205,29 +215,36 @@ def test_the_same_instruction_at_the_same_address_is_not_retried_again() -> None
     box, addr = tracked()
     box.vcpu.rip = 0x77
     box.vcpu.last_retry_eip, box.vcpu.last_retry_addr = 0x77, addr
-    assert pagefault.handle_write_protected(box.vcpu, addr, PRESENT | WRITE) == PF
+    assert box.write_protected(addr) == (EMULATE, PF)
     assert (box.vcpu.last_retry_eip, box.vcpu.last_retry_addr) == (0x77, addr)
     for memo in ((0x78, addr), (0x77, addr + 1)):
         box.vcpu.last_retry_eip, box.vcpu.last_retry_addr = memo
-        assert pagefault.handle_write_protected(box.vcpu, addr, PRESENT | WRITE) == PF | ALLOW_RETRY
+        assert box.write_protected(addr) == (EMULATE, PF | ALLOW_RETRY)
         assert (box.vcpu.last_retry_eip, box.vcpu.last_retry_addr) == (0, 0)
 
 
 def test_a_known_device_is_not_retried() -> None:
     box, addr = tracked()
     box.vcpu.mmio_gva, box.vcpu.mmio_gen = addr & ~0xFFF, box.vm.slots_of(0).generation
-    assert pagefault.handle_write_protected(box.vcpu, addr, PRESENT | WRITE) == PF
+    assert box.write_protected(addr) == (EMULATE, PF)
 
 
 @pytest.mark.parametrize(
-    ("reinjected", "result"), [(True, RETRY), (False, PF | ALLOW_RETRY)], ids=["reinjected", "not reinjected"]
+    ("reinjected", "verdict", "result"),
+    [(True, RETRY, NOTHING), (False, EMULATE, PF | ALLOW_RETRY)],
+    ids=["reinjected", "not reinjected"],
 )
-def test_a_table_that_blocks_the_delivery_of_an_event_is_given_up(reinjected: bool, result: int) -> None:
+def test_a_table_that_blocks_the_delivery_of_an_event_is_given_up(reinjected: bool, verdict: int, result: int) -> None:
     box, addr = tracked()
     box.vcpu.exception_reinjected = reinjected
     gfn = box.guest.tables.entry_gpa(VA, 2) >> 12
-    assert pagefault.handle_write_protected(box.vcpu, addr, PRESENT | WRITE) == result
+    assert box.write_protected(addr)[0] == verdict
     assert (gfn in [sp.gfn for sp in box.world.shadow_pages()]) == (not reinjected)
+    box.vcpu.exception_reinjected = False
+    # The whole path says so too: after a retry there is nothing to emulate.
+    box, addr = tracked()
+    box.vcpu.exception_reinjected = reinjected
+    assert box.fault(addr, PRESENT | WRITE) == result
     box.vcpu.exception_reinjected = False
 
 
@@ -249,7 +266,7 @@ def test_an_mmio_entry_of_today_is_emulated_and_remembered() -> None:
     assert pagefault.handle_mmio_page_fault(box.vcpu, addr + 0x10, False) == EMULATE
     vcpu = box.vcpu
     assert (vcpu.mmio_gva, vcpu.mmio_gfn, vcpu.mmio_access) == (addr, HOLE >> 12, U | W)
-    assert vcpu.mode == 0
+    assert vcpu.mode == OUTSIDE
 
 
 def test_under_nested_paging_the_gva_is_not_known() -> None:
@@ -271,7 +288,7 @@ def test_an_entry_of_another_generation_must_be_looked_up() -> None:
     box.vcpu.mmio_gva = 0
     assert pagefault.handle_mmio_page_fault(box.vcpu, addr, False) == EMULATE
     box.vcpu.mmio_gva = 0
-    slots.set_generation(slots.generation + (1 << 19))
+    slots.set_generation(box.vm.gate, slots.generation + (1 << 19))
     # 19 bits of it are in the entry.
     assert pagefault.handle_mmio_page_fault(box.vcpu, addr, False) == EMULATE
 
@@ -279,15 +296,15 @@ def test_an_entry_of_another_generation_must_be_looked_up() -> None:
 def test_during_an_update_the_entry_is_not_believed() -> None:
     box, addr = mmio_box()
     slots = box.vm.slots_of(0)
-    slots.set_generation(slots.generation | IN_PROGRESS)
+    slots.set_generation(box.vm.gate, slots.generation | IN_PROGRESS)
     assert pagefault.handle_mmio_page_fault(box.vcpu, addr, False) == INVALID
-    slots.set_generation(slots.generation & ~IN_PROGRESS)
+    slots.set_generation(box.vm.gate, slots.generation & ~IN_PROGRESS)
 
 
 def test_what_is_no_device_any_more_is_retried() -> None:
     box, _ = mmio_box()
     assert pagefault.handle_mmio_page_fault(box.vcpu, VA + 0x1000, False) == RETRY
-    assert (box.fault(VA + 0x1000, PRESENT | RSVD), box.cause) == (RESUME, "retry")
+    assert (box.fault(VA + 0x1000, PRESENT | RSVD), box.cause) == (NOTHING, "retry")
 
 
 def test_reserved_bits_in_a_present_entry_are_a_bug() -> None:
@@ -297,6 +314,8 @@ def test_reserved_bits_in_a_present_entry_are_a_bug() -> None:
     box.world.memory.write_once(leaf.hpa, leaf.spte | 1 << 50)
     with pytest.raises(KvmBug, match="reserved bits"):
         pagefault.walk_for_mmio(box.vcpu, VA)
+    # The walk has ended there too: nobody waits for it.
+    assert box.vcpu.mode == OUTSIDE
     box.world.memory.write_once(leaf.hpa, leaf.spte)
     assert pagefault.walk_for_mmio(box.vcpu, VA) == leaf.spte
     roots.unload(box.vcpu)
@@ -318,7 +337,7 @@ def test_a_supervisors_write_without_wp_makes_the_page_its_own() -> None:
         fault = PageFault(VA, (USER if user else 0) | (WRITE if write else 0))
         fault.slot = box.vcpu.gfn_to_memslot(DATA >> 12)
         gw = box.vcpu.guest_walk
-        assert walk_addr(box.vcpu, gw, VA, 0)
+        assert walk_addr(box.vcpu, box.vcpu.root_mmu, gw, VA, 0)
         access = 7 if writable else 5
         expected = access
         if write and not user and not writable and not wp:
@@ -341,15 +360,17 @@ def test_three_verdicts_are_counted(verdict: int) -> None:
     assert box.stats() == counted.get(verdict, [0] * 5)
 
 
-def test_a_write_to_the_table_of_its_own_walk_is_told() -> None:
-    """The table maps itself: only emulation gets on, and must know."""
+@pytest.mark.parametrize(("level", "result"), [(1, NOTHING), (2, PF | ALLOW_RETRY | OWN_TABLE)])
+def test_a_write_to_the_table_of_its_own_walk_is_told(level: int, result: int) -> None:
+    """A table that maps itself: at level 1 it goes out of sync; above, only emulation gets on, and must know."""
     box = Box()
     own = VA + 0x20_0000 * 3
-    table = box.guest.tables.map(own, DATA, flags=RW | AD) & ~0xFFF
+    box.guest.tables.map(own, DATA, flags=RW | AD)
+    table = box.guest.tables.entry_gpa(own, level) & ~0xFFF
     box.guest.tables.map(own + 0x5000, table, flags=RW | AD)
-    box.vcpu.exit_action = 0
-    result = box.fault(own + 0x5000, WRITE)
-    assert result == RESUME or result & OWN_TABLE
-    assert box.vcpu.exit_action == OWN_TABLE
-    box.fault(VA, 0)
-    assert box.vcpu.exit_action == 0
+    assert box.fault(own + 0x5000, WRITE) == result
+    (sp,) = [sp for sp in box.world.shadow_pages() if sp.gfn == table >> 12]
+    assert sp.unsync == (level == 1)
+    # It is of this fault only.
+    assert box.fault(VA, 0) == NOTHING
+    assert box.fault(VA + 0x40_0000, WRITE) == NOTHING

@@ -274,7 +274,7 @@ def test_dropping_nothing_does_not_take_the_lock() -> None:
     with held(tables.vm):
         roots.free_roots(tables.vm, tables.vcpu.mmu, 0)
         roots.free_roots(tables.vm, tables.vcpu.mmu, 14)
-    with held(tables.vm), pytest.raises(KvmBug, match="write_lock while held"):
+    with held(tables.vm), pytest.raises(KvmBug, match="write_lock by actor 0 while it holds"):
         roots.free_roots(tables.vm, tables.vcpu.mmu, 1)
 
 
@@ -476,9 +476,9 @@ def test_the_first_shadow_root_gives_slots_their_arrays_once() -> None:
     guest.world.add_slot(1 << 16 | 3, 0x2000_0000, 0x3000)
     slots = [slot for as_id in (0, 1) for slot in vm.slots_of(as_id).slots]
     assert [slot.write_track_array for slot in slots] == [None, None]
-    assert not vm.shadow_root_allocated
+    assert not vm.is_shadow_root_allocated()
     roots.first_shadow_root(vm)
-    assert vm.shadow_root_allocated
+    assert vm.is_shadow_root_allocated()
     assert [len(slot.write_track_array) for slot in slots] == [0x1000, 3]
     assert [len(slot.rmap_array) for slot in slots] == [0x1000 + 8 + 1, 3 + 1 + 1]
     arrays = [slot.write_track_array for slot in slots]

@@ -265,7 +265,7 @@ def fetch(guest: Guest, gva: int = VA, code: int = 0, *, between: object = None)
     vcpu, vm = guest.vcpu, guest.world.vm
     fault = PageFault(gva, code)
     gw = vcpu.guest_walk
-    assert walk_addr(vcpu, gw, gva, code)
+    assert walk_addr(vcpu, vcpu.root_mmu, gw, gva, code)
     fault.gfn, fault.max_level = gw.gfn, gw.level
     fault.slot = vcpu.gfn_to_memslot(gw.gfn)
     assert fault.slot is not None

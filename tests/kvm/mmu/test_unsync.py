@@ -41,8 +41,13 @@ class Tree:
             zap.add_parent_pte(self.vm, child, sptep)
 
     def unsync(self, sp: ShadowPage) -> None:
+        lock = self.vm.mmu_unsync_pages_lock
         with held(self.vm):
-            unsync.unsync_page(self.vm, sp)
+            lock.lock()
+            try:
+                unsync.unsync_page(self.vm, sp)
+            finally:
+                lock.unlock()
 
     def chain(self) -> list[ShadowPage]:
         """Levels 4 to 1, linked at entries 4, 3, 2."""
@@ -135,15 +140,17 @@ def test_a_count_below_zero_is_a_bug() -> None:
     tree = Tree()
     sp = tree.page(2)
     with held(tree.vm), pytest.raises(KvmBug, match="would become negative"):
-        unsync.clear_unsync_child_bit(sp, 5)
+        unsync.clear_unsync_child_bit(tree.vm, sp, 5)
 
 
 # May it?
 
 
 def try_it(tree: Tree, gfn: int, *, can_unsync: bool = True, prefetch: bool = False) -> int:
+    slot = tree.vm.gfn_to_memslot(gfn, 0)
+    assert slot is not None
     with held(tree.vm):
-        return unsync.try_to_unsync(tree.vm, gfn, can_unsync, prefetch)
+        return unsync.try_to_unsync(tree.vm, slot, gfn, can_unsync, prefetch)
 
 
 def test_a_page_that_holds_no_table_may_be_written() -> None:
@@ -162,7 +169,7 @@ def test_a_write_lets_every_level_1_mirror_go_out_of_sync() -> None:
     assert [sp.unsync for sp in mirrors] == [True] * 3
     assert [sp.unsync for sp in (direct, zapped, other)] == [False] * 3
     assert tree.vm.stat.mmu_unsync == 3
-    assert not tree.vm.mmu_unsync_pages_lock.locked
+    assert tree.vm.mmu_unsync_pages_lock.is_free()
 
 
 def test_a_tracked_gfn_stays_protected_whoever_asks() -> None:

@@ -22,7 +22,6 @@ from kvmmu.kvm.memslots import Memslot, Memslots
 from kvmmu.kvm.mmu import setup
 from kvmmu.kvm.mmu import walker as w
 from kvmmu.kvm.mmu.bits import PDPTRS_BAD, PDPTRS_CHANGED, PDPTRS_SAME
-from kvmmu.kvm.mmu.gpte import GPTE_64, gpte_access, protect_clean
 from kvmmu.kvm.run import create_vm
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.params import Params
@@ -726,14 +725,6 @@ def test_the_group_around_a_leaf_is_kept_for_prefetch(mode: str) -> None:
     assert not w.is_gpte_changed(world.vcpu, world.vcpu.root_mmu, world.gw, 1)
     kept = [world.gw.prefetch_pte(i) for i in range(8)]
     assert kept == [0x5000 | P | A | D if i == own else 0x9000 | i for i in range(8)]
-
-
-@pytest.mark.parametrize("gpte", [0x5007, 0x5003 | XD, 0x5001, 0x5005 | D, XD | 0x5007 | D])
-def test_what_one_gpte_says(gpte: int) -> None:
-    access = (gpte & 2) + (gpte & 4) + (0 if gpte & XD else 1)
-    assert gpte_access(GPTE_64, gpte) == access
-    assert protect_clean(GPTE_64, access, gpte) == (access if gpte & D else access & 5)
-    assert w.gpte_to_gfn(gpte) == 5
 
 
 # ------------------------------------------------------------------------------------------- PDPTRs
