@@ -204,7 +204,7 @@ def test_params_as_json_has_a_version_and_every_parameter(capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["decode", "bogus", "1"], "Invalid value for 'kind': 'bogus' is not one of"),
+        (["decode", "--mode", "bogus", "gpte", "1"], "Invalid value for '--mode': 'bogus' is not one of"),
         (["run", "--from", "-1"], "'--from': must be greater than or equal to 0"),
         (["run", "--from", "x"], "'--from': must be a whole number"),
     ],

@@ -296,16 +296,16 @@ def test_the_words_of_an_access_are_those_of_the_cpu() -> None:
 def test_records_of_smm_are_marked_and_have_a_map_of_their_own(tmp_path: Path) -> None:
     """Marked ones do not change what the others rely on; a piece keeps the marks and begins without them."""
     path = str(tmp_path / "x.kmr")
-    header = f.Header(4096, (f.Region(0, 1 << 20, "ram"),), 40)
+    header = f.Header(1024, (f.Region(0, 1 << 20, "ram"),), 40)
     with Writer(path, header) as writer:
         encoder: Any = writer.encoder
-        encoder.access(4095, 0, 0x1000, 0x1000)
+        encoder.access(1023, 0, 0x1000, 0x1000)
         encoder.smm = 1
-        encoder.remap(4095, 0x3000_0000, 4096, f.MAP_RAM, (f.MEMORY_UNKNOWN, 0))
-        encoder.set_regs(4095, f.W_INIT, Registers(0x10, 0, 0, 0, 0))
-        encoder.snapshot(4095, 0x5000, bytes(4096))
-        encoder.access(4095, f.K_WRITE | f.K_AC, 0x2000, 0x3000_0000)
-        encoder.store(4095, f.K_WRITE, 0x6000, 0x6000, b"1234")
+        encoder.remap(1023, 0x3000_0000, 4096, f.MAP_RAM, (f.MEMORY_UNKNOWN, 0))
+        encoder.set_regs(1023, f.W_INIT, Registers(0x10, 0, 0, 0, 0))
+        encoder.snapshot(1023, 0x5000, bytes(4096))
+        encoder.access(1023, f.K_WRITE | f.K_AC, 0x2000, 0x3000_0000)
+        encoder.store(1023, f.K_WRITE, 0x6000, 0x6000, b"1234")
         encoder.smm = 0
         encoder.access(1, 0, 0x1000, 0x1000)
     seen = []
@@ -313,7 +313,7 @@ def test_records_of_smm_are_marked_and_have_a_map_of_their_own(tmp_path: Path) -
         while kind := reader.next():
             seen.append((kind, reader.cpu, bool(reader.smm), reader.access))
             assert (" in SMM" in repr(reader)) == reader.smm
-    assert [(smm, cpu) for _, cpu, smm, _ in seen] == [(False, 4095), *[(True, 4095)] * 5, (False, 1)]
+    assert [(smm, cpu) for _, cpu, smm, _ in seen] == [(False, 1023), *[(True, 1023)] * 5, (False, 1)]
     assert seen[4][3] == f.K_WRITE | f.K_AC
     piece = str(tmp_path / "p.kmr")
     cut(path, piece, 4, 7)
@@ -342,7 +342,8 @@ def test_the_plugin_marks_smm_in_its_stream(tmp_path: Path) -> None:
 
 def test_memory_that_may_be_plugged_in_is_in_the_header(tmp_path: Path) -> None:
     header = f.Header(1, (f.Region(0, 1 << 20, "ram"),), 40, backends={"m1": 1 << 20}, memory_end=3 << 32)
-    assert (header.memories, header.frames) == (("ram", "m1"), 3 << 20)
+    assert header.memories == ("ram", "m1")
+    assert header.memory_sizes() == {"ram": 1 << 20, "m1": 1 << 20}
     path = str(tmp_path / "x.kmr")
     with Writer(path, header) as writer:
         writer.encoder.remap(0, 2 << 32, 1 << 20, f.MAP_RAM, (1, 0))
@@ -351,5 +352,5 @@ def test_memory_that_may_be_plugged_in_is_in_the_header(tmp_path: Path) -> None:
         assert reader.header == header
         assert reader.skip(9) == 2
     for wrong in ({"backends": {"m1": 0}}, {"backends": {"m1": "1G"}}, {"memory_end": -1}, {"memory_end": 2 << 40}):
-        with pytest.raises(ValueError, match=r"backends is|memory_end is|its memory ends at"):
+        with pytest.raises(ValueError, match=r"the size of 'm1' is|memory_end is"):
             f.Header(1, (f.Region(0, 1 << 20, "ram"),), 40, **wrong).check()  # type: ignore[arg-type]

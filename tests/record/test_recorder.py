@@ -251,7 +251,7 @@ def test_a_machine_of_512_gib_has_a_header(tmp_path: Path, monkeypatch: pytest.M
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
     whole = f.Header(1, (f.Region(0, 3 << 30, "ram"), f.Region(4 << 30, 509 << 30, "ram", "ram", 3 << 30)), 40)
     whole.check()
-    with pytest.raises(RecorderError, match="this machine cannot be recorded: its memory ends at"):
+    with pytest.raises(RecorderError, match="this machine cannot be recorded: its backing memories have more than"):
         Writer(str(tmp_path / "y.kmr"), f.Header(1, (f.Region(0, 2 << 40, "ram"),), 48))
 
 

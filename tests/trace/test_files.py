@@ -290,3 +290,19 @@ def test_memory_does_not_grow_with_the_number_of_events(
 def test_a_missing_file_is_one_clear_line(tmp_path: pathlib.Path) -> None:
     with pytest.raises(UserError, match=r"events\.jsonl: no such event file"):
         list(read_event_file(tmp_path / "events.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "{}", '{"event": "kvm_nothing"}', '{"event": "kvm_mmu_zap_all_fast", "position": 1}']
+)
+def test_a_line_that_is_no_event_is_named(line: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(UserError, match=r"events\.jsonl, line 1: not an event as EventWriter writes it"):
+        list(read_event_file(path))
+
+
+def test_bytes_that_are_no_text_do_not_end_a_text(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "events.txt"
+    path.write_bytes(b"\xff\xfe no event\n")
+    assert list(read_event_file(path)) == []

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,12 +19,10 @@ from ..decode.reading import Machine, Reading
 from ..decode.spte import Format
 from ..decode.words import Context, Kind, read_word
 from ..errors import ConfigError, UserError
+from .output import json_text
 
 if TYPE_CHECKING:
     from ..decode.annotate import Annotator
-
-#: Version of the ``--json`` form.
-JSON_VERSION = 1
 
 Mode = StrEnum("Mode", {name.upper().replace("-", "_"): name for name in MODE_NAMES})  # type: ignore[misc]
 
@@ -52,7 +49,7 @@ def command(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="KIND WORD... | TEXT... | FILE | -",
+            metavar="KIND WORD... | TEXT | FILE | -",
             help="spte, role, pferr (an error_code), qual (an exit qualification) or gpte, and words; or any text with "
             "words in it, as arguments, in a file, or on standard input (-).",
             show_default=False,
@@ -141,7 +138,7 @@ def _decode_words(kind: Kind, words: Sequence[str], context: Context, as_json: b
              "readings": [reading.to_json() for reading in readings]}
             for number, readings in decoded
         ]  # fmt: skip
-        _print_json({"words": rows})
+        print(json_text("decode", {"words": rows}))
         return
     for number, readings in decoded:
         if len(decoded) > 1:
@@ -204,7 +201,8 @@ def _decode_text(lines: Iterable[str], context: Context, as_json: bool) -> None:
         found = [line.to_json() for line in annotator.annotate(lines) if line.words or line.remarks]
         _check_found(annotator)
         is_trace = bool(annotator.summary.events)
-        _print_json({"lines": found, "summary": annotator.summary.to_json(annotator.counts) if is_trace else None})
+        summary = annotator.summary.to_json(annotator.counts) if is_trace else None
+        print(json_text("decode", {"lines": found, "summary": summary}))
         return
     # Nothing is printed of a text without words.
     waiting: list[str] = []
@@ -227,7 +225,3 @@ def _decode_text(lines: Iterable[str], context: Context, as_json: bool) -> None:
 def _check_found(annotator: Annotator) -> None:
     if not annotator.nr_words and not annotator.summary.events:
         raise UserError("no word found in the text; say what a word is: kvmmu decode spte|role|pferr|qual|gpte WORD")
-
-
-def _print_json(body: dict[str, object]) -> None:
-    typer.echo(json.dumps({"version": JSON_VERSION, "command": "decode", **body}))

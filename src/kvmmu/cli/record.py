@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError, RecorderError
+from .output import make_console, shows_progress
 from .status import Status
 
 if TYPE_CHECKING:
@@ -90,9 +90,8 @@ def _status_of(trailer: Trailer) -> Status | None:
 # A line with the number of records, redrawn; none where the guest itself writes to the terminal.
 def _progress(stack: ExitStack, guest: list[str]) -> Callable[[Progress], None] | None:
     uses_terminal = "-nographic" in guest or any("stdio" in word for word in guest)
-    if uses_terminal or not sys.stderr.isatty():
+    if uses_terminal or not shows_progress():
         return None
-    from rich.console import Console
     from rich.progress import Progress as Bar
     from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -100,7 +99,7 @@ def _progress(stack: ExitStack, guest: list[str]) -> Callable[[Progress], None] 
         SpinnerColumn(),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=make_console(to_stderr=True),
         transient=True,
     )
     stack.enter_context(bar)

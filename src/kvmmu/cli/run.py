@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -75,6 +76,8 @@ def command(
         raise
     except (KvmmuError, MemoryError) as error:
         raise _name_file(path, error) from error
+    if result.warning:
+        print(f"kvmmu: warning: {result.warning}", file=sys.stderr)
     if as_json:
         print(json_text("run", result.to_json()))
     else:

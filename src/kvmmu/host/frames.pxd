@@ -3,7 +3,7 @@ cimport cython
 from ..addr cimport u8, u32, s32, u64, pfn_t, pages_per_level, pfn_to_hpa
 from ..hw.memory cimport PhysicalMemory
 
-cdef u64 PAGE_SHIFT, PG_ACCESSED, PG_BLOCK_1G, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED
+cdef u64 PG_ACCESSED, PG_BLOCK_1G, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED
 
 cdef u64 _MAX_FRAMES
 cdef u8 _PG_BLOCK_MASK

@@ -211,7 +211,8 @@ class EventWriter:
 def read_event_file(path: str | os.PathLike[str]) -> Iterator[Row]:
     """(position, cpu, event) of each event in a file that :class:`EventWriter` made; text carries less (``text``).
 
-    Raises UserError for an unknown suffix or a file that cannot be read.
+    Lines of a text that are no events are passed over. Raises UserError for an unknown suffix, a file that cannot be
+    read, and a line of JSON that is not an event's.
     """
     place = Path(path)
     _, group = _kind_of(place)
@@ -223,9 +224,12 @@ def read_event_file(path: str | os.PathLike[str]) -> Iterator[Row]:
         yield from read_parquet_rows(place, group)
         return
     decode = _read_json if place.suffix == ".jsonl" else parse_line
-    with place.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = decode(line)
+    with place.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = decode(line)
+            except (ValueError, LookupError, TypeError) as error:
+                raise UserError(f"{place}, line {number}: not an event as EventWriter writes it: {error}") from error
             if row is not None:
                 yield row
 

@@ -253,5 +253,5 @@ def test_an_unpaged_guest_walks_from_its_pae_root_and_has_no_1g_pages() -> None:
     assert box.map(most=2) == FIXED
     assert [level for level, _ in box.way()] == [2]
     assert box.spte() & PS
-    page: ShadowPage = box.world.frames.private[box.world.walk(box.vcpu, GPA)[0].hpa >> 12]
+    page: ShadowPage = box.world.frames.owner(box.world.walk(box.vcpu, GPA)[0].hpa >> 12)
     assert (page.gfn, page.role & 15) == (SIZE_1G >> 12, 2)

@@ -204,7 +204,7 @@ def test_only_present_writes_without_reserved_bits_are_tracked_writes() -> None:
 def test_a_write_to_a_tracked_page_clears_flood_counts_on_its_way() -> None:
     box, addr = tracked()
     box.fault(addr, 0)
-    way = [box.world.frames.private[element.hpa >> 12] for element in box.world.walk(box.vcpu, addr)]
+    way = [box.world.frames.owner(element.hpa >> 12) for element in box.world.walk(box.vcpu, addr)]
     for sp in way:
         sp.write_flooding_count = 2
     box.fault(addr, PRESENT | WRITE)

@@ -71,7 +71,7 @@ def test_a_new_page_is_empty_hashed_active_and_of_today(vm: Vm, role: int, has_a
     sp = make(vm, 0x123, role)
     assert {vm.memory.read_once(sp.spt + 8 * i) for i in range(512)} == {EMPTY}
     assert (sp.gfn, sp.role, sp.mmu_valid_gen) == (0x123, role, 1)
-    assert vm.frames.private[sp.spt >> 12] is sp
+    assert vm.frames.owner(sp.spt >> 12) is sp
     assert bool(sp.shadowed_translation) == has_array
     assert free_frames - vm.frames.nr_free == 1 + has_array
     assert (hashed(vm), active(vm), vm.n_used_mmu_pages) == ([sp], [0x123], 1)
@@ -105,7 +105,7 @@ def test_a_freed_page_leaves_the_hash_wherever_it_is(vm: Vm, victim: int) -> Non
         other = other.hash_next
     assert chain == list(reversed(found))
     assert [vm.frames.nr_refs(pfn) for pfn in pfns] == [0, 0]
-    assert vm.frames.private[pfns[0]] is None
+    assert vm.frames.owner(pfns[0]) is None
     assert (sp.hash_next, sp.hash_prev, sp.link_next, sp.link_prev) == (None, None, None, None)
 
 

@@ -59,7 +59,7 @@ class Tables:
     def _number(self, hpa: int) -> int | None:
         if hpa == NONE:
             return None
-        sp = self.vm.frames.private[hpa >> 12]
+        sp = self.vm.frames.owner(hpa >> 12)
         return self.cr3s.index(sp.gfn << 12)
 
     def counts(self) -> list[int]:
@@ -392,7 +392,7 @@ def test_a_2_level_guest_has_four_quarters_of_its_directory() -> None:
     roots.load(guest.vcpu)
     vcpu = guest.vcpu
     assert vcpu.mmu.root_hpa == vcpu.mmu.pae_root
-    pages = [vcpu.vm.frames.private[entry >> 12] for entry in pae_entries(vcpu)]
+    pages = [vcpu.vm.frames.owner(entry >> 12) for entry in pae_entries(vcpu)]
     assert [entry & 0xFFF for entry in pae_entries(vcpu)] == [1] * 4
     assert [(sp.gfn, sp.role & 15, sp.role >> 5 & 3, sp.root_count) for sp in pages] == [
         (TABLES >> 12, 2, quadrant, 1) for quadrant in range(4)
@@ -415,7 +415,7 @@ def test_a_pae_guest_has_a_root_for_each_pdpte_in_a_slot() -> None:
     entries = pae_entries(guest.vcpu)
     assert [entry & 1 for entry in entries] == [1, 0, 1, 1]
     assert entries[1] == 0
-    pages = [guest.world.frames.private[entry >> 12] for entry in entries if entry]
+    pages = [guest.world.frames.owner(entry >> 12) for entry in entries if entry]
     pdptes = [int.from_bytes(guest.world.peek(guest.tables.root + 8 * i), "little") for i in (0, 2, 3)]
     assert [(sp.gfn, sp.role & 15, sp.role >> 5 & 3) for sp in pages] == [(pdpte >> 12, 2, 0) for pdpte in pdptes]
 
@@ -424,7 +424,7 @@ def test_an_unpaged_guest_has_four_direct_gigabytes() -> None:
     guest = Guest()
     vcpu = guest.world.create_vcpu()
     roots.load(vcpu)
-    pages = [vcpu.vm.frames.private[entry >> 12] for entry in pae_entries(vcpu)]
+    pages = [vcpu.vm.frames.owner(entry >> 12) for entry in pae_entries(vcpu)]
     assert [(sp.gfn, sp.role & 15, sp.role & DIRECT) for sp in pages] == [(i << 18, 2, DIRECT) for i in range(4)]
     assert (vcpu.mmu.root_hpa, vcpu.mmu.root_pgd) == (vcpu.mmu.pae_root, 0)
     assert guest.world.vm.indirect_shadow_pages == 0
@@ -434,7 +434,7 @@ def test_an_unpaged_guest_has_four_direct_gigabytes() -> None:
 def test_a_nested_paging_root_has_the_hosts_levels(levels: int) -> None:
     guest = Guest("4-level", f"host_levels={levels}", npt=True)
     roots.load(guest.vcpu)
-    root = guest.world.frames.private[guest.vcpu.mmu.root_hpa >> 12]
+    root = guest.world.frames.owner(guest.vcpu.mmu.root_hpa >> 12)
     assert (root.gfn, root.role & 15, root.role & DIRECT, root.root_count) == (0, levels, DIRECT, 1)
 
 

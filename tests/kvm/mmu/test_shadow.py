@@ -53,7 +53,7 @@ def mapped() -> Guest:
 def table(guest: Guest, gva: int = VA, level: int = 1) -> ShadowPage:
     """The shadow page that holds the entry of ``gva`` at ``level``."""
     (hpa,) = [element.hpa for element in guest.world.walk(guest.vcpu, gva) if element.level == level]
-    sp: ShadowPage = guest.world.frames.private[hpa >> 12]
+    sp: ShadowPage = guest.world.frames.owner(hpa >> 12)
     return sp
 
 

@@ -115,8 +115,8 @@ def test_flood_counts_are_cleared_on_the_way_and_nowhere_else() -> None:
     pages = guest.world.shadow_pages()
     for sp in pages:
         sp.write_flooding_count = 2
-    private = guest.world.frames.private
-    way = [private[element.hpa >> 12] for element in guest.world.walk(guest.vcpu, VA)]
+    owner = guest.world.frames.owner
+    way = [owner(element.hpa >> 12) for element in guest.world.walk(guest.vcpu, VA)]
     assert len(way) == 4
     shadowwalk.clear_flood_counts(guest.vcpu, VA)
     assert all(sp.write_flooding_count == (0 if sp in way else 2) for sp in pages)

@@ -48,8 +48,8 @@ def mapped() -> Guest:
 
 def chain(guest: Guest, gva: int = VA) -> list[ShadowPage]:
     """The shadow pages on the way to ``gva``, root first."""
-    private = guest.world.frames.private
-    return [private[element.hpa >> 12] for element in guest.world.walk(guest.vcpu, gva)]
+    owner = guest.world.frames.owner
+    return [owner(element.hpa >> 12) for element in guest.world.walk(guest.vcpu, gva)]
 
 
 def word(guest: Guest, gva: int) -> int:

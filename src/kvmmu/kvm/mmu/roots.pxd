@@ -21,7 +21,7 @@ from .pagefault cimport topup_caches
 from .walker cimport guest_pgd, read_pdptr
 
 cdef int KVM_MMU_NUM_PREV_ROOTS, KVM_MMU_ROOT_CURRENT, KVM_REQ_LOAD_MMU_PGD, KVM_REQ_MMU_SYNC, KVM_REQ_TLB_FLUSH_CURRENT
-cdef u64 NOTHING, INVALID_PAGE, ONE, PT_PRESENT, SPTE_BASE_ADDR_MASK
+cdef u64 NOTHING, INVALID_PAGE, ONE, PT_PRESENT
 
 @cython.locals(role=u32, sp=ShadowPage)
 cpdef hpa_t alloc_root(Vcpu vcpu, gfn_t gfn, int quadrant, int level) except? 0x5A5A5A5A5A
