@@ -39,6 +39,8 @@ HOT = {
     ),
     "kvm/emulate": (),
     "kvm/guestmem": (),
+    "kvm/dirtylog": (),
+    "kvm/invalidation": (),
     "kvm/memslots": ("_forbid_lpages",),
     "kvm/mmu/change": (),
     "kvm/mmu/direct": (),
@@ -46,6 +48,8 @@ HOT = {
     "kvm/mmu/fault": (),
     "kvm/mmu/faultin": (),
     "kvm/mmu/gptewrite": (),
+    "kvm/mmu/gfnrange": (),
+    "kvm/mmu/gpte": (),
     "kvm/mmu/hugepage": (),
     "kvm/mmu/leaf": (),
     "kvm/mmu/mmio": (),
@@ -62,11 +66,18 @@ HOT = {
     "kvm/mmu/unsync": ("add", "next", "unsync_walk"),
     "kvm/mmu/walker": ("gva_to_gpa", "load_pdptrs"),
     "kvm/mmu/zap": ("zap_unsync_children",),
+    "kvm/mode": (),
     "kvm/requests": (),
     "kvm/run": (),
     "kvm/vcpu": (),
     "ranges": (),
-    "record/reader": ("payload", "_load_block", "_check_memory", "_read_map"),
+    "record/reader": (
+        *("payload", "_load_block", "_check_memory", "_read_map"),
+        # The memory map and the set of tables are asked when a small cache does not know.
+        *("_check_table", "_find_range", "_set_meaning", "_read_page"),
+    ),
+    # A checker is told, and waited for, through calls from Python to Python.
+    "sync": ("announce", "wait"),
 }
 
 # Boxing and unboxing of integers, lookups of names, arithmetic and comparisons of objects, calls from Python to Python.
@@ -95,12 +106,16 @@ def costly_lines(c_code: str, source: str, file_name: str, cold: tuple[str, ...]
 
 
 def _cold_lines(tree: ast.Module, cold: tuple[str, ...]) -> Iterator[int]:
-    # Lines that may cost: definitions, raising, tracing, announcing at the gate, and the functions named as cold.
+    # Lines that may cost: definitions, raising, tracing, announcing and waiting at the gate, and the functions named as cold.
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) or _is_contradiction(node):
             yield from range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        elif isinstance(node, ast.If) and re.search(r"\btrace\.on\b|\bgate\.armed\b", ast.unparse(node.test)):
+        elif isinstance(node, ast.If) and re.search(
+            r"\btrace\.on\b|\bgate\.armed\b|^self\.armed$", ast.unparse(node.test)
+        ):
             yield from range(node.body[0].lineno, (node.body[-1].end_lineno or 0) + 1)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("gate.wait"):
+            yield node.lineno
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.lineno
             if node.name in cold or node.name.startswith("__"):

@@ -26,8 +26,8 @@ class Invalidation:
         self.mn_invalidate_lock = mn_invalidate_lock
         self.seq = 0
         self.in_progress = 0
-        self.range_start = Gfn(INVALID_PAGE)
-        self.range_end = Gfn(INVALID_PAGE)
+        self.range_start = INVALID_PAGE
+        self.range_end = INVALID_PAGE
         self.active = 0
 
     def __repr__(self) -> str:
@@ -83,8 +83,8 @@ class Invalidation:
             self.gate.announce("write", self, "in_progress")
         self.in_progress += 1
         if self.in_progress == 1:
-            self.range_start = Gfn(INVALID_PAGE)
-            self.range_end = Gfn(INVALID_PAGE)
+            self.range_start = INVALID_PAGE
+            self.range_end = INVALID_PAGE
         return 0
 
     def add_range(self, start_gfn: Gfn, end_gfn: Gfn) -> int:

@@ -4,8 +4,10 @@ from ...addr cimport u64, hpa_t, hpa_to_pfn
 from ..vm cimport Vm
 from .role cimport role_level
 from .page cimport ShadowPage
-from .spte cimport (SpteFormat, is_accessed, is_dirty, is_legal_triple, is_mmu_writable, is_shadow_present, is_volatile, is_writable,
-                    spte_to_pfn)
+from .spte cimport (
+    SpteFormat, check_writable_triple, is_accessed, is_dirty, is_legal_triple, is_mmu_writable, is_shadow_present,
+    is_volatile, is_writable, spte_to_pfn
+)
 
 cdef u64 SHADOW_NONPRESENT_VALUE
 

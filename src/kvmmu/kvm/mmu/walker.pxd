@@ -82,5 +82,6 @@ cpdef bint is_gpte_changed(Vcpu vcpu, Mmu mmu, GuestWalk gw, int level) except -
 cpdef gpa_t gva_to_gpa_walk(Vcpu vcpu, Mmu mmu, GuestWalk gw, gva_t gva, u64 access) except? 0x5A5A5A5A5A
 cpdef gpa_t gva_to_gpa(Vcpu vcpu, Mmu mmu, gva_t gva, u64 access) except? 0x5A5A5A5A5A
 # PDPTRS_BAD (0), PDPTRS_SAME or PDPTRS_CHANGED.
-@cython.locals(memory=PhysicalMemory, table=gpa_t, place=hpa_t, reserved=u64, entry=u64, entries=list, i=int, result=int)
+@cython.locals(memory=PhysicalMemory, table=gpa_t, place=hpa_t, reserved=u64, entry=u64, entries=list, i=int,
+               result=int)
 cpdef int load_pdptrs(Vcpu vcpu, Mmu mmu, u64 cr3) except -1
