@@ -106,7 +106,7 @@ def costly_lines(c_code: str, source: str, file_name: str, cold: tuple[str, ...]
 
 
 def _cold_lines(tree: ast.Module, cold: tuple[str, ...]) -> Iterator[int]:
-    # Lines that may cost: definitions, raising, tracing, announcing and waiting at the gate, and the functions named as cold.
+    # Lines that may cost: definitions, raising, tracing, announcing and waiting at the gate, and what is named as cold.
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) or _is_contradiction(node):
             yield from range(node.lineno, (node.end_lineno or node.lineno) + 1)
