@@ -394,7 +394,7 @@ def test_the_sections_of_others_are_waited_for() -> None:
     gate.run(1)
     srcu.read_lock()
     gate.run(0)
-    with pytest.raises(KvmBug, match="synchronize_srcu.*waits forever"):
+    with pytest.raises(KvmBug, match=r"synchronize_srcu.*waits forever"):
         srcu.synchronize()
     checker = armed(gate, srcu.read_unlock)
     srcu.synchronize()

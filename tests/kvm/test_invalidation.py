@@ -204,7 +204,7 @@ def test_an_idle_host_is_kept_idle() -> None:
     box.inv.lock_idle()
     assert box.mn_lock.owner == 0
     box.gate.run(1)
-    with pytest.raises(KvmBug, match="mn_invalidate_lock.* waits forever"):
+    with pytest.raises(KvmBug, match=r"mn_invalidate_lock.* waits forever"):
         box.inv.enter()
     assert box.inv.is_idle()
     box.gate.run(0)
@@ -217,7 +217,7 @@ def test_an_idle_host_is_kept_idle() -> None:
 def test_a_busy_host_is_waited_for_without_the_lock_that_it_needs() -> None:
     box = Box()
     box.inv.enter()
-    with pytest.raises(KvmBug, match="wait_for_invalidations.* waits forever"):
+    with pytest.raises(KvmBug, match=r"wait_for_invalidations.* waits forever"):
         box.inv.lock_idle()
     assert box.mn_lock.is_free()
     listener = Listener(box.gate, box.inv.leave)
