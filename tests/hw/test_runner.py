@@ -93,6 +93,15 @@ def test_under_shadow_paging_it_runs_on_kvms_root_and_gets_every_flush() -> None
     assert vcpu.mmu.root_hpa != root
 
 
+def test_under_shadow_paging_wp_is_on_though_the_guest_clears_it() -> None:
+    world, vcpu, emulator = machine(npt=False)
+    assert world.mov_cr0(vcpu, vcpu.cr0 & ~WP)
+    assert read(world, vcpu) == 0x1234
+    (loaded,) = [call for call in emulator.take() if call[0] == "load_guest"]
+    assert not vcpu.cr0 & WP
+    assert loaded[1] == vcpu.cr0 | WP
+
+
 def test_under_nested_paging_it_has_the_guests_registers_and_kvms_second_stage() -> None:
     world, vcpu, emulator = machine(npt=True)
     assert read(world, vcpu) == 0x1234

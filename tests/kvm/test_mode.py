@@ -150,11 +150,16 @@ def test_a_flush_waits_for_the_walks_of_others() -> None:
 def test_a_request_that_needs_no_answer_does_not_wait_for_walks() -> None:
     assert KVM_REQ_WAIT >> KVM_REQ_TLB_FLUSH & 1
     assert not KVM_REQ_WAIT >> KVM_REQ_MMU_SYNC & 1
-    world, (vcpu,) = machine()
+    world, (vcpu, other) = machine(2)
     mode.begin_reading(vcpu)
+    # The one in the guest gets an IPI, whose answer nobody waits for either.
+    assert other.mode == IN_GUEST
+    assert requests.make_all_cpus_request(world.vm, KVM_REQ_MMU_SYNC)
+    assert other.mode == EXITING
     assert not requests.make_all_cpus_request(world.vm, KVM_REQ_MMU_SYNC)
     mode.end_reading(vcpu)
     assert requests.has_request(vcpu, KVM_REQ_MMU_SYNC)
+    assert requests.has_request(other, KVM_REQ_MMU_SYNC)
 
 
 def test_a_walk_that_raises_is_over() -> None:
