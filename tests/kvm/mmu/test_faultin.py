@@ -207,6 +207,18 @@ def test_a_fault_on_an_obsolete_root_is_stale() -> None:
     with held(box.vm):
         zap.prepare_zap(box.vm, root, [])
     assert box.is_stale(fault)
+    # The root says so itself, whether the request was served or not.
+    box.vcpu.requests = 0
+    assert box.is_stale(fault)
+
+
+def test_a_request_does_not_make_a_valid_root_stale() -> None:
+    box = Box()
+    box.guest.read(box.guest.window + 0x10000)
+    fault = box.fault(DATA)
+    box.faultin(fault)
+    box.vcpu.requests |= 1 << FREE_OBSOLETE_ROOTS
+    assert not box.is_stale(fault)
 
 
 def test_staleness_is_judged_under_the_lock_only() -> None:
