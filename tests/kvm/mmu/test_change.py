@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -100,6 +101,26 @@ def test_the_update_returns_what_was_there() -> None:
         entry = Entry(old)
         with held(entry.vm):
             assert change.update_spte_no_track(entry.vm, entry.sptep, entry.word(BASE | A)) == entry.word(old)
+
+
+@pytest.mark.parametrize("update", [change.update_spte, change.update_spte_no_track])
+@pytest.mark.parametrize("old", [EMPTY, BASE], ids=["first install", "update"])
+def test_an_illegal_writable_triple_is_refused_and_changes_nothing(update: Callable[..., int], old: int) -> None:
+    """Host-writable, MMU-writable, W: each may only be set with those before it."""
+    legal = 0
+    for host, mmu, writable in itertools.product((0, HOST_W), (0, MMU_W), (0, W)):
+        entry, new = Entry(old), SHADOW | P | U | host | mmu | writable
+        before = entry.now
+        with held(entry.vm):
+            if (mmu and not host) or (writable and not mmu):
+                with pytest.raises(KvmBug, match="writable"):
+                    update(entry.vm, entry.sptep, entry.word(new))
+                assert entry.now == before
+            else:
+                update(entry.vm, entry.sptep, entry.word(new))
+                assert entry.now == entry.word(new)
+                legal += 1
+    assert legal == 4
 
 
 @pytest.mark.parametrize("old", [BASE, BASE | W | MMU_W])

@@ -8,7 +8,7 @@ import errno
 import pytest
 
 from kvm.mmu.machines import DATA, HOLE, Guest, U, W, held, page_of
-from kvmmu import UserMemoryRegion
+from kvmmu import KvmBug, UserMemoryRegion
 from kvmmu.kvm.mmu import faultin, zap
 from kvmmu.kvm.mmu.fault import PageFault
 from kvmmu.kvm.vcpu import Vcpu
@@ -207,6 +207,27 @@ def test_a_fault_on_an_obsolete_root_is_stale() -> None:
     with held(box.vm):
         zap.prepare_zap(box.vm, root, [])
     assert box.is_stale(fault)
+    # The root says so itself, whether the request was served or not.
+    box.vcpu.requests = 0
+    assert box.is_stale(fault)
+
+
+def test_a_request_does_not_make_a_valid_root_stale() -> None:
+    box = Box()
+    box.guest.read(box.guest.window + 0x10000)
+    fault = box.fault(DATA)
+    box.faultin(fault)
+    box.vcpu.requests |= 1 << FREE_OBSOLETE_ROOTS
+    assert not box.is_stale(fault)
+
+
+def test_staleness_is_judged_under_the_lock_only() -> None:
+    box = Box()
+    fault = box.fault(DATA)
+    box.faultin(fault)
+    with pytest.raises(KvmBug, match="mmu_lock must be held"):
+        faultin.is_stale(box.vcpu, fault)
+    faultin.release_pfn(box.vm, fault.pfn)
 
 
 def test_without_a_page_of_its_own_a_root_is_obsolete_when_the_vcpu_was_told() -> None:

@@ -12,6 +12,8 @@ from kvm.mmu.machines import AD, DATA, EMPTY, HOLE, RO, RW, VA, Guest, U, W, hel
 from kvmmu import KvmBug
 from kvmmu.kvm.mmu import pagefault, roots, zap
 from kvmmu.kvm.mmu.fault import PageFault
+from kvmmu.kvm.mmu.faultin import faultin
+from kvmmu.kvm.mmu.leaf import Leaf
 from kvmmu.kvm.mmu.verdict import CAUSES
 from kvmmu.kvm.mmu.walker import walk_addr
 
@@ -157,6 +159,64 @@ def test_the_reference_to_the_page_is_given_back_however_it_ends(npt: bool) -> N
         assert box.vm.frames.nr_refs(pfn) == refs
     with held(box.vm), pytest.raises(KvmBug, match="write_lock by actor 0 while it holds"):
         box.fault(addr, USER)
+
+
+@pytest.mark.parametrize("npt", [False, True])
+@pytest.mark.parametrize("between", ["nothing", "invalidation", "zap of the root", "a bug"])
+def test_under_the_lock_the_answer_is_used_only_if_it_still_holds(between: str, npt: bool) -> None:
+    """However it ends, lock and reference are given back."""
+    box = Box(npt=npt)
+    addr = DATA if npt else VA
+    vcpu, vm = box.vcpu, box.vm
+    if between == "a bug":
+        assert box.fault(addr) == NOTHING
+    refs = vm.frames.nr_refs(box.world.mm.hpte(box.guest.hva + DATA) >> 12 & 0xFFFFFF)
+    fault, gw = PageFault(addr, USER), None
+    if not npt:
+        gw = vcpu.guest_walk
+        assert walk_addr(vcpu, vcpu.root_mmu, gw, addr, USER)
+        fault.max_level = gw.level
+    fault.gfn, fault.slot = DATA >> 12, vcpu.gfn_to_memslot(DATA >> 12)
+    assert faultin(vcpu, fault, 7) == CONTINUE
+    pfn, expected = fault.pfn, FIXED
+    assert vm.frames.nr_refs(pfn) == refs + 1
+    leaf = Leaf()
+    leaf.access = 7
+    if between == "invalidation":
+        box.world.mm.chain.range_start(box.guest.hva + DATA, box.guest.hva + DATA + 0x1000)
+        box.world.mm.chain.range_end(box.guest.hva + DATA, box.guest.hva + DATA + 0x1000)
+        expected = RETRY
+    elif between == "zap of the root":
+        with held(vm):
+            zap.prepare_zap(vm, vm.frames.private[vcpu.mmu.root_hpa >> 12], [])
+        expected = RETRY
+    if between == "a bug":
+        # An entry that maps another page, and that no rmap knows.
+        entry = box.world.walk(vcpu, addr)[-1]
+        vm.memory.write_once(entry.hpa, entry.spte ^ 1 << 12)
+        assert fault.slot is not None
+        words = fault.slot.rmap_array
+        assert words is not None
+        for at in range(len(words)):
+            words[at] = 0
+        with pytest.raises(KvmBug, match="is not in the list"):
+            pagefault.map_fault(vcpu, fault, gw, leaf)
+    else:
+        assert pagefault.map_fault(vcpu, fault, gw, leaf) == expected
+    assert vm.mmu_lock.is_free()
+    assert vm.frames.nr_refs(pfn) == refs
+
+
+def test_what_an_earlier_exit_asked_for_is_forgotten() -> None:
+    box, addr = tracked()
+    assert box.fault(addr, PRESENT | WRITE) == PF | ALLOW_RETRY
+    box.guest.tables.map(VA + 0x40000, HOLE, flags=RW | AD)
+    # Another device page, found by the slow path and then by its record, and a fault that asks for nothing.
+    assert box.fault(VA + 0x40000) == PF
+    box.vcpu.emultype = PF | ALLOW_RETRY
+    assert box.fault(VA + 0x40000, USER | PRESENT | RSVD) == PF
+    roots.unload(box.vcpu)
+    assert box.fault(addr, PRESENT | WRITE) == NOTHING
 
 
 # Write-protected pages.

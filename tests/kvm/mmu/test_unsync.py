@@ -125,6 +125,14 @@ def test_only_level_1_may_be_unsync(level: int) -> None:
     assert not sp.unsync
 
 
+def test_a_page_goes_out_of_sync_under_its_lock_only() -> None:
+    tree = Tree()
+    sp = tree.chain()[3]
+    with held(tree.vm), pytest.raises(KvmBug, match="mmu_unsync_pages_lock must be held"):
+        unsync.unsync_page(tree.vm, sp)
+    assert not sp.unsync
+
+
 def test_a_page_comes_back_in_sync_once() -> None:
     tree = Tree()
     sp = tree.chain()[3]
@@ -151,6 +159,29 @@ def try_it(tree: Tree, gfn: int, *, can_unsync: bool = True, prefetch: bool = Fa
     assert slot is not None
     with held(tree.vm):
         return unsync.try_to_unsync(tree.vm, slot, gfn, can_unsync, prefetch)
+
+
+def test_whether_it_may_is_asked_under_mmu_lock_only_shared_or_not() -> None:
+    tree = Tree()
+    slot = tree.vm.gfn_to_memslot(0x50, 0)
+    with pytest.raises(KvmBug, match="mmu_lock must be held"):
+        unsync.try_to_unsync(tree.vm, slot, 0x50, True, False)
+    tree.vm.mmu_lock.read_lock()
+    assert unsync.try_to_unsync(tree.vm, slot, 0x50, True, False) == 0
+
+
+@pytest.mark.parametrize("in_hand", [False, True])
+def test_the_answer_does_not_depend_on_the_slot_in_hand(in_hand: bool) -> None:
+    tree = Tree()
+    slot = tree.vm.gfn_to_memslot(0x50, 0)
+    assert slot is not None
+    mirror = tree.page(1, 0x50)
+    with held(tree.vm):
+        track.add_gfn(tree.vm, slot, 0x51)
+        known = slot if in_hand else None
+        assert unsync.try_to_unsync(tree.vm, known, 0x51, True, False) == -errno.EPERM
+        assert unsync.try_to_unsync(tree.vm, known, 0x50, True, False) == 0
+    assert mirror.unsync
 
 
 def test_a_page_that_holds_no_table_may_be_written() -> None:
