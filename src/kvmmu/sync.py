@@ -41,7 +41,7 @@ class Gate:
 
         ``checker.point(kind, where, key)``: an access to the shared word ``key`` of ``where``, or a lock operation.
         ``checker.barrier(kind)``: a barrier. ``checker.wait(kind, where, condition)``: the actor can go on only when
-        ``condition()`` is true; returns then.
+        ``condition()`` is true, which it may be already; returns then.
         """
         self.checker = checker
         self.armed = True

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 import pytest
 
 from kvmmu.hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, DF_VECTOR, PF_VECTOR
 from kvmmu.kvm import run
 from kvmmu.kvm.bits import (
+    EXITING_GUEST_MODE,
     IN_GUEST_MODE,
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
     KVM_REQ_MMU_SYNC,
@@ -296,3 +298,29 @@ def test_vcpus_are_numbered_and_leave_their_vm_with_their_roots() -> None:
     assert root.root_count == 0
     assert world.vm.vcpus == [other]
     world.audit()
+
+
+@pytest.mark.parametrize("enter", [run.enter, run.resume])
+def test_a_kick_without_a_request_between_entry_and_its_last_look_is_seen(enter: Callable[[Vcpu], int]) -> None:
+    # Source: kvm_vcpu_exit_request(): a mode of "exiting" alone keeps the vCPU out of the guest.
+    world, vcpu = machine(False)
+    assert run.enter(vcpu) == 0
+    run.leave(vcpu)
+    kicks = []
+
+    class Checker:
+        def point(self, kind: str, where: object, key: object) -> None:
+            pass
+
+        def wait(self, kind: str, where: object, condition: Callable[[], bool]) -> None:
+            assert condition()
+
+        def barrier(self, kind: str) -> None:
+            if kind == "mb" and vcpu.mode == IN_GUEST_MODE and not kicks:
+                kicks.append(vcpu.mode)
+                vcpu.mode = EXITING_GUEST_MODE
+
+    world.vm.gate.arm(Checker())
+    assert enter(vcpu) == 0
+    world.vm.gate.disarm()
+    assert (kicks, vcpu.mode) == ([IN_GUEST_MODE], IN_GUEST_MODE)

@@ -17,4 +17,5 @@ cpdef int begin_reading(Vcpu vcpu) except -1
 cpdef int end_reading(Vcpu vcpu) except -1
 @cython.locals(gate=Gate, old=int)
 cpdef int kick(Vcpu vcpu) except -1
+cpdef bint is_kicked(Vcpu vcpu) except -1
 cpdef int wait_for_reading(Vcpu vcpu) except -1

@@ -78,6 +78,11 @@ def kick(vcpu: Vcpu) -> int:
     return old
 
 
+def is_kicked(vcpu: Vcpu) -> bool:
+    """Whether the vCPU, in the guest, has been told to leave it."""
+    return vcpu.mode == EXITING_GUEST_MODE
+
+
 def wait_for_reading(vcpu: Vcpu) -> int:
     """Wait until the vCPU has acknowledged an interrupt: a lockless walk, during which it takes none, is over.
 

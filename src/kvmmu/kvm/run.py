@@ -30,7 +30,7 @@ from .mmu.resync import sync_roots
 from .mmu.roots import create_mmu, destroy_mmu, free_obsolete_roots, load, sync_prev_roots
 from .mmu.setup import init_mmu
 from .mmu.walker import GuestWalk
-from .mode import enter_guest_mode, leave_guest_mode, vcpu_load, vcpu_put
+from .mode import enter_guest_mode, is_kicked, leave_guest_mode, vcpu_load, vcpu_put
 from .outcome import RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT, RUN_SHUTDOWN
 from .requests import check_request, has_requests
 from .svm import Svm
@@ -107,9 +107,9 @@ def enter(vcpu: Vcpu) -> int:
             vcpu_put(vcpu)
         is_announced = True
         if status == 0:
-            # Whoever made a request after it was looked for sees the mode, and the request is seen here.
+            # Whoever made a request, or a kick, after it was looked for sees the mode, and is seen here.
             vm.gate.smp_mb()
-            if not has_requests(vcpu):
+            if not must_exit(vcpu):
                 return 0
             leave_guest_mode(vcpu)
     return status
@@ -144,7 +144,12 @@ def resume(vcpu: Vcpu) -> int:
         return enter(vcpu)
     enter_guest_mode(vcpu)
     vcpu.gate.smp_mb()
-    return enter(vcpu) if has_requests(vcpu) else 0
+    return enter(vcpu) if must_exit(vcpu) else 0
+
+
+def must_exit(vcpu: Vcpu) -> bool:
+    """Whether a vCPU that has just entered the guest must not run there (``kvm_vcpu_exit_request``)."""
+    return is_kicked(vcpu) or has_requests(vcpu)
 
 
 def leave(vcpu: Vcpu) -> int:

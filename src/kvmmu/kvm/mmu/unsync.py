@@ -150,8 +150,8 @@ def try_to_unsync(vm: Vm, slot: Memslot | None, gfn: Gfn, can_unsync: bool, pref
         # already.
         if not can_unsync:
             return -EPERM
-            # Going out of sync has a price at the guest's next flush: not for an access that nobody has made.
         if not is_unsync(vm, sp):
+            # Going out of sync has a price at the guest's next flush: not for an access that nobody has made.
             if prefetch:
                 return -EEXIST
             if not locked:
