@@ -188,7 +188,7 @@ def test_under_the_lock_the_answer_is_used_only_if_it_still_holds(between: str, 
         expected = RETRY
     elif between == "zap of the root":
         with held(vm):
-            zap.prepare_zap(vm, vm.frames.private[vcpu.mmu.root_hpa >> 12], [])
+            zap.prepare_zap(vm, vm.frames.owner(vcpu.mmu.root_hpa >> 12), [])
         expected = RETRY
     if between == "a bug":
         # An entry that maps another page, and that no rmap knows.
