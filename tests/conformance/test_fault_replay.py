@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmmu.conformance.faultreplay import FaultReplay, Outcome, comparable, replay_file
+from kvmmu.conformance.comparison import Outcome, comparable
+from kvmmu.conformance.faultreplay import FaultReplay, replay_file
 from kvmmu.conformance.scenario import read_scenario
 from kvmmu.conformance.transcript import Transcript, read_transcript
 from kvmmu.errors import RecordingError

@@ -20,10 +20,11 @@ from kvmmu.errors import ConfigError, RecorderError
 from kvmmu.record import build_plugin as plugin
 from kvmmu.record import format as f
 from kvmmu.record.kernel_image import ANYWHERE, entry_range
+from kvmmu.record.memmap import map_changes
 from kvmmu.record.qemu import Memory, Prepared, find_qemu, parse_size, prepare, survey
 from kvmmu.record.qmp import parse_memory_tree
 from kvmmu.record.reader import Reader
-from kvmmu.record.recorder import Order, Progress, Start, map_changes, record
+from kvmmu.record.recorder import Order, Progress, Start, record
 from kvmmu.record.writer import Writer
 
 HERE = Path(__file__).parent

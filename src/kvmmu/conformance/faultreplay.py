@@ -10,40 +10,26 @@ which forgets its TLB at each exit, as QEMU's TCG does, on which the transcripts
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ..addr import Gva, Hpa
+from ..addr import Gva
 from ..errors import KvmBug, KvmIoctlError, RecordingError
-from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG, GP_VECTOR, PF_VECTOR, UD_VECTOR
+from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG, GP_VECTOR, UD_VECTOR
 from ..kvm import emulate, run, sregs
 from ..kvm.bits import ACCESS_NOT_PT_INSN
 from ..kvm.exception import queue_exception
-from ..kvm.mmu.pages import root_to_sp
 from ..kvm.mmu.role import role_level
 from ..kvm.mmu.walker import gva_to_gpa
 from ..kvm.mode import leave_guest_mode
 from ..kvm.outcome import RUN_ERROR, RUN_SHUTDOWN, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_UNHANDLEABLE
-from ..trace.norm import Normaliser
 from ..tracepoint import Event
+from .comparison import NOTHING_MORE, Comparison, Outcome
 from .guest import Guest, Parted
 from .program import Access, modified
 from .scenario import Scenario, read_scenario
-from .tabledump import compare_tables, dump_tables, rmap_histogram
-from .transcript import Exit, Result, Step, Transcript, read_transcript
-from .vmm import OP_SIZE, OPS, Vmm
-
-#: Recorded events that the model has no part in: MSR writes, interrupts.
-NOT_MODELLED = ("kvm_msr", "kvm_inj_virq")
-#: Counters of the host's timing, of exits to userspace, of what the model leaves out.
-NOT_COMPARED = frozenset(
-    {
-        "exits", "fpu_reload", "halt_exits", "host_state_reload", "io_exits", "irq_exits", "preemption_other",
-        "preemption_reported", "req_event", "signal_exits",
-    }
-)  # fmt: skip
-
+from .transcript import Exit, Step, Transcript, read_transcript
+from .vmm import Vmm
 
 _INTR_VALID = 1 << 31
 _INTR_HAS_ERROR = 1 << 11
@@ -52,48 +38,10 @@ _MSR_EFER = 0xC000_0080
 _U32 = 0xFFFF_FFFF
 #: What the VMM answers to a device read, beside the address in the low half.
 _MMIO_FILL = 0xA5A5_A5A5_0000_0000
-_RSVD = 8
 _PAGE_MASK = 0xFFF
-_END = "(nothing more before the next input)"
 _SLOT_ACTIONS = ("setflags", "move", "delete", "restore")
 #: Marks after which the VMM dumps the tables and ends.
 _STOPS = ("hlt", "internal", "exit")
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Where the model and the transcript part: at ``line`` of the trace, in operation or host action ``place``."""
-
-    transcript: str
-    line: int
-    place: str
-    what: str
-    expected: str
-    got: str
-    context: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        lines = [f"{self.transcript}, line {self.line}, {self.place}: {self.what}"]
-        lines += [f"    recorded: {self.expected}", f"    model:    {self.got}"]
-        return "\n".join(lines + [f"      {line}" for line in self.context])
-
-
-@dataclass(slots=True)
-class Outcome:
-    """How much a replay compared, and the differences; one in the events ends the replay."""
-
-    transcript: str
-    nr_exits: int = 0
-    nr_events: int = 0
-    nr_dumps: int = 0
-    nr_counters: int = 0
-    nr_results: int = 0
-    differences: tuple[Difference, ...] = ()
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether the model did what real KVM did."""
-        return not self.differences
 
 
 def replay_file(folder: Path, name: str, mode: str) -> Outcome:
@@ -105,19 +53,6 @@ def replay_file(folder: Path, name: str, mode: str) -> Outcome:
     return FaultReplay(scenario, read_transcript(folder, name, mode)).run()
 
 
-def comparable(line: str) -> str | None:
-    """A line of either side as it is compared; None for an event that the model has no part in.
-
-    Of an emulated instruction only the address counts: the model has accesses, not instruction bytes.
-    """
-    name, _, rest = line.partition(" ")
-    if name in NOT_MODELLED:
-        return None
-    if name == "kvm_emulate_insn":
-        return f"{name} {rest.split(':')[1]}"
-    return line
-
-
 class FaultReplay:
     """One transcript in play: :meth:`run` once."""
 
@@ -127,23 +62,19 @@ class FaultReplay:
         self.vmm = Vmm(scenario, transcript.mode)
         self.vcpu = self.vmm.vcpu
         self.guest = Guest(self.vmm)
-        self.normaliser = Normaliser()
         self.events: list[Event] = []
+        self.compare = Comparison(self.vmm, transcript, f"{scenario.name}.{transcript.mode}")
+        self.outcome = self.compare.outcome
         for slot_id in self.vmm.slots:
-            self._name_slot(slot_id)
+            self.compare.name_slot(slot_id)
         self.vmm.world.on_event(self.events.append)
-        self.outcome = Outcome(f"{scenario.name}.{transcript.mode}")
-        self.place = "before the first mark"
         # Whether KVM_RUN was called for the first time, and for the last.
         self.has_begun = self.has_ended = False
         # A device access that the VMM is to answer, and the parts of the answer so far.
         self.mmio: Access | None = None
         self.mmio_data = b""
-        # The root that the CPU was last given, and its level: what the VMM dumps.
-        self.loaded_root = (Hpa(0), 0)
         # What KVM_RUN failed with.
         self.run_errno = 0
-        self.nr_dirty_logs = 0
         self.unknown_results: set[int] = set()
         self.last_op = -1
 
@@ -159,12 +90,12 @@ class FaultReplay:
             following = steps[i + 1] if i + 1 < len(steps) else None
             try:
                 self._play(step, following)
-                self._compare_events(step)
+                self.compare.compare_events(step, self.events)
             except Parted as parted:
-                self._differ(step, parted.what, parted.expected, parted.got, parted.context)
+                self.compare.differ(step, parted.what, parted.expected, parted.got, parted.context)
                 break
             except KvmBug as bug:
-                self._differ(step, "the model broke an invariant", step.text, str(bug))
+                self.compare.differ(step, "the model broke an invariant", step.text, str(bug))
                 break
         return self.outcome
 
@@ -179,7 +110,7 @@ class FaultReplay:
         if name in ("op", "host", *_STOPS) and self.guest.execution is not None:
             self._finish_op()
         if name not in ("mmio", "slot"):
-            self.place = step.text
+            self.compare.place = step.text
         # Each mark is written by the VMM, so KVM_RUN has returned.
         leave_guest_mode(self.vcpu)
         mark = self._MARKS.get(name)
@@ -201,7 +132,9 @@ class FaultReplay:
         if unknown is not None:
             self.unknown_results.add(unknown)
         if self.events:
-            raise Parted("the guest ran without an exit", _END, self.normaliser.line(self.events[0]) or "")
+            raise Parted(
+                "the guest ran without an exit", NOTHING_MORE, self.compare.normaliser.line(self.events[0]) or ""
+            )
 
     def _mark_begin(self, step: Step, rest: str) -> None:
         self.has_begun = True
@@ -214,11 +147,11 @@ class FaultReplay:
         words = tuple(rest.split())
         self.vmm.act(words)
         if words[0] == "dumpspt":
-            self._compare_dump(step)
+            self.compare.compare_dump(step)
         elif words[0] == "stats":
-            self._compare_counters(step)
+            self.compare.compare_counters(step)
         elif words[0] == "getdirty":
-            self._compare_dirty_log(step, int(words[1], 0))
+            self.compare.compare_dirty_log(step, int(words[1], 0))
 
     # The VMM says how it wants a slot, then asks for it. The slots of the start are installed already.
     def _mark_slot(self, step: Step, rest: str) -> None:
@@ -226,19 +159,12 @@ class FaultReplay:
         if not self.has_begun or words[1] == "failed":
             return
         slot_id = int(words[0])
-        self._name_slot(slot_id)
+        self.compare.name_slot(slot_id)
         try:
             self.vmm.install_slot(slot_id)
         except KvmIoctlError as error:
-            self._note_refusal(step, error)
+            self.compare.note_refusal(step, error)
 
-    def _note_refusal(self, step: Step, error: KvmIoctlError) -> None:
-        number = self.transcript.steps.index(step) + 1
-        answer = self.transcript.steps[number].text if number < len(self.transcript.steps) else ""
-        if not answer.endswith(f" errno={error.errno}"):
-            raise Parted("an ioctl", answer or "no refusal", str(error)) from None
-
-    # The VMM answers one part of a device access; kvm goes on with the last.
     def _mark_mmio(self, step: Step, rest: str) -> None:
         access = self.mmio
         if access is None:
@@ -279,7 +205,7 @@ class FaultReplay:
         self.run_errno = 0
 
     def _mark_stop(self, step: Step, rest: str) -> None:
-        self._compare_dump(step)
+        self.compare.compare_dump(step)
 
     _MARKS: ClassVar[dict[str, Callable[[FaultReplay, Step, str], None]]] = {
         "begin": _mark_begin,
@@ -293,14 +219,10 @@ class FaultReplay:
         "exit": _mark_stop,
     }
 
-    def _name_slot(self, slot_id: int) -> None:
-        slot = self.vmm.slots[slot_id]
-        self.normaliser.set_slot(slot_id, slot.gpa, slot.size if slot.is_used else 0, slot.hva)
-
     # Results and counters are printed, then the VM ends.
     def _end(self, step: Step) -> None:
-        self._compare_results(step)
-        self._compare_counters(step)
+        self.compare.compare_results(step, self.last_op, self.unknown_results)
+        self.compare.compare_counters(step)
         self.vmm.world.close()
 
     # Exits.
@@ -310,7 +232,9 @@ class FaultReplay:
         vcpu.cpu.flush_asid()
         access = self.guest.catch_up(exit_.rip, exit_.info2)
         if self.events:
-            raise Parted("the guest ran without an exit", _END, self.normaliser.line(self.events[0]) or "")
+            raise Parted(
+                "the guest ran without an exit", NOTHING_MORE, self.compare.normaliser.line(self.events[0]) or ""
+            )
         vcpu.rip = exit_.rip
         leave_guest_mode(vcpu)
         pdptes = self.guest.pdptes
@@ -351,7 +275,7 @@ class FaultReplay:
         if ret == RUN_SHUTDOWN:
             self._end_guest()
             return
-        self.loaded_root = (vcpu.mmu.root_hpa, role_level(vcpu.mmu.root_role))
+        self.compare.loaded_root = (vcpu.mmu.root_hpa, role_level(vcpu.mmu.root_role))
         if vcpu.exception_pending and not vcpu.exception_reinjected:
             self.guest.got_exception(vcpu.exception_vector, vcpu.exception_error_code)
         vcpu.exception_pending = False
@@ -371,7 +295,7 @@ class FaultReplay:
     def _operand(self, *names: str) -> int:
         execution = self.guest.execution
         if execution is None or execution.op.name not in names:
-            raise RecordingError(f"{self.outcome.transcript}: {self.place}: does not do {' or '.join(names)}")
+            raise RecordingError(f"{self.outcome.transcript}: {self.compare.place}: does not do {' or '.join(names)}")
         execution.has_insn = False
         return execution.op.a if self.scenario.mode == "long" else execution.op.a & _U32
 
@@ -387,7 +311,7 @@ class FaultReplay:
         elif self.vcpu.emultype:
             if access is None:
                 raise RecordingError(
-                    f"{self.outcome.transcript}: {self.place}: the access at {exit_.info2:#x} is unknown"
+                    f"{self.outcome.transcript}: {self.compare.place}: the access at {exit_.info2:#x} is unknown"
                 )
             self._emulate(access)
 
@@ -415,7 +339,7 @@ class FaultReplay:
             if outcome == X86EMUL_CONTINUE:
                 self.guest.done(access, None)
         if outcome == X86EMUL_IO_NEEDED:
-            raise RecordingError(f"{self.outcome.transcript}: {self.place}: reads and writes a device at once")
+            raise RecordingError(f"{self.outcome.transcript}: {self.compare.place}: reads and writes a device at once")
 
     def _exit_invlpg(self, exit_: Exit) -> None:
         if self._decode(exit_):
@@ -487,88 +411,3 @@ class FaultReplay:
         "read_cr3": _exit_read_cr,
         "read_cr4": _exit_read_cr,
     }
-
-    # Comparisons.
-
-    def _line(self, event: Event) -> str | None:
-        line = self.normaliser.line(event)
-        return None if line is None else comparable(line)
-
-    def _compare_events(self, step: Step) -> None:
-        got = [line for line in map(self._line, self.events) if line is not None]
-        self.events.clear()
-        expected = [line for line in map(comparable, step.events) if line is not None]
-        self.outcome.nr_events += len(expected)
-        for i in range(max(len(expected), len(got))):
-            want = expected[i] if i < len(expected) else _END
-            have = got[i] if i < len(got) else _END
-            if want != have:
-                context = [f"  {line}" for line in got[max(0, i - 4) : i]]
-                context += [f"- {line}" for line in expected[i : i + 6]] + [f"+ {line}" for line in got[i : i + 6]]
-                raise Parted(f"after {step.text!r}", want, have, tuple(context))
-
-    def _differ(self, step: Step, what: str, expected: str, got: str, context: tuple[str, ...] = ()) -> None:
-        difference = Difference(self.outcome.transcript, step.number, self.place, what, expected, got, context)
-        self.outcome.differences += (difference,)
-
-    def _compare_dump(self, step: Step) -> None:
-        recorded = self.transcript.dumps[self.outcome.nr_dumps]
-        self.outcome.nr_dumps += 1
-        if not self._is_root_alive():
-            return
-        different = compare_tables(recorded, dump_tables(self.vmm.world.vm, *self.loaded_root))
-        if different is not None:
-            expected, _, got = different.partition("; ")
-            self._differ(step, "live tables", expected, got)
-
-    # Tables that were freed since the CPU was given them hold anything.
-    def _is_root_alive(self) -> bool:
-        root, level = self.loaded_root
-        return level == 0 or root == self.vcpu.mmu.pae_root or root_to_sp(self.vmm.world.vm, root) is not None
-
-    def _compare_counters(self, step: Step) -> None:
-        recorded = self.transcript.counters[self.outcome.nr_counters]
-        self.outcome.nr_counters += 1
-        counters = self.vmm.world.counters()
-        for name in sorted((counters.keys() | recorded.values.keys()) - NOT_COMPARED):
-            want, have = recorded.values.get(name, 0), counters.get(name, 0)
-            if want != have:
-                self._differ(step, f"counter {name}", str(want), str(have))
-        if recorded.rmaps:
-            have_rmaps = rmap_histogram(self.vmm.world.vm)
-            for level, counts in recorded.rmaps.items():
-                if have_rmaps[level] != counts:
-                    self._differ(step, f"mmu_rmaps_stat {level}", str(counts), str(have_rmaps[level]))
-
-    def _compare_dirty_log(self, step: Step, slot_id: int) -> None:
-        try:
-            log = self.vmm.world.dirty_log(slot_id)
-        except KvmIoctlError as error:
-            self._note_refusal(step, error)
-            return
-        recorded_slot, want = self.transcript.dirty_logs[self.nr_dirty_logs]
-        self.nr_dirty_logs += 1
-        have = [page for page in range(8 * len(log)) if log[page >> 3] >> (page & 7) & 1]
-        if (recorded_slot, want) != (slot_id, have):
-            self._differ(step, f"dirty log of slot {slot_id}", str(want), str(have))
-
-    def _compare_results(self, step: Step) -> None:
-        for result in self.transcript.results:
-            if result.index > self.last_op or result.index in self.unknown_results:
-                continue
-            self.outcome.nr_results += 1
-            entry = self.vmm.peek(OPS + OP_SIZE * result.index, OP_SIZE)
-            have = self._result(result, int.from_bytes(entry[24:], "little"), int.from_bytes(entry[16:24], "little"))
-            want = self._result(result, result.value, result.cr2)
-            if want != have:
-                self._differ(step, f"result {result.index} ({result.op})", want, have)
-
-    # QEMU's walk leaves P out of error codes with RSVD when it delivers the #PF itself.
-    def _result(self, result: Result, value: int, cr2: int) -> str:
-        if value >> 60 != 0xE:
-            return f"ok {value:x}"
-        vector, error_code = value >> 32 & 0xFF, value & _U32
-        if self.vmm.is_nested and vector == PF_VECTOR and error_code & _RSVD:
-            error_code |= 1
-        address = f" cr2 {cr2:x}" if vector == PF_VECTOR else ""
-        return f"fault {vector} {error_code:x}{address}"

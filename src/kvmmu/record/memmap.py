@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
-from .format import MAP_IO, MAP_RAM, MAP_ROM, MEMORY_UNKNOWN, Header, Region
+from .format import MAP_IO, MAP_NAMES, MAP_RAM, MAP_ROM, MEMORY_UNKNOWN, Header, Region
 
 #: Name of all memory that the header does not name.
 OTHER = "(other)"
@@ -162,3 +163,34 @@ def _uncovered(region: Region, others: list[Region]) -> Iterator[Region]:
     for other in others:
         left = [piece for part in left for piece in _outside(part, other.gpa, other.gpa + other.size)]
     return iter(left)
+
+
+def map_changes(before: tuple[Region, ...], now: tuple[Region, ...]) -> tuple[Region, ...]:
+    """Ranges whose meaning differs between two memory maps, as they are now; a range that is no memory any more has
+    kind ``io``.
+    """
+    edges = sorted({edge for region in (*before, *now) for edge in (region.gpa, region.gpa + region.size)})
+    changes: list[Region] = []
+    for low, high in pairwise(edges):
+        old, new = _piece(before, low, high), _piece(now, low, high)
+        if old == new:
+            continue
+        last = changes[-1] if changes else None
+        if last and last.gpa + last.size == low and _follows(last, new):
+            changes[-1] = replace(last, size=last.size + new.size)
+        else:
+            changes.append(new)
+    return tuple(changes)
+
+
+# What a map says about a range that no edge divides.
+def _piece(regions: tuple[Region, ...], low: int, high: int) -> Region:
+    for region in regions:
+        if region.gpa <= low and high <= region.gpa + region.size:
+            return Region(low, high - low, region.kind, region.memory, region.offset + low - region.gpa)
+    return Region(low, high - low, MAP_NAMES[MAP_IO], "", 0)
+
+
+def _follows(last: Region, new: Region) -> bool:
+    same = last.kind == new.kind and last.memory == new.memory
+    return same and (last.kind == MAP_NAMES[MAP_IO] or last.offset + last.size == new.offset)

@@ -12,28 +12,26 @@ from __future__ import annotations
 import math
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType
 from typing import BinaryIO
 
 from .. import _build
 from ..errors import RecorderError
 from .build_plugin import build_plugin
-from .format import LEFT_OUT, MAP_IO, MAP_NAMES, MEMORY_UNKNOWN, RAW_CONTROL, RAW_HEAD, Header, Region, Trailer
+from .format import LEFT_OUT, MAP_NAMES, MEMORY_UNKNOWN, RAW_CONTROL, RAW_HEAD, Header, Region, Trailer
+from .guestram import make_memory
 from .kernel_image import entry_range
+from .memmap import map_changes
 from .qemu import Survey, find_qemu, prepare, quote_value, survey
 from .qmp import Qmp, cpu_facts, hotplug_end, memory_map
 from .writer import LEVEL, Writer, claim_output, release_output
@@ -130,33 +128,6 @@ def record(order: Order, say: Callable[[str], None], show: Callable[[Progress], 
             return session.run(say, show)
     finally:
         release_output(order.output, output)
-
-
-def make_memory(name: str, size: int) -> BinaryIO:
-    """A sparse file of ``size`` bytes that has no name, so that nothing is left of it whatever ends the recorder.
-
-    It lies in memory if the guest may touch all of it, else where more of it fits: in memory or in the directory for
-    temporary files. Raises :class:`RecorderError`.
-    """
-    free = _available_memory()
-    where = tempfile.gettempdir()
-    try:
-        if size <= free // 2 or shutil.disk_usage(where).free <= free:
-            file: BinaryIO = os.fdopen(os.memfd_create(f"kvmmu-{name}"), "r+b", buffering=0)
-        else:
-            file = tempfile.TemporaryFile(dir=where, buffering=0)  # noqa: SIM115 (the caller closes it)
-        file.truncate(size)
-    except OSError as error:
-        raise RecorderError(f"cannot make a file for {size} bytes of guest memory: {error.strerror}") from error
-    return file
-
-
-# Bytes that programs can still have.
-def _available_memory() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 0
 
 
 class _Session:
@@ -456,37 +427,6 @@ def _why_nothing(status: int, interrupted: bool, ended: str, start: Start) -> st
         how = f"signal {-status}" if status < 0 else f"status {status}"
         return f"QEMU failed to start or ended early with {how} (its own message is above); nothing was recorded"
     return f"the guest ended before the recording's start ({start}); nothing was recorded{other}"
-
-
-def map_changes(before: tuple[Region, ...], now: tuple[Region, ...]) -> tuple[Region, ...]:
-    """Ranges whose meaning differs between two memory maps, as they are now; a range that is no memory any more has
-    kind ``io``.
-    """
-    edges = sorted({edge for region in (*before, *now) for edge in (region.gpa, region.gpa + region.size)})
-    changes: list[Region] = []
-    for low, high in pairwise(edges):
-        old, new = _piece(before, low, high), _piece(now, low, high)
-        if old == new:
-            continue
-        last = changes[-1] if changes else None
-        if last and last.gpa + last.size == low and _follows(last, new):
-            changes[-1] = replace(last, size=last.size + new.size)
-        else:
-            changes.append(new)
-    return tuple(changes)
-
-
-# What a map says about a range that no edge divides.
-def _piece(regions: tuple[Region, ...], low: int, high: int) -> Region:
-    for region in regions:
-        if region.gpa <= low and high <= region.gpa + region.size:
-            return Region(low, high - low, region.kind, region.memory, region.offset + low - region.gpa)
-    return Region(low, high - low, MAP_NAMES[MAP_IO], "", 0)
-
-
-def _follows(last: Region, new: Region) -> bool:
-    same = last.kind == new.kind and last.memory == new.memory
-    return same and (last.kind == MAP_NAMES[MAP_IO] or last.offset + last.size == new.offset)
 
 
 def complain(text: str) -> None:

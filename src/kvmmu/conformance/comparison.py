@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What real KVM did against what the model did: events, live tables, counters, dirty logs, the guest's results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..addr import Hpa
+from ..errors import KvmIoctlError
+from ..hw.bits import PF_VECTOR
+from ..kvm.mmu.pages import root_to_sp
+from ..trace.norm import Normaliser
+from ..tracepoint import Event
+from .guest import Parted
+from .tabledump import compare_tables, dump_tables, rmap_histogram
+from .transcript import Result, Step, Transcript
+from .vmm import OP_SIZE, OPS, Vmm
+
+#: Recorded events that the model has no part in: MSR writes, interrupts.
+NOT_MODELLED = ("kvm_msr", "kvm_inj_virq")
+#: Counters of the host's timing, of exits to userspace, of what the model leaves out.
+NOT_COMPARED = frozenset(
+    {
+        "exits", "fpu_reload", "halt_exits", "host_state_reload", "io_exits", "irq_exits", "preemption_other",
+        "preemption_reported", "req_event", "signal_exits",
+    }
+)  # fmt: skip
+#: What stands where one side has no more events.
+NOTHING_MORE = "(nothing more before the next input)"
+
+_RSVD = 8
+_U32 = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Where the model and the transcript part: at ``line`` of the trace, in operation or host action ``place``."""
+
+    transcript: str
+    line: int
+    place: str
+    what: str
+    expected: str
+    got: str
+    context: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.transcript}, line {self.line}, {self.place}: {self.what}"]
+        lines += [f"    recorded: {self.expected}", f"    model:    {self.got}"]
+        return "\n".join(lines + [f"      {line}" for line in self.context])
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How much a replay compared, and the differences; one in the events ends the replay."""
+
+    transcript: str
+    nr_exits: int = 0
+    nr_events: int = 0
+    nr_dumps: int = 0
+    nr_counters: int = 0
+    nr_results: int = 0
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the model did what real KVM did."""
+        return not self.differences
+
+
+def comparable(line: str) -> str | None:
+    """A line of either side as it is compared; None for an event that the model has no part in.
+
+    Of an emulated instruction only the address counts: the model has accesses, not instruction bytes.
+    """
+    name, _, rest = line.partition(" ")
+    if name in NOT_MODELLED:
+        return None
+    if name == "kvm_emulate_insn":
+        return f"{name} {rest.split(':')[1]}"
+    return line
+
+
+class Comparison:
+    """One transcript, the machine that plays it, and what was found equal or different so far.
+
+    ``place`` is the operation or host action in hand; ``loaded_root`` the root that the CPU was last given, and its
+    level: what the VMM dumps.
+    """
+
+    def __init__(self, vmm: Vmm, transcript: Transcript, name: str) -> None:
+        self.vmm = vmm
+        self.transcript = transcript
+        self.normaliser = Normaliser()
+        self.outcome = Outcome(name)
+        self.place = "before the first mark"
+        self.loaded_root = (Hpa(0), 0)
+        self.nr_dirty_logs = 0
+
+    def name_slot(self, slot_id: int) -> None:
+        """Name hosts' addresses in ``slot_id`` as the transcript does."""
+        slot = self.vmm.slots[slot_id]
+        self.normaliser.set_slot(slot_id, slot.gpa, slot.size if slot.is_used else 0, slot.hva)
+
+    def note_refusal(self, step: Step, error: KvmIoctlError) -> None:
+        """The model refuses an ioctl: :class:`Parted` unless the VMM noted the same refusal."""
+        number = self.transcript.steps.index(step) + 1
+        answer = self.transcript.steps[number].text if number < len(self.transcript.steps) else ""
+        if not answer.endswith(f" errno={error.errno}"):
+            raise Parted("an ioctl", answer or "no refusal", str(error)) from None
+
+    # The VMM answers one part of a device access; kvm goes on with the last.
+
+    def _line(self, event: Event) -> str | None:
+        line = self.normaliser.line(event)
+        return None if line is None else comparable(line)
+
+    def compare_events(self, step: Step, events: list[Event]) -> None:
+        """Take ``events`` of the model for the step's; :class:`Parted` at the first that differs."""
+        got = [line for line in map(self._line, events) if line is not None]
+        events.clear()
+        expected = [line for line in map(comparable, step.events) if line is not None]
+        self.outcome.nr_events += len(expected)
+        for i in range(max(len(expected), len(got))):
+            want = expected[i] if i < len(expected) else NOTHING_MORE
+            have = got[i] if i < len(got) else NOTHING_MORE
+            if want != have:
+                context = [f"  {line}" for line in got[max(0, i - 4) : i]]
+                context += [f"- {line}" for line in expected[i : i + 6]] + [f"+ {line}" for line in got[i : i + 6]]
+                raise Parted(f"after {step.text!r}", want, have, tuple(context))
+
+    def differ(self, step: Step, what: str, expected: str, got: str, context: tuple[str, ...] = ()) -> None:
+        """Note a difference at ``step``."""
+        difference = Difference(self.outcome.transcript, step.number, self.place, what, expected, got, context)
+        self.outcome.differences += (difference,)
+
+    def compare_dump(self, step: Step) -> None:
+        """The live tables at the end of the guest, if the root that the CPU was given still is one."""
+        recorded = self.transcript.dumps[self.outcome.nr_dumps]
+        self.outcome.nr_dumps += 1
+        if not self._is_root_alive():
+            return
+        different = compare_tables(recorded, dump_tables(self.vmm.world.vm, *self.loaded_root))
+        if different is not None:
+            expected, _, got = different.partition("; ")
+            self.differ(step, "live tables", expected, got)
+
+    # Tables that were freed since the CPU was given them hold anything.
+    def _is_root_alive(self) -> bool:
+        root, level = self.loaded_root
+        return level == 0 or root == self.vmm.vcpu.mmu.pae_root or root_to_sp(self.vmm.world.vm, root) is not None
+
+    def compare_counters(self, step: Step) -> None:
+        """The next counters of the transcript, and its histogram of rmaps."""
+        recorded = self.transcript.counters[self.outcome.nr_counters]
+        self.outcome.nr_counters += 1
+        counters = self.vmm.world.counters()
+        for name in sorted((counters.keys() | recorded.values.keys()) - NOT_COMPARED):
+            want, have = recorded.values.get(name, 0), counters.get(name, 0)
+            if want != have:
+                self.differ(step, f"counter {name}", str(want), str(have))
+        if recorded.rmaps:
+            have_rmaps = rmap_histogram(self.vmm.world.vm)
+            for level, counts in recorded.rmaps.items():
+                if have_rmaps[level] != counts:
+                    self.differ(step, f"mmu_rmaps_stat {level}", str(counts), str(have_rmaps[level]))
+
+    def compare_dirty_log(self, step: Step, slot_id: int) -> None:
+        """The slot's dirty log, read and cleared, or its refusal."""
+        try:
+            log = self.vmm.world.dirty_log(slot_id)
+        except KvmIoctlError as error:
+            self.note_refusal(step, error)
+            return
+        recorded_slot, want = self.transcript.dirty_logs[self.nr_dirty_logs]
+        self.nr_dirty_logs += 1
+        have = [page for page in range(8 * len(log)) if log[page >> 3] >> (page & 7) & 1]
+        if (recorded_slot, want) != (slot_id, have):
+            self.differ(step, f"dirty log of slot {slot_id}", str(want), str(have))
+
+    def compare_results(self, step: Step, last_op: int, unknown: set[int]) -> None:
+        """What the guest's operations up to ``last_op`` found, but for those whose result is ``unknown``."""
+        for result in self.transcript.results:
+            if result.index > last_op or result.index in unknown:
+                continue
+            self.outcome.nr_results += 1
+            entry = self.vmm.peek(OPS + OP_SIZE * result.index, OP_SIZE)
+            have = self._result(result, int.from_bytes(entry[24:], "little"), int.from_bytes(entry[16:24], "little"))
+            want = self._result(result, result.value, result.cr2)
+            if want != have:
+                self.differ(step, f"result {result.index} ({result.op})", want, have)
+
+    # QEMU's walk leaves P out of error codes with RSVD when it delivers the #PF itself.
+    def _result(self, result: Result, value: int, cr2: int) -> str:
+        if value >> 60 != 0xE:
+            return f"ok {value:x}"
+        vector, error_code = value >> 32 & 0xFF, value & _U32
+        if self.vmm.is_nested and vector == PF_VECTOR and error_code & _RSVD:
+            error_code |= 1
+        address = f" cr2 {cr2:x}" if vector == PF_VECTOR else ""
+        return f"fault {vector} {error_code:x}{address}"
