@@ -105,6 +105,7 @@ COMPILED = [
     "kvm/mmu/walker",
     "kvm/mmu/zap",
     "record/encoder",
+    "record/known",
     "record/reader",
     "replay/player",
 ]
@@ -116,7 +117,7 @@ SHARED = "kvmmu._cyutility"
 OPTIMISE = "-O2"
 
 #: Rooms that every record of a replay runs through: they get more.
-OFTEN = ["hw/cpu", "hw/memory", "hw/paging", "hw/tdp", "hw/tlb", "record/reader", "replay/player"]
+OFTEN = ["hw/cpu", "hw/memory", "hw/paging", "hw/tdp", "hw/tlb", "record/known", "record/reader", "replay/player"]
 
 #: Rooms that run once per register change, guest, exception or event that somebody watches: they get less.
 SELDOM = [

@@ -71,11 +71,9 @@ HOT = {
     "kvm/run": (),
     "kvm/vcpu": (),
     "ranges": (),
-    "record/reader": (
-        *("payload", "_load_block", "_check_memory", "_read_map"),
-        # The memory map and the set of tables are asked when a small cache does not know.
-        *("_check_table", "_find_range", "_set_meaning", "_read_page"),
-    ),
+    # The map and the set of tables are asked when the small caches before them do not know.
+    "record/known": ("find_range", "change", "is_table", "add_table"),
+    "record/reader": ("payload", "_load_block", "_check_memory", "_read_map"),
     # A checker is told, and waited for, through calls from Python to Python.
     "sync": ("announce", "wait"),
 }

@@ -2,13 +2,13 @@
 cimport cython
 
 from ..addr cimport u8, u32, u64, gva_t, gpa_t
+from .known cimport KnownFrames
 
 cdef int CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MMIO, K_PAGE, K_REGS, K_STORE, MAP_IO, MAP_RAM
 cdef int MAX_PHYSICAL_BITS, MAX_RANGES, MEMORY_UNKNOWN, STATE_SMM, W_INIT
 cdef u64 CACHE_MIX, END_FRAME, MAX_MEMORY_FRAMES, U32, U64
 
-cdef u64 _SEEN_MASK
-cdef int _NUMBERS, _SEEN_SLOTS
+cdef int _NUMBERS
 
 @cython.final
 cdef class Reader:
@@ -74,13 +74,7 @@ cdef class Reader:
     cdef u64[::1] predicted_frame
 
     # What the whole recording has said so far.
-    cdef list range_starts          # the memory map: frames at which the meaning changes, ascending, from 0 on
-    cdef list range_kinds           # MAP_IO, MAP_RAM or MAP_ROM from there on
-    cdef u64 near_start             # the range that was asked for last: [near_start, near_end) is near_kind
-    cdef u64 near_end
-    cdef int near_kind
-    cdef set tables                 # frames of which a snapshot was recorded
-    cdef u64[::1] seen_tables       # some of them, by their low bits
+    cdef KnownFrames known
 
     cpdef int next(self) except -1
     @cython.locals(done=u64)
@@ -99,12 +93,7 @@ cdef class Reader:
     cdef int _read_place(self, u32 token) except -1
     @cython.locals(size=int, value=u64, frame=u64, index=int)
     cdef int _read_value(self, int kind) except -1
-    cdef int _check_table(self, u64 frame) except -1
     cdef int _check_memory(self, u64 frame) except -1
-    cdef int _meaning(self, u64 frame) except -1
-    cdef int _find_range(self, u64 frame) except -1
-    @cython.locals(starts=list, kinds=list, low=Py_ssize_t, high=Py_ssize_t)
-    cdef int _set_meaning(self, u64 first, u64 end, int kind) except -1
     @cython.locals(base=int, what=int, changed=int, index=int)
     cdef int _read_regs(self) except -1
     @cython.locals(frame=u64)

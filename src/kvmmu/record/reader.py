@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from bisect import bisect_left, bisect_right
 from itertools import accumulate
-from types import TracebackType
 from typing import NoReturn, Self
 
 from ..errors import RecordingError
@@ -35,7 +33,6 @@ from .format import (
     MAP_IO,
     MAP_NAMES,
     MAP_RAM,
-    MAP_ROM,
     MAX_MEMORY_FRAMES,
     MAX_PHYSICAL_BITS,
     MAX_RANGES,
@@ -45,11 +42,9 @@ from .format import (
     Header,
     Trailer,
 )
+from .known import KnownFrames
 
 _NUMBERS = 5
-# Table pages that a store finds without a look into the set of all of them, by the low bits of their frame.
-_SEEN_SLOTS = 4096
-_SEEN_MASK = 4095
 
 
 class Reader:
@@ -94,6 +89,7 @@ class Reader:
         "header",
         "invpcid_type",
         "kind",
+        "known",
         "last_frame",
         "last_page",
         "left",
@@ -102,25 +98,18 @@ class Reader:
         "map_offset",
         "map_size",
         "memories",
-        "near_end",
-        "near_kind",
-        "near_start",
         "path",
         "pcid",
         "pkru",
         "position",
         "predicted_frame",
         "predicted_page",
-        "range_kinds",
-        "range_starts",
         "raw",
         "regs",
-        "seen_tables",
         "size",
         "smm",
         "state_access",
         "state_cpu",
-        "tables",
         "total",
         "trailer",
         "value",
@@ -141,15 +130,7 @@ class Reader:
         self.regs = memoryview(array("Q", [0]) * (_NUMBERS * header.cpus))
         self.predicted_page = memoryview(array("Q", [U64]) * CACHE_SLOTS)
         self.predicted_frame = memoryview(array("Q", [0]) * CACHE_SLOTS)
-        self.tables: set[int] = set()
-        self.seen_tables = memoryview(array("Q", [U64]) * _SEEN_SLOTS)
-        self.range_starts = [0]
-        self.range_kinds = [MAP_IO]
-        self.near_start = self.near_end = 0
-        self.near_kind = MAP_IO
-        for region in header.memory:
-            kind = MAP_ROM if region.kind == "rom" else MAP_RAM
-            self._set_meaning(region.gpa >> 12, (region.gpa + region.size) >> 12, kind)
+        self.known = KnownFrames(header)
         self.raw = memoryview(bytearray(COLUMN_LENGTHS.size))
         self.left = 0
         self.position = 0
@@ -167,9 +148,7 @@ class Reader:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -365,54 +344,15 @@ class Reader:
         if self.smm:
             pass  # another view of memory
         elif kind == K_MMIO:
-            if self._meaning(frame) == MAP_RAM:
+            if self.known.meaning(frame) == MAP_RAM:
                 self._contradict(f"MMIO at gpa {self.gpa:#x}, which the memory map says is RAM")
-        elif self.seen_tables[frame & _SEEN_MASK] != frame:
-            self._check_table(frame)
-
-    # Refuse a store to a table that has no snapshot; remember one that has.
-    def _check_table(self, frame: int) -> None:
-        if frame not in self.tables:
+        elif not self.known.is_table(frame):
             self._contradict(f"a store to a table at gpa {self.gpa:#x}, whose page was never recorded")
-        self.seen_tables[frame & _SEEN_MASK] = frame
 
     # Refuse an access to a frame that is not memory.
     def _check_memory(self, frame: int) -> None:
-        if self._meaning(frame) == MAP_IO and not self.smm:
+        if self.known.meaning(frame) == MAP_IO and not self.smm:
             self._contradict(f"an access to gpa {self.gpa:#x}, which the memory map says is not memory")
-
-    # What the memory map says of frame (MAP_*). The range that was asked for last is asked first.
-    def _meaning(self, frame: int) -> int:
-        if frame < self.near_start or frame >= self.near_end:
-            self._find_range(frame)
-        return self.near_kind
-
-    def _find_range(self, frame: int) -> None:
-        index = bisect_right(self.range_starts, frame)
-        self.near_start = self.range_starts[index - 1]
-        self.near_end = self.range_starts[index] if index < len(self.range_starts) else U64
-        self.near_kind = self.range_kinds[index - 1]
-
-    # From here on the frames [first, end) are kind. Ranges that come to mean the same as a neighbour join it.
-    def _set_meaning(self, first: int, end: int, kind: int) -> None:
-        starts = self.range_starts
-        kinds = self.range_kinds
-        after = kinds[bisect_right(starts, end) - 1]
-        low = bisect_left(starts, first)
-        high = bisect_right(starts, end)
-        new_starts = []
-        new_kinds = []
-        if low == 0 or kinds[low - 1] != kind:
-            new_starts.append(first)
-            new_kinds.append(kind)
-        if after != kind:
-            new_starts.append(end)
-            new_kinds.append(after)
-        starts[low:high] = new_starts
-        kinds[low:high] = new_kinds
-        self.near_start = self.near_end = 0
-        if len(starts) > MAX_RANGES:
-            self._contradict(f"its memory map has more than {MAX_RANGES} ranges")
 
     # Read the registers that changed; the others are the CPU's last ones in this block.
     def _read_regs(self) -> None:
@@ -446,11 +386,9 @@ class Reader:
         self.at_content += 4096
         self._check(self.at_content <= self.end_content)
         if not self.smm:
-            if self._meaning(frame) == MAP_IO:
+            if self.known.meaning(frame) == MAP_IO:
                 self._contradict(f"a table page at gpa {self.gpa:#x}, which the memory map says is not memory")
-            if self.seen_tables[frame & _SEEN_MASK] != frame:
-                self.tables.add(frame)
-                self.seen_tables[frame & _SEEN_MASK] = frame
+            self.known.add_table(frame)
 
     # Read a change of the memory map and make it.
     def _read_map(self) -> None:
@@ -478,7 +416,8 @@ class Reader:
         self.map_size = (count << 12) & U64
         self.size = 0
         if not self.smm:
-            self._set_meaning(frame, frame + count, self.map_kind)
+            if self.known.change(frame, frame + count, self.map_kind) > MAX_RANGES:
+                self._contradict(f"its memory map has more than {MAX_RANGES} ranges")
 
     # A cursor ran over its column's end: the block holds other records than its token column says.
     def _check(self, fits: bool) -> None:
