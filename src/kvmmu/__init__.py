@@ -18,6 +18,7 @@ from ._build import VERSION, BuildInfo, build_info, choose_build
 choose_build(__name__)
 
 if TYPE_CHECKING:
+    from .access import Access, EmulationFailure
     from .errors import (
         ConfigError,
         GuestMisuse,
@@ -32,15 +33,16 @@ if TYPE_CHECKING:
     from .guest.tables import ControlRegisters, GuestTables, TablePages
     from .kvm.regions import UserMemoryRegion
     from .params import Params
-    from .world import Access, World
+    from .world import World
 
 __version__ = VERSION
 
 # Room of each name that is loaded on demand.
 _ROOMS = {
-    "Access": "world",
+    "Access": "access",
     "ConfigError": "errors",
     "ControlRegisters": "guest.tables",
+    "EmulationFailure": "access",
     "GuestMisuse": "errors",
     "GuestTables": "guest.tables",
     "KvmBug": "errors",
@@ -61,6 +63,7 @@ __all__ = [
     "BuildInfo",
     "ConfigError",
     "ControlRegisters",
+    "EmulationFailure",
     "GuestMisuse",
     "GuestTables",
     "KvmBug",

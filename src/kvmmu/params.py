@@ -43,6 +43,16 @@ class Params:
         "KVM_SET_NR_MMU_PAGES",
         range(2**31),
     )
+    exit_on_emulation_error: bool = _parameter(
+        False,
+        "an instruction that cannot be emulated ends KVM_RUN at CPL 3 too, instead of #UD",
+        "KVM_CAP_EXIT_ON_EMULATION_FAILURE",
+    )
+    slot_zap_all: bool = _parameter(
+        True,
+        "a memslot that is deleted or moved takes all shadow pages along; off: its own only",
+        "KVM_X86_QUIRK_SLOT_ZAP_ALL",
+    )
     host_maxphyaddr: int = _parameter(46, "physical address bits of the host", "", range(36, 53))
     host_levels: int = _parameter(4, "levels of the host's page tables", "", (4, 5))
     host_page: str = _parameter("4k", "largest page that backs guest memory", "", tuple(_PAGE_LEVELS))
@@ -145,7 +155,7 @@ def _parse_setting(setting: str) -> tuple[str, Value]:
         raise ConfigError(f"{setting!r}: a parameter is set as name=value")
     parameter = _BY_NAME.get(name)
     if parameter is None:
-        near = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}?" if near else "kvmmu params lists them"
         raise ConfigError(f"unknown parameter {name!r}: {hint}")
     return parameter.name, parameter.parse(text)

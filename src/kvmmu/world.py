@@ -7,11 +7,11 @@ The small API for people: build memory and slots, write guest tables with ``poke
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .access import Access, emulate_access
 from .addr import Gpa, Gva, Hpa, Hva
 from .errors import ConfigError, GuestMisuse, KvmIoctlError, KvmmuError
 from .guest.tables import ControlRegisters, GuestTables, TablePages
@@ -21,7 +21,6 @@ from .hw.bits import ACCESS_AC, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, CR4_LA5
 from .hw.cpu import Cpu
 from .hw.cpumodel import CpuModel
 from .hw.memory import PhysicalMemory
-from .kvm import emulate as emulator
 from .kvm import guestmem, insn, regions, run, sregs
 from .kvm.bits import INVALID_GPA
 from .kvm.mmu import audit as mmu_audit
@@ -29,16 +28,8 @@ from .kvm.mmu import dirty, shadowwalk, walker, zap
 from .kvm.mmu.notify import MmuNotifier
 from .kvm.mmu.page import ShadowPage
 from .kvm.mmu.spte import describe_spte
-from .kvm.outcome import (
-    RUN_EMULATE,
-    RUN_ERROR,
-    RUN_FAULT,
-    RUN_SHUTDOWN,
-    X86EMUL_IO_NEEDED,
-    X86EMUL_PROPAGATE_FAULT,
-    X86EMUL_RETRY_INSTR,
-    X86EMUL_UNHANDLEABLE,
-)
+from .kvm.mode import vcpu_load, vcpu_put
+from .kvm.outcome import RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_SHUTDOWN
 from .kvm.regions import UserMemoryRegion
 from .kvm.vcpu import Vcpu
 from .page_types import PAGE_SHIFT, PAGE_SIZE, U64
@@ -50,27 +41,6 @@ from .tracepoint import Event
 DEFAULT_FRAMES = 1 << 18
 #: Room for tables, after the root, that ``World.tables()`` takes unless told otherwise.
 DEFAULT_TABLE_BYTES = 2 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How one guest access ended.
-
-    ``kind``: ``"done"`` (``data`` is what a read found), ``"fault"`` (the guest got ``#PF`` with ``error_code`` at
-    ``address``), or ``"mmio"`` (a device at gpa ``address`` must answer).
-    """
-
-    kind: str
-    data: bytes = b""
-    error_code: int = 0
-    address: int = 0
-
-    def __repr__(self) -> str:
-        if self.kind == "fault":
-            return f"<Access fault #PF({self.error_code:#x}) at {self.address:#x}>"
-        if self.kind == "mmio":
-            return f"<Access mmio gpa {self.address:#x}>"
-        return f"<Access done {self.data.hex()}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +151,22 @@ class World:
     # The guest's memory, from outside.
 
     def poke(self, gpa: Gpa | int, data: bytes | int, size: int = 8) -> None:
-        """Store ``data`` (an int is ``size`` bytes, little endian) at ``gpa`` as the VMM does: no exit, no tracking."""
+        """Store ``data`` (an int is ``size`` bytes, little endian) at ``gpa`` as the VMM does: to the process's memory.
+
+        That is past the memslot: a ROM takes it, no exit, no dirty log, no tracking; kvm hears of it only if the host
+        must find another page. All of ``data`` is stored or, after an error, nothing.
+        """
+        raw = _word(data, size)
+        if not 0 <= gpa <= U64:
+            raise GuestMisuse(f"gpa {gpa:#x}: guest physical addresses have 64 bits")
+        if guestmem.write_from_process(self.vm, 0, Gpa(gpa), raw):
+            raise GuestMisuse(f"gpa {gpa:#x}: no memslot there, or the process has nothing to write; add_slot() first")
+
+    def kvm_write_guest(self, gpa: Gpa | int, data: bytes | int, size: int = 8) -> None:
+        """Store as kvm itself does (steal time, an MSR's page): not into a ROM, and the dirty log has it.
+
+        What it cannot write ends it with :class:`GuestMisuse`; the pages before that have been written, as in KVM.
+        """
         raw = _word(data, size)
         if not 0 <= gpa <= U64:
             raise GuestMisuse(f"gpa {gpa:#x}: guest physical addresses have 64 bits")
@@ -298,7 +283,7 @@ class World:
         for start, end in ((0, first), (first, size)):
             if start == end:
                 continue
-            status = run.access(vcpu, Gva(gva + start), kind)
+            status = self._run(vcpu, gva + start, kind)
             if status == RUN_FAULT:
                 return Access("fault", error_code=vcpu.exception_error_code, address=vcpu.cr2)
             if status == RUN_SHUTDOWN:
@@ -306,13 +291,24 @@ class World:
             if status == RUN_ERROR:
                 raise KvmIoctlError(-vcpu.run_errno, f"KVM_RUN: access at {gva:#x} cannot be resolved by the host")
             if status == RUN_EMULATE:
-                return self._emulate(vcpu, gva, kind, data, size)
+                ended = emulate_access(vcpu, Gva(gva), kind, data, size, places)
+                return ended or self._access(vcpu, gva, kind, data, size)
             places.append((vcpu.cpu.hpa, start, end))
         if data is None:
             return Access("done", b"".join(self.memory.read(hpa, end - start) for hpa, start, end in places))
         for hpa, start, end in places:
             self.memory.write(hpa, data[start:end])
         return Access("done")
+
+    @staticmethod
+    def _run(vcpu: Vcpu, gva: int, kind: int) -> int:
+        # The #UD of an emulation failure is delivered when the vCPU runs on.
+        if vcpu.exception_pending:
+            status = run.enter(vcpu)
+            vcpu.exception_pending = False
+            if status:
+                return status
+        return run.access(vcpu, Gva(gva), kind)
 
     @staticmethod
     def _check_linear(vcpu: Vcpu, gva: int, size: int) -> None:
@@ -325,29 +321,20 @@ class World:
         if gva >> unused not in (0, (1 << (64 - unused)) - 1) or last >> unused != gva >> unused:
             raise GuestMisuse(f"gva {gva:#x}: not canonical (bits 63 to {unused} must be equal); the guest gets #GP")
 
-    def _emulate(self, vcpu: Vcpu, gva: Gva | int, kind: int, data: bytes | None, size: int) -> Access:
-        outcome = emulator.emulate(vcpu, Gva(gva), kind, data, size)
-        if outcome == X86EMUL_PROPAGATE_FAULT:
-            vcpu.exception_pending = False
-            return Access("fault", error_code=vcpu.exception_error_code, address=vcpu.cr2)
-        if outcome == X86EMUL_IO_NEEDED:
-            return Access("mmio", address=vcpu.mmio_gpa)
-        if outcome == X86EMUL_UNHANDLEABLE:
-            raise KvmIoctlError(errno.EFAULT, f"KVM_RUN: the instruction that accesses {gva:#x} cannot be emulated")
-        if outcome == X86EMUL_RETRY_INSTR:
-            return self._access(vcpu, gva, kind, data, size)
-        return Access("done", b"" if data is not None else self._emulated_read(vcpu, gva, kind, size))
-
-    def _emulated_read(self, vcpu: Vcpu, gva: int, kind: int, size: int) -> bytes:
-        # What a read finds that kvm has just emulated; its last part lies at vcpu.mmio_gpa.
-        first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
-        if size == first:
-            return self.peek(vcpu.mmio_gpa, size)
-        second = self.peek(vcpu.mmio_gpa, size - first)
-        gpa = walker.gva_to_gpa(vcpu, vcpu.walk_mmu, Gva(gva), emulator.walk_access(kind))
-        return self.peek(vcpu.exit_address if gpa == INVALID_GPA else gpa, first) + second
-
     # Looking.
+
+    def translate(self, vcpu: Vcpu, gva: Gva | int) -> Gpa | None:
+        """KVM_TRANSLATE: where the guest's tables map ``gva`` for a supervisor's read; None: nowhere (``valid`` 0).
+
+        Like every walk by kvm it sets A bits in the guest's tables. Nothing need be at the gpa.
+        """
+        self._must_be_open()
+        vcpu_load(vcpu)
+        try:
+            gpa = walker.gva_to_gpa(vcpu, vcpu.walk_mmu, Gva(gva), 0)
+        finally:
+            vcpu_put(vcpu)
+        return None if gpa == INVALID_GPA else gpa
 
     def on_event(self, sink: Callable[[Event], object]) -> Callable[[], None]:
         """Deliver every tracepoint event to ``sink`` from now on, beside the sinks that listen already.

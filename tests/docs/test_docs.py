@@ -159,6 +159,7 @@ def test_the_design_has_every_room_of_the_inside() -> None:
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     named = {name: " C" in rest for cell in cells for name, rest in re.findall(r"`([\w/]+)`( C)?", cell)}
     parties = {
+        "access",
         "lockorder",
         "addr",
         "page_types",

@@ -46,6 +46,7 @@ class FakeVm:
         self.n_max_mmu_pages = 0
         self.max_gfn = (1 << 40) - 1
         self.tracks_writes = False
+        self.policy = SimpleNamespace(slot_zap_all=True)
         self.diary: list[Any] = []
 
     def is_write_tracking_enabled(self) -> bool:

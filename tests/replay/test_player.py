@@ -81,6 +81,21 @@ def test_device_accesses_are_verified(tmp_path: Path, mmu: str) -> None:
         assert result.faults["mmio-cached"] == 5
 
 
+@pytest.mark.parametrize("access", [f.K_FETCH, f.K_FETCH | f.K_USER], ids=["cpl-0", "cpl-3"])
+@pytest.mark.parametrize("mmu", ["shadow", "tdp-legacy"])
+def test_a_fetch_from_a_device_is_an_emulation_failure_there(tmp_path: Path, mmu: str, access: int) -> None:
+    def fill(small: Small) -> None:
+        small.encoder.mmio(0, access, 0x100010, DEVICE + 0x10, bytes(4))
+        small.encoder.mmio(0, access, 0x100020, DEVICE + 0x20, bytes(4))
+        small.read(0x5000)
+
+    result = play(tmp_path, mmu, fill)
+    assert (result.accesses, result.mismatches) == (3, 0)
+    assert (result.counters["insn_emulation_fail"], result.counters["mmio_exits"]) == (2, 0)
+    elsewhere = play(tmp_path, mmu, lambda small: small.encoder.mmio(0, access, 0x100010, DEVICE + 0x1010, bytes(4)))
+    assert [found.problem for found in elsewhere.details] == [f"kvm's own walk finds gpa {DEVICE + 0x10:#x}"]
+
+
 @pytest.mark.parametrize("mmu", MMUS)
 def test_a_store_to_a_table_changes_what_comes_after_the_flush(tmp_path: Path, mmu: str) -> None:
     def fill(small: Small) -> None:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from kvmmu import KvmIoctlError, Params, UserMemoryRegion, World
 from kvmmu.guest.tables import ControlRegisters
+from kvmmu.hw.bits import UD_VECTOR
 from kvmmu.kvm.mmu import zap
 from kvmmu.kvm.mmu.audit import find_violations
 from kvmmu.kvm.vcpu import Vcpu
@@ -442,6 +443,12 @@ class Rig:
         except KvmIoctlError as error:
             assert error.errno == errno.EFAULT, error  # noqa: PT017 - any access may end so, none must
             return Outcome("efault")
+        if result.kind == "emulation-failure" or result.vector == UD_VECTOR:
+            assert how == "fetch", result
+            assert (result.vector == UD_VECTOR) is user, result
+            # The next entry delivers the #UD; here nobody runs on.
+            vcpu.exception_pending = False
+            return Outcome("unfetchable", result.address)
         return Outcome(result.kind, result.address, result.error_code, result.data)
 
     def _parts(self, gva: int, size: int) -> list[tuple[int, int, int]]:
@@ -759,7 +766,7 @@ class Explanation:
         return f"<{self.kind}{fault} [{parts}] mmio {[hex(at) for at in self.mmio]} ad {ad} keep={self.may_keep_ad}>"
 
     def is_final(self) -> bool:
-        return self.kind in ("fault", "efault")
+        return self.kind in ("fault", "efault", "unfetchable")
 
     def extended(
         self,
@@ -789,7 +796,7 @@ class Explanation:
         slot = rig.slot_at(gpa, access.write)
         new.parts.append((gpa, data))
         if slot is None:
-            new.kind = "mmio"
+            new.kind = "unfetchable" if access.fetch else "mmio"
             new.mmio.append(gpa)
         elif rig.host_at(slot, gpa) == "none" or (access.write and rig.host_at(slot, gpa) == "ro"):
             new.kind = "efault"

@@ -289,7 +289,7 @@ class FaultReplay:
         self.vcpu.emultype = 0
         outcome = emulate.decode_insn(self.vcpu, kind)
         if outcome != X86EMUL_CONTINUE:
-            emulate.decode_failed(self.vcpu, kind, outcome)
+            emulate.decode_failed(self.vcpu, Gva(self.vcpu.rip), kind, outcome)
         return outcome == X86EMUL_CONTINUE
 
     def _operand(self, *names: str) -> int:

@@ -24,10 +24,11 @@ cdef u64 PFERR_WRITE, U32, U64
 
 cpdef u64 walk_access(u32 kind) noexcept
 @cython.locals(gpa=gpa_t, access=u64)
-cpdef int fetch_insn(Vcpu vcpu, u32 kind) except -1
-@cython.locals(fetched=int)
+cpdef int fetch_insn(Vcpu vcpu, gva_t rip, u32 kind) except -1
 cpdef int decode_insn(Vcpu vcpu, u32 kind) except -1
-cpdef int decode_failed(Vcpu vcpu, u32 kind, int outcome) except -1
+@cython.locals(fetched=int, first=u64)
+cpdef int decode_at(Vcpu vcpu, gva_t rip, u32 kind, u64 size) except -1
+cpdef int decode_failed(Vcpu vcpu, gva_t rip, u32 kind, int outcome) except -1
 cpdef bint is_mmio_gpa(Vcpu vcpu, gva_t gva, gpa_t gpa, bint is_write) except -1
 @cython.locals(mmu=Mmu, gpa=gpa_t, access=u64, is_write=bint)
 cpdef int find_gpa(Vcpu vcpu, gva_t gva, u32 kind, bint has_exit_gpa) except -1
@@ -37,5 +38,6 @@ cpdef int write_ram(Vcpu vcpu, gpa_t gpa, bytes data) except -1
 cpdef int one_page(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size, bint has_exit_gpa) except -1
 @cython.locals(direct=bint, offset=u64, first=u64, has_exit_gpa=bint, is_mmio=bint, fragment=gpa_t, ret=int)
 cpdef int emulate_memory(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
+@cython.locals(is_fetch=bint, rip=gva_t, outcome=int)
 cpdef int emulate(Vcpu vcpu, gva_t gva, u32 kind, object data, u64 size) except -1
 cpdef int complete_mmio_read(Vcpu vcpu, u64 size, u64 value) except -1

@@ -65,12 +65,16 @@ def walk_access(kind: int) -> int:
     return access | (PFERR_USER if kind & ACCESS_USER else 0)
 
 
-def fetch_insn(vcpu: Vcpu, kind: int) -> int:
-    """Fetch the instruction at rip, as without decode assists: CONTINUE, PROPAGATE_FAULT or UNHANDLEABLE."""
+def fetch_insn(vcpu: Vcpu, rip: Gva, kind: int) -> int:
+    """Fetch from ``rip``, within one page, as without decode assists: CONTINUE, PROPAGATE_FAULT or UNHANDLEABLE.
+
+    The guest's tables say where that is, never the exit or the MMIO record: ``vcpu.mmio_gpa``, unless it faults.
+    """
     access = PFERR_FETCH | (PFERR_USER if kind & ACCESS_USER else 0)
-    gpa = gva_to_gpa_walk(vcpu, vcpu.walk_mmu, vcpu.guest_walk, vcpu.rip, access)
+    gpa = gva_to_gpa_walk(vcpu, vcpu.walk_mmu, vcpu.guest_walk, rip, access)
     if gpa == INVALID_GPA:
         return X86EMUL_PROPAGATE_FAULT
+    vcpu.mmio_gpa = gpa
     if gpa_to_hpa(vcpu.memslots(), vcpu.vm.mm, gpa, False) == NO_HPA:
         return X86EMUL_UNHANDLEABLE
     return X86EMUL_CONTINUE
@@ -80,21 +84,35 @@ def decode_insn(vcpu: Vcpu, kind: int) -> int:
     """Begin to emulate or skip the instruction at ``rip``: fetch and count it; ``kind``: ACCESS_USER at CPL 3.
 
     Drops an exception that was to be delivered. Return X86EMUL_CONTINUE; X86EMUL_PROPAGATE_FAULT: the fetch faulted as
-    ``vcpu.guest_walk`` says; or X86EMUL_UNHANDLEABLE: a device's address. Neither is acted upon yet.
+    ``vcpu.guest_walk`` says; or X86EMUL_UNHANDLEABLE: no memory there. Neither is acted upon yet.
+    """
+    return decode_at(vcpu, vcpu.rip, kind, 1 if vcpu.fetches_insns else 0)
+
+
+def decode_at(vcpu: Vcpu, rip: Gva, kind: int, size: int) -> int:
+    """:func:`decode_insn` for ``size`` bytes (0: none is fetched) at ``rip``, in one page or two.
+
+    They are at ``vcpu.mmio_gpa``, or those in the second page are, if all could be fetched.
     """
     vcpu.exception_pending = False
     vcpu.exception_reinjected = False
-    fetched = fetch_insn(vcpu, kind) if vcpu.fetches_insns else X86EMUL_CONTINUE
+    fetched = X86EMUL_CONTINUE
+    if size:
+        first = min(size, PAGE_SIZE - page_offset(rip))
+        fetched = fetch_insn(vcpu, rip, kind)
+        if fetched == X86EMUL_CONTINUE and size > first:
+            fetched = fetch_insn(vcpu, (rip + first) & (U64 if vcpu.efer & EFER_LMA else U32), kind)
     vcpu.stat.insn_emulation += 1
     if vcpu.vm.trace.on:
-        trace_emulate_insn(vcpu.vm.trace, vcpu.rip)
+        trace_emulate_insn(vcpu.vm.trace, rip)
     return fetched
 
 
-def decode_failed(vcpu: Vcpu, kind: int, outcome: int) -> int:
-    """What ``outcome`` of ``decode_insn()``, not CONTINUE, means: RETRY_INSTR, PROPAGATE_FAULT or UNHANDLEABLE.
+def decode_failed(vcpu: Vcpu, rip: Gva, kind: int, outcome: int) -> int:
+    """What ``outcome`` of decoding at ``rip``, not CONTINUE, means: RETRY_INSTR, PROPAGATE_FAULT or UNHANDLEABLE.
 
-    An instruction that wrote to a mirrored table is retried without the mirror, unless the table maps itself.
+    An instruction that wrote to a mirrored table is retried without the mirror, unless the table maps itself. Else
+    UNHANDLEABLE ends KVM_RUN; the guest has ``#UD`` queued then, unless ``exit_on_emulation_error`` forbids that.
     """
     if vcpu.emultype & EMULTYPE_ALLOW_RETRY_PF and not vcpu.emultype & EMULTYPE_WRITE_PF_TO_SP:
         unprotect_and_retry(vcpu, vcpu.exit_address, True)
@@ -104,7 +122,9 @@ def decode_failed(vcpu: Vcpu, kind: int, outcome: int) -> int:
         return X86EMUL_PROPAGATE_FAULT
     vcpu.stat.insn_emulation_fail += 1
     if vcpu.vm.trace.on:
-        trace_emulate_insn(vcpu.vm.trace, vcpu.rip, KVM_EMUL_INSN_PROT64, True)
+        trace_emulate_insn(vcpu.vm.trace, rip, KVM_EMUL_INSN_PROT64, True)
+    if vcpu.vm.policy.exit_on_emulation_error:
+        return X86EMUL_UNHANDLEABLE
     queue_exception(vcpu, UD_VECTOR, False, 0)
     return X86EMUL_PROPAGATE_FAULT if kind & ACCESS_USER else X86EMUL_UNHANDLEABLE
 
@@ -213,13 +233,18 @@ def emulate(vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int) -> i
     ``kind``: ACCESS_* bits, and ACCESS_NOT_PT_INSN. The access may cross into the next page. Return an X86EMUL_* word:
     CONTINUE, IO_NEEDED (``vcpu.mmio_gpa`` is the device's address; a read goes on with ``complete_mmio_read()``),
     PROPAGATE_FAULT (``vcpu.exception_*``), RETRY_INSTR, or UNHANDLEABLE (KVM_RUN ends with an internal error). Takes
-    ``mmu_lock`` for stores to mirrored tables.
+    ``mmu_lock`` for stores to mirrored tables. A fetch (ACCESS_FETCH) is the instruction itself, at ``gva``: it needs
+    memory, and is never a device's.
     """
+    is_fetch = kind & ACCESS_FETCH != 0
+    rip = gva if is_fetch and not vcpu.fetches_insns else vcpu.rip
     vcpu_load(vcpu)
     try:
-        outcome = decode_insn(vcpu, kind)
+        outcome = decode_at(vcpu, rip, kind, size) if is_fetch else decode_insn(vcpu, kind)
         if outcome != X86EMUL_CONTINUE:
-            return decode_failed(vcpu, kind, outcome)
+            return decode_failed(vcpu, rip, kind, outcome)
+        if is_fetch:
+            return X86EMUL_CONTINUE
         if kind & ACCESS_NOT_PT_INSN and vcpu.emultype & EMULTYPE_ALLOW_RETRY_PF:
             if unprotect_and_retry(vcpu, vcpu.exit_address, False):
                 return X86EMUL_RETRY_INSTR

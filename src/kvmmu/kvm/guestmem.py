@@ -3,7 +3,8 @@
 
 This is how the hypervisor reads and writes what belongs to the guest: its page tables, the operands of emulated
 instructions. Such an access faults pages of the process in like any other of its accesses, sees no memory where there
-is no slot or an INVALID one, cannot write to read-only slots, and a write marks its page dirty.
+is no slot or an INVALID one, cannot write to read-only slots, and a write marks its page dirty. The process that owns
+the VM needs none of that: its stores go to its own memory.
 """
 
 from __future__ import annotations
@@ -71,4 +72,29 @@ def write_guest(vm: Vm, as_id: int, gpa: Gpa, data: bytes) -> int:
         mark_page_dirty_in_slot(vm, None, slots.find(gpa_to_gfn(gpa)), gpa_to_gfn(gpa))
         gpa = Gpa(gpa + chunk)
         done += chunk
+    return 0
+
+
+def write_from_process(vm: Vm, as_id: int, gpa: Gpa, data: bytes) -> int:
+    """Write ``data`` to the process's memory behind ``gpa``: what a VMM's own store does. Kvm does not see it.
+
+    Neither the slot's READONLY nor its dirty log matter. 0, or -EFAULT with nothing written: a byte is in no slot, or
+    the process could not write it. :class:`~kvmmu.errors.OutOfFrames` when memory ends, likewise with nothing written.
+    """
+    slots: Memslots = vm.slots_of(as_id)
+    places: list[tuple[Hpa, int, int]] = []
+    done = 0
+    while done < len(data):
+        chunk = min(len(data) - done, PAGE_SIZE - page_offset(gpa))
+        slot = slots.find(gpa_to_gfn(gpa))
+        if slot is None:
+            return -errno.EFAULT
+        hpa = vm.mm.user_access(slot.gfn_to_hva(gpa_to_gfn(gpa)) + page_offset(gpa), True)
+        if hpa == NO_HPA:
+            return -errno.EFAULT
+        places.append((hpa, done, done + chunk))
+        gpa = Gpa(gpa + chunk)
+        done += chunk
+    for hpa, start, end in places:
+        vm.memory.write(hpa, data[start:end])
     return 0

@@ -5,3 +5,5 @@ cimport cython
 cdef class Policy:
     cdef readonly bint mmio_caching     # sptes remember that a gfn has no memory
     cdef readonly bint flush_on_reuse   # flush and sync whenever a cached root is used again
+    cdef readonly bint exit_on_emulation_error  # what cannot be emulated ends KVM_RUN at any CPL, without #UD
+    cdef readonly bint slot_zap_all     # a slot that goes or moves takes all shadow pages along

@@ -17,11 +17,16 @@ class Policy:
     All fields are booleans, and none changes.
     """
 
-    __slots__ = ("flush_on_reuse", "mmio_caching")
+    __slots__ = ("exit_on_emulation_error", "flush_on_reuse", "mmio_caching", "slot_zap_all")
 
     def __init__(self, params: Params, *, mmio_caching: bool) -> None:
         self.mmio_caching = mmio_caching
         self.flush_on_reuse = params.flush_on_reuse
+        self.exit_on_emulation_error = params.exit_on_emulation_error
+        self.slot_zap_all = params.slot_zap_all
 
     def __repr__(self) -> str:
-        return f"<Policy mmio_caching {self.mmio_caching} flush_on_reuse {self.flush_on_reuse}>"
+        return (
+            f"<Policy mmio_caching {self.mmio_caching} flush_on_reuse {self.flush_on_reuse} exit_on_emulation_error"
+            f" {self.exit_on_emulation_error} slot_zap_all {self.slot_zap_all}>"
+        )

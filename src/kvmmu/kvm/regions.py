@@ -35,7 +35,7 @@ from .bits import (
     KVM_USER_MEM_SLOTS,
 )
 from .memslots import Memslot, Memslots
-from .mmu import dirty, zap
+from .mmu import dirty, gfnrange, zap
 from .mmu.bits import MMIO_SPTE_GEN_MASK
 
 if TYPE_CHECKING:
@@ -222,7 +222,10 @@ def _invalidate_memslot(vm: Vm, old: Memslot) -> None:
     invalid = old.copy()
     invalid.flags |= KVM_MEMSLOT_INVALID
     _activate_memslot(vm, old.as_id, old.id, invalid)
-    zap.zap_all_fast(vm)
+    if vm.policy.slot_zap_all:
+        zap.zap_all_fast(vm)
+    else:
+        gfnrange.zap_memslot(vm, old)
     vm.slots_arch_lock.lock()
     # The first shadow root may have given the published copy its arrays meanwhile.
     old.share_arch(invalid)

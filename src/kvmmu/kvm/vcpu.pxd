@@ -48,7 +48,7 @@ cdef class Vcpu:
     cdef public u64 exit_address        # of the last page-fault exit: gva, or gpa under nested paging
     cdef public int emultype            # EMULTYPE_* bits of the last page-fault exit; 0: nothing to emulate
     cdef public int run_errno           # the negative errno that ended KVM_RUN, for RUN_ERROR
-    cdef public gpa_t mmio_gpa          # device address of the last emulated access that ended in MMIO
+    cdef public gpa_t mmio_gpa          # of the last access or fetch by kvm: a device's, if that ended in MMIO
     cdef public bint fetches_insns      # rip is real: emulation fetches the instruction from there
     # Pending work.
     cdef public u64 requests            # bit per KVM_REQ number (requests.py)

@@ -14,8 +14,8 @@ from ..record.reader cimport Reader
 
 cdef int HW_HIT, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE, K_REGS, K_STORE, RUN_EMULATE, RUN_HIT
 cdef int STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH, W_CR0, W_CR3, W_CR4, W_EFER, W_INIT, W_PKRU
-cdef int X86EMUL_CONTINUE, X86EMUL_IO_NEEDED
-cdef u64 ACCESS_AC, ACCESS_WRITE, NO_HPA
+cdef int UD_VECTOR, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_PROPAGATE_FAULT, X86EMUL_UNHANDLEABLE
+cdef u64 ACCESS_AC, ACCESS_FETCH, ACCESS_WRITE, NO_HPA
 
 cdef u64 _EFLAGS_AC
 
@@ -65,6 +65,8 @@ cdef class Player:
     cdef bytes store_data(self)
     @cython.locals(expected=hpa_t)
     cdef int verify_hpa(self, Vcpu vcpu) except -1
+    @cython.locals(is_undefined=bint)
+    cdef int verify_unfetchable(self, Vcpu vcpu, int outcome) except -1
     @cython.locals(hpa=hpa_t)
     cdef int play_page(self) except -1
     cdef int clean_pdptes_in(self, u64 gfn) except -1

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..addr import Hpa
 from ..host.bits import NO_HPA
-from ..hw.bits import ACCESS_AC, ACCESS_WRITE, HW_HIT
+from ..hw.bits import ACCESS_AC, ACCESS_FETCH, ACCESS_WRITE, HW_HIT, UD_VECTOR
 from ..hw.cpu import Cpu
 from ..kvm import sregs
 from ..kvm.emulate import complete_mmio_read, emulate
@@ -20,7 +20,14 @@ from ..kvm.guestmem import gpa_to_hpa
 from ..kvm.insn import insn_invlpg, insn_invpcid, mov_cr0, mov_cr3, mov_cr4, wrmsr_efer, wrpkru
 from ..kvm.mmu.gptewrite import unprotect_gfn
 from ..kvm.mmu.track import is_anything_shadowed
-from ..kvm.outcome import RUN_EMULATE, RUN_HIT, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED
+from ..kvm.outcome import (
+    RUN_EMULATE,
+    RUN_HIT,
+    X86EMUL_CONTINUE,
+    X86EMUL_IO_NEEDED,
+    X86EMUL_PROPAGATE_FAULT,
+    X86EMUL_UNHANDLEABLE,
+)
 from ..kvm.run import access
 from ..kvm.vcpu import Vcpu
 from ..kvm.vm import Vm
@@ -252,6 +259,8 @@ class Player:
             return self.fail("the guest gets an exception for a device access that the machine made")
         data = self.store_data() if self.reader.access & ACCESS_WRITE else None
         outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, self.reader.size)  # type: ignore[arg-type]
+        if self.reader.access & ACCESS_FETCH:
+            return self.verify_unfetchable(vcpu, outcome)
         if outcome != X86EMUL_IO_NEEDED:
             vcpu.exception_pending = False
             return self.fail("kvm finds no device where the machine did")
@@ -259,6 +268,16 @@ class Player:
             return self.fail(f"kvm sends the access to device address {vcpu.mmio_gpa:#x}")
         if data is None:
             complete_mmio_read(vcpu, self.reader.size, self.reader.value)
+        return 0
+
+    def verify_unfetchable(self, vcpu: Vcpu, outcome: int) -> int:
+        """The machine fetched from a device. Kvm has nothing to fetch there: #UD, or an emulation failure."""
+        is_undefined = outcome == X86EMUL_PROPAGATE_FAULT and vcpu.exception_vector == UD_VECTOR
+        vcpu.exception_pending = False
+        if outcome != X86EMUL_UNHANDLEABLE and not is_undefined:
+            return self.fail("kvm can fetch where the machine found a device")
+        if vcpu.mmio_gpa != self.reader.gpa:
+            return self.fail(f"kvm's own walk finds gpa {vcpu.mmio_gpa:#x}")
         return 0
 
     def play_page(self) -> int:

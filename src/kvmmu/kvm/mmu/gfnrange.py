@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Ranges of gfns, between those who speak of them (the host's notifier, dirty logging, slot changes) and kvm's tables.
 
-Each pass goes to the rmaps of the shadow pages. A *notifier* pass comes with ``mmu_lock`` held exclusively, because its
-caller has more to do under it. A *slot* pass takes the lock itself, in the mode that each kind of table needs. The pass
-over a mask of 64 pages comes with the lock held, as the dirty log's reader holds it from word to word.
+Each pass goes to the rmaps of the shadow pages; that of a slot which goes also to the pages that mirror tables in it. A
+*notifier* pass comes with ``mmu_lock`` held exclusively, because its caller has more to do under it. A *slot* pass
+takes the lock itself, in the mode that each kind of table needs. The pass over a mask of 64 pages comes with the lock
+held, as the dirty log's reader holds it from word to word.
 Reference: "MMU notifiers", handlers; "Dirty logging"; "Huge pages and the NX mitigation", collapse.
 """
 
@@ -16,9 +17,11 @@ from ..requests import flush_remote_tlbs
 from ..vm import Vm
 from .bits import KVM_MAX_HUGEPAGE_LEVEL
 from .hugepage import max_mapping_level
-from .pages import sptep_to_sp
+from .page import ShadowPage
+from .pages import first_gfn_sp, next_gfn_sp, sptep_to_sp
 from .rmap import drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect, zap_rmap
 from .role import role_direct, role_level
+from .zap import flush_or_zap, prepare_zap
 
 
 def unmap_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
@@ -38,6 +41,28 @@ def unmap_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool
                 flush = True
             at += 1
     return flush
+
+
+def zap_memslot(vm: Vm, slot: Memslot) -> None:
+    """Zap what was built on ``slot``, which goes: the leaves that map it, the pages that mirror guest tables in it.
+
+    Takes ``mmu_lock`` exclusively. Everything else stays, roots in use among it (without the quirk SLOT_ZAP_ALL).
+    """
+    vm.mmu_lock.write_lock()
+    invalid_list: list[ShadowPage] = []
+    flush = unmap_gfn_range(vm, slot, slot.base_gfn, slot.end_gfn)
+    # As in the kernel, by gfn and not by page: the order is that of the guest's memory.
+    if vm.n_used_mmu_pages:
+        gfn = slot.base_gfn
+        while gfn < slot.end_gfn:
+            sp = first_gfn_sp(vm, gfn)
+            while sp is not None:
+                following = sp.hash_next
+                prepare_zap(vm, sp, invalid_list)
+                sp = next_gfn_sp(vm, following, gfn)
+            gfn = Gfn(gfn + 1)
+    flush_or_zap(vm, invalid_list, flush)
+    vm.mmu_lock.write_unlock()
 
 
 def write_protect_slot(vm: Vm, slot: Memslot) -> bool:
