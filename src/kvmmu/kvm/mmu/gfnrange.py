@@ -34,7 +34,7 @@ def unmap_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool
         at = slot.offset[level] + slot.index(start_gfn, level)
         last = slot.offset[level] + slot.index(end_gfn - 1, level)
         while at <= last:
-            if zap_rmap(vm, slot, at):
+            if slot.rmap[at] and zap_rmap(vm, slot, at):
                 flush = True
             at += 1
     return flush
