@@ -328,7 +328,8 @@ def test_an_interrupted_command_says_how_far_it_came(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", 
+@pytest.mark.parametrize(
+    "arguments",
     [["params"], ["recordings"], ["info", "linux-6.12-smp2"], ["tables", "linux-6.12-smp2", "--at", "9"]],
 )
 def test_json_has_one_shape(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 _SIZE_NAMES = {1 << 12: "4K", 1 << 21: "2M", 1 << 22: "4M", 1 << 30: "1G", 1 << 39: "512G", 1 << 48: "256T"}
 # All rights, in the words of an entry whose NX is turned around.
-_X = PT_NX
-_ALL = PT_WRITABLE | PT_USER | _X
+_ALL = PT_WRITABLE | PT_USER | PT_NX
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ def _leaves(tables: GuestTables, limits: Limits, table: Gpa, level: int, gva: in
         here = gva + index * span
         is_leaf = level == 1 or (can_be_large and tables.is_leaf(entry, level))
         # A PDPTE has no rights to give. NX says what is not allowed, and 4-byte entries have none.
-        given = rights if is_pdptr else rights & (entry ^ _X)
+        given = rights if is_pdptr else rights & (entry ^ PT_NX)
         bad = entry & reserved[is_leaf and level > 1]
         if bad:
             yield Mapping(_canonical(tables, here), Gpa(0), span, span, _rights_text(given), bad)
@@ -114,5 +113,5 @@ def _canonical(tables: GuestTables, gva: int) -> Gva:
 
 
 def _rights_text(rights: int) -> str:
-    signs = ((PT_WRITABLE, "w"), (PT_USER, "u"), (_X, "x"))
+    signs = ((PT_WRITABLE, "w"), (PT_USER, "u"), (PT_NX, "x"))
     return "".join(sign if rights & bit else "-" for bit, sign in signs)

@@ -155,3 +155,20 @@ def test_without_a_root_there_are_no_ranges() -> None:
     world.add_slot(0, 0, MIB)
     vcpu = world.create_vcpu()
     assert list(current_ranges(world.vm, vcpu.mmu)) == []
+
+
+@pytest.mark.parametrize("npt", [False, True], ids=["shadow", "npt"])
+def test_unmapping_finds_the_same_leaves_in_a_large_sparse_range(npt: bool) -> None:
+    """The whole of a large slot goes by its leaves, a part that is as long as the tables by its rmaps."""
+    for nr_bytes in (64 << 30, 4 * MIB):
+        world = World(Params(npt=npt))
+        hva = world.add_slot(0, 0, 64 << 30)
+        vcpu = world.create_vcpu()
+        for gpa in (0, 0x1000, 0x3F_F000, 0x40_0000, 0xC000_0000):
+            world.write(vcpu, gpa, b"x")
+        before = {one.gpa for one in current_ranges(world.vm, vcpu.mmu)}
+        assert before == {0, 0x3F_F000, 0xC000_0000}
+        world.mm.munmap(hva, nr_bytes)
+        after = [(one.gpa, one.nr_bytes) for one in current_ranges(world.vm, vcpu.mmu)]
+        assert after == ([] if nr_bytes > 4 * MIB else [(0x40_0000, 0x1000), (0xC000_0000, 0x1000)])
+        world.audit()

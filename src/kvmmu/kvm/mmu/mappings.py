@@ -37,6 +37,7 @@ from .spte import (
     spte_to_child,
     spte_to_pfn,
 )
+from .unsync import is_unsync
 
 _PAE_LEVEL = 3
 
@@ -152,7 +153,7 @@ def _flags(vm: Vm, sp: ShadowPage, spte: int) -> tuple[str, ...]:
         "ad-disabled": not ad_enabled(spte),
         "ad-wrprot-only": ad_enabled(spte) and ad_need_write_protect(spte),
         "access-tracked": is_access_tracked(fmt, spte),
-        "unsync": sp.unsync,
+        "unsync": is_unsync(vm, sp),
     }
     return tuple(name for name, is_set in flags.items() if is_set)
 
