@@ -176,7 +176,7 @@ def test_a_table_is_cleared_and_a_run_stored_in_one_go() -> None:
         ((0, 0, 4097), "multiple of the page size"),
         ((0, 0, 4096, 4095), "page size 0xfff"),
         ((1 << 46, 0, 1 << 47), "not canonical"),
-        ((0, 0, (1 << 64) - 4096), "not canonical"),
+        ((0, 0, (1 << 64) - 4096), "holds 52 bits"),
         ((0xFFFF_FFFF_FFFF_F000, 0, 8192), "not canonical"),
         ((0, (1 << 52) - 4096, 8192), "holds 52 bits"),
         ((0, -4096, 8192), "holds 52 bits"),
