@@ -58,7 +58,7 @@ def mapped_rmaps(vm: Vm, slot: Memslot, level: int, first: int, last: int) -> li
     while sp is not vm.active_mmu_pages:
         if role_level(sp.role) == level and role_smm(sp.role) == slot.as_id:  # type: ignore[union-attr]
             for index in range(ENTRIES):
-                spte = vm.memory.read_once(sp.spt + (index << 3))  # type: ignore[union-attr, arg-type]
+                spte = vm.memory.read_once(sp.spt + (index << 3))  # type: ignore[union-attr]
                 if is_shadow_present(spte) and is_last(spte, level):
                     gfn = sp_gfn(vm, sp, index)  # type: ignore[arg-type]
                     if slot.contains(gfn):
