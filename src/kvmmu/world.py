@@ -201,7 +201,7 @@ class World:
         first = (root & ~(PAGE_SIZE - 1)) + PAGE_SIZE
         pages = TablePages(first, first + nr_bytes)
         if vcpu is None:
-            return GuestTables(mode, self._peek_word, self.poke, root, pages.take)
+            return GuestTables(mode, self._peek_word, self.poke, root, pages.take, self.peek, self.poke)
         actor = vcpu
 
         def load(gpa: Gpa, size: int) -> int:

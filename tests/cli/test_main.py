@@ -301,6 +301,7 @@ def test_an_interruption_is_one_line_whenever_it_comes(arguments: list[str]) -> 
         ("cut", "kvmmu.record.piece.copy_record", "p.kmr is not written"),
         ("run", "kvmmu.replay.replay.build_machine", "interrupted before a record of"),
         ("params", "kvmmu.cli.params.json_text", "interrupted"),
+        ("tables", "kvmmu.replay.tables.build_machine", "interrupted at record 0 of 1649450"),
     ],
 )
 def test_an_interrupted_command_says_how_far_it_came(
@@ -327,7 +328,10 @@ def test_an_interrupted_command_says_how_far_it_came(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["params"], ["recordings"], ["info", "linux-6.12-smp2"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["params"], ["recordings"], ["info", "linux-6.12-smp2"], ["tables", "linux-6.12-smp2", "--at", "9"]],
+)
 def test_json_has_one_shape(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*arguments, "--json"]) == Status.OK
     said = json.loads(capsys.readouterr().out)

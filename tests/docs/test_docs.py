@@ -120,7 +120,7 @@ def test_the_readme_has_an_example_and_commands() -> None:
     assert len(sessions_of(text)) == 1
     assert [
         name
-        for name in ("run", "record", "recordings", "info", "dump", "cut", "params", "decode")
+        for name in ("run", "record", "recordings", "info", "dump", "tables", "cut", "params", "decode")
         if f"**{name}**" not in text
     ] == []
 

@@ -134,6 +134,63 @@ def test_a_range_maps_each_of_its_pages() -> None:
     assert tables.walk(0x40_0000 + 3 * SIZE_2M)[-1].entry == 0
 
 
+@pytest.mark.parametrize(("mode", "size"), PAGES)
+def test_a_range_is_what_its_pages_are_one_by_one(mode: str, size: int) -> None:
+    images = []
+    start, nr, flags = (3 * SIZE_1G if size == SIZE_1G else 1020 * size), 4 if size == SIZE_1G else 1500, P | W | A
+    nr = min(nr, ((1 << 32) - start) // size) if mode[0] in "2p" else nr
+    for one_by_one in (False, True):
+        world = World()
+        world.add_slot(0, 0, 32 * MIB)
+        tables = world.tables(mode, ROOT)
+        if one_by_one:
+            for i in range(nr):
+                tables.map(start + i * size, i * size, size, flags)
+        else:
+            tables.map_range(start, 0, nr * size, size, flags)
+        images.append(world.peek(ROOT, 3 * MIB))
+    assert images[0] == images[1]
+    assert any(images[0])
+
+
+def test_a_table_is_cleared_and_a_run_stored_in_one_go() -> None:
+    world, _, tables = machine("4-level")
+    stores: list[int] = []
+    assert tables.store_bytes is not None
+    real = tables.store_bytes
+    tables.store_bytes = lambda gpa, data: (stores.append(len(data)), real(gpa, data))
+    world.poke(ROOT + 0x1000, b"\xff" * 0x3000)
+    tables.map(0x400000, 0x200000)
+    assert stores == [4096, 4096, 4096]
+    assert [one.level for one in tables.walk(0x400000)] == [4, 3, 2, 1]
+    assert sum(map(bool, world.peek(ROOT, 0x4000))) < 16
+    del stores[:]
+    tables.map_range(0x40000000, 0, 1024 * 4096)
+    assert stores == [4096] * 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((0, 0, -4096), "map_range of -0x1000 bytes"),
+        ((0, 0, 4097), "multiple of the page size"),
+        ((0, 0, 4096, 4095), "page size 0xfff"),
+        ((1 << 46, 0, 1 << 47), "not canonical"),
+        ((0, 0, (1 << 64) - 4096), "holds 52 bits"),
+        ((0xFFFF_FFFF_FFFF_F000, 0, 8192), "not canonical"),
+        ((0, (1 << 52) - 4096, 8192), "holds 52 bits"),
+        ((0, -4096, 8192), "holds 52 bits"),
+        ((0, 0, 8192, SIZE_4K, -1), "flags -0x1"),
+        ((0, 0, 8192, SIZE_4K, 1 << 64), "flags 0x10000000000000000"),
+    ],
+)
+def test_a_bad_range_is_refused_before_any_of_it_is_mapped(arguments: tuple[int, ...], words: str) -> None:
+    world, _, tables = machine("4-level")
+    with pytest.raises(GuestMisuse, match=re.escape(words)):
+        tables.map_range(*arguments)
+    assert not any(world.peek(ROOT, 0x10000))
+
+
 # ---- entries, word by word
 
 

@@ -142,7 +142,7 @@ def test_a_border_announces_the_whole_block_even_without_a_huge_page() -> None:
         (lambda mm: mm.mmap(0x1000, "hugetlb"), "hugetlb"),
         (lambda mm: mm.mmap(0x1000, page_level=4), "page_level 4"),
         (lambda mm: mm.mmap(0x1000, align=0x1800), "0x1800"),
-        (lambda mm: mm.mmap(1 << 47), "user addresses end"),
+        (lambda mm: mm.mmap(1 << 47), "no such gap below 0x7ffffffff000"),
         (lambda mm: mm.munmap(0x1000, 0x1000), "nothing is mapped"),
         (lambda mm: mm.munmap(0x1001, 0x1000), "multiples"),
         (lambda mm: mm.mprotect(0x1000, 0x1000, False), "not mapped"),

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from host.spaces import G1, M2, make, pfn_of
@@ -84,3 +86,34 @@ def test_tables_are_known_by_the_blocks_that_they_map_until_nothing_uses_them() 
     assert table.may_map_block(hva + G1, 2)
     mm.munmap(hva, 2 * G1)
     assert (table.pmd_tables, table.pte_tables) == (set(), set())
+
+
+def test_munmap_of_a_sparse_range_costs_what_is_mapped() -> None:
+    mm, _ = make()
+    free = mm.frames.nr_free
+    nr_bytes = 1 << 40
+    hva = mm.mmap(nr_bytes)
+    for place in (0, 7 * G1 + M2 - 0x1000, 7 * G1 + M2, nr_bytes - 0x1000):
+        mm.fault_in(hva + place, True)
+    assert mm.frames.nr_free == free - 4
+    started = time.process_time()
+    mm.munmap(hva, nr_bytes)
+    # A step for each page would be 268 million.
+    assert time.process_time() - started < 1
+    assert mm.frames.nr_free == free
+    assert not mm.table.pte_tables
+    assert not mm.table.pmd_tables
+
+
+def test_ranges_that_do_not_fit_above_go_below_and_all_stay_in_order() -> None:
+    mm, _ = make()
+    first = mm.mmap(0x1000)
+    big = [mm.mmap(1 << 40) for _ in range(3)]
+    assert big[0] < big[1] < big[2] < first
+    assert [vma.start for vma in mm.vmas] == sorted(vma.start for vma in mm.vmas)
+    assert mm.mmap(0x1000) > first
+    for hva in big:
+        mm.fault_in(hva + (1 << 40) - 0x1000, True)
+        assert mm.hpte(hva + (1 << 40) - 0x1000)
+        mm.munmap(hva, 1 << 40)
+    assert mm.find_vma(big[1]) is None

@@ -30,7 +30,7 @@ from .output import Interrupted, printable
 from .status import Status, describe_statuses, status_of
 
 #: Every command, in the order of ``kvmmu --help``.
-COMMANDS = ("run", "record", "recordings", "info", "dump", "cut", "params", "decode")
+COMMANDS = ("run", "record", "recordings", "info", "dump", "tables", "cut", "params", "decode")
 
 
 class _Command(TyperCommand):

@@ -17,7 +17,7 @@ def command(
 ) -> None:
     """List the bundled recordings: name, guest, records, bytes.
 
-    run, info, dump and cut take such a name in place of a file.
+    run, info, dump, tables and cut take such a name in place of a file.
     """
     from ..record.bundled import GUESTS, bundled
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ConfigError, KvmBug, KvmmuError, RecordingError
-from .output import Interrupted, json_text, make_console, printable, shows_progress
+from ..errors import ConfigError, KvmBug, KvmmuError
+from .output import Interrupted, json_text, make_console, name_file, printable, shows_progress
 from .status import Status
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def command(
     except (ConfigError, KvmBug):
         raise
     except (KvmmuError, MemoryError) as error:
-        raise _name_file(path, error) from error
+        raise name_file(path, error) from error
     if result.warning:
         print(f"kvmmu: warning: {result.warning}", file=sys.stderr)
     if as_json:
@@ -85,14 +85,6 @@ def command(
     if result.stopped == "interrupted":
         return Status.INTERRUPTED
     return Status.MISMATCH if result.mismatches else Status.OK
-
-
-# The mistake is the recording's: whatever notices it, the line names the file.
-def _name_file(path: Path, error: KvmmuError | MemoryError) -> KvmmuError | OSError:
-    text = str(error) or "there is not enough memory for it"
-    if isinstance(error, KvmmuError) and str(path) in text:
-        return error
-    return RecordingError(f"{path}: {text}")
 
 
 def _progress(stack: ExitStack, path: Path, until: int | None) -> Callable[[Player], None] | None:

@@ -29,7 +29,8 @@ guest's next step (``World.invlpg()``, ``World.mov_cr3()``), and forgetting it i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..addr import Gpa, Gva
@@ -62,9 +63,11 @@ from ..hw.modes import (
     MODE_32BIT_PSE,
     MODE_PAE,
     MODES,
+    Limits,
     PagingMode,
 )
 from ..page_types import PAGE_SIZE
+from .ranges import Mapping, table_ranges
 
 SIZE_4K = 1 << 12
 SIZE_2M = 1 << 21
@@ -85,10 +88,14 @@ _MODES = {
 MODE_NAMES = tuple(_MODES)
 
 _CR4 = {"2-level": 0, "2-level-pse": CR4_PSE, "pae": CR4_PAE, "4-level": CR4_PAE, "5-level": CR4_PAE | CR4_LA57}
+#: Of the words of an array, by bytes per entry.
+_TYPECODES = {4: "I", 8: "Q"}
 _SIZE_NAMES = {SIZE_4K: "4K", SIZE_2M: "2M", SIZE_4M: "4M", SIZE_1G: "1G"}
 #: Bits of a gpa that an 8-byte entry, and a 4M entry (PSE-36), can hold.
 _GPA_BITS = 52
 _PSE36_BITS = 40
+#: Those of the CPU that reserves least.
+WIDEST_LIMITS = Limits(_GPA_BITS, has_nx=True, has_gbpages=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +156,17 @@ def paging_mode_named(name: str) -> PagingMode:
     return mode
 
 
+def tables_mode(mode: PagingMode) -> str:
+    """The name in this room of a row of :mod:`kvmmu.hw.modes`.
+
+    :raises GuestMisuse: no guest has such tables of its own.
+    """
+    for name, row in _MODES.items():
+        if row.number == mode.number:
+            return name
+    raise GuestMisuse(f"paging mode {mode.name}: there are {', '.join(_MODES)}")
+
+
 class GuestTables:
     """The page tables of one guest address space.
 
@@ -157,6 +175,10 @@ class GuestTables:
     :param store: ``store(gpa, value, size)`` stores one.
     :param root: gpa of the root table: page aligned; 32 bytes aligned in mode ``pae``. It is used as it is.
     :param new_table: returns the gpa of a page for a further table (``TablePages.take``); it is cleared here.
+    :param load_bytes: ``load_bytes(gpa, nr_bytes)`` returns bytes of one page; without it, whole tables are read by
+        ``load``.
+    :param store_bytes: ``store_bytes(gpa, data)`` stores bytes into one page; without it, tables are cleared and
+        ranges mapped by ``store``, word by word, as a guest does it.
     :raises GuestMisuse: an unknown mode, or a misplaced root.
     """
 
@@ -167,6 +189,8 @@ class GuestTables:
         store: Callable[[Gpa, int, int], object],
         root: Gpa | int,
         new_table: Callable[[], Gpa],
+        load_bytes: Callable[[Gpa, int], bytes] | None = None,
+        store_bytes: Callable[[Gpa, bytes], object] | None = None,
     ) -> None:
         self.mode = paging_mode_named(mode)
         self.mode_name = mode
@@ -178,6 +202,8 @@ class GuestTables:
         self.store = store
         self.root = Gpa(root)
         self.new_table = new_table
+        self.load_bytes = load_bytes
+        self.store_bytes = store_bytes
 
     def __repr__(self) -> str:
         return f"<GuestTables {self.mode_name} root {self.root:#x}>"
@@ -213,11 +239,7 @@ class GuestTables:
             larger page in the way.
         """
         level = self.level_of(size)
-        self._check_gva(gva)
-        if gva % size or gpa % size:
-            name = _SIZE_NAMES[size]
-            raise GuestMisuse(f"map gva {gva:#x} to gpa {gpa:#x}: both must be multiples of {size:#x} ({name})")
-        entry = self._leaf_word(gpa, level) | flags
+        entry = self._leaf_entry(gva, gpa, level, flags)
         place = self._place(gva, level, table_flags)
         self.store(place, entry, self.mode.entry_size)
         return place
@@ -225,14 +247,42 @@ class GuestTables:
     def map_range(
         self, gva: Gva | int, gpa: Gpa | int, nr_bytes: int, size: int = SIZE_4K, flags: int = DEFAULT_FLAGS
     ) -> None:
-        """:meth:`map` for each page of ``nr_bytes`` bytes.
+        """:meth:`map` for each page of ``nr_bytes`` bytes, from the lowest on.
 
-        :raises GuestMisuse: as :meth:`map`, or ``nr_bytes`` is not a multiple of ``size``.
+        The entries of one table are stored together where ``store_bytes`` is given.
+
+        :raises GuestMisuse: as :meth:`map`, or ``nr_bytes`` is not a multiple of ``size``; nothing is mapped then.
+            Where a larger page is in the way, or no page is left for a table, what lies below stays mapped.
         """
-        if nr_bytes % size:
+        level = self.level_of(size)
+        if nr_bytes < 0 or nr_bytes % size:
             raise GuestMisuse(f"map_range of {nr_bytes:#x} bytes: must be a multiple of the page size {size:#x}")
-        for offset in range(0, nr_bytes, size):
-            self.map(gva + offset, gpa + offset, size, flags)
+        if nr_bytes == 0:
+            return
+        self._leaf_entry(gva, gpa, level, flags)
+        self._leaf_entry(gva + nr_bytes - size, gpa + nr_bytes - size, level, flags)
+        if nr_bytes > 1 << (self._gva_bits() - (self.mode.levels >= 4)):
+            raise GuestMisuse(f"map_range of {nr_bytes:#x} bytes at gva {gva:#x}: some of it is not canonical")
+        offset = 0
+        while offset < nr_bytes:
+            offset += self._map_run(gva + offset, gpa + offset, nr_bytes - offset, level, flags)
+
+    # Map what one table holds of a range, at most nr_bytes; returns how many bytes that was.
+    def _map_run(self, gva: int, gpa: int, nr_bytes: int, level: int, flags: int) -> int:
+        size = PAGE_SIZE << (self.mode.index_bits * (level - 1))
+        place = self._place(gva, level, DEFAULT_FLAGS)
+        if self.store_bytes is None:
+            self.store(place, self._leaf_word(gpa, level) | flags, self.mode.entry_size)
+            return size
+        count = min((PAGE_SIZE - place % PAGE_SIZE) // self.mode.entry_size, nr_bytes // size)
+        pages = range(gpa, gpa + count * size, size)
+        if (level > 1 and self.mode.entry_size == 4) or flags & PT_FRAME:
+            words = array(_TYPECODES[self.mode.entry_size], [self._leaf_word(page, level) | flags for page in pages])
+        else:
+            first = self._leaf_word(gpa, level) | flags
+            words = array(_TYPECODES[self.mode.entry_size], range(first, first + count * size, size))
+        self.store_bytes(place, words.tobytes())
+        return count * size
 
     def unmap(self, gva: Gva | int) -> Gpa:
         """Clear the leaf entry of ``gva``, of whatever size; the tables stay. Returns the gpa of the entry.
@@ -287,6 +337,21 @@ class GuestTables:
             table = Gpa(entry & PT_FRAME)
         return elements
 
+    def ranges(self, limits: Limits = WIDEST_LIMITS) -> Iterator[Mapping]:
+        """All that the tables map, ascending, as ranges of pages that are alike; see :class:`~.ranges.Mapping`.
+
+        ``limits`` are those of the CPU that uses the tables: they decide which bits are reserved. Tables are read as
+        the iterator comes to them.
+        """
+        return table_ranges(self, limits)
+
+    def table_words(self, table: Gpa, count: int) -> Sequence[int]:
+        """The first ``count`` entries of the table at gpa ``table``."""
+        size = self.mode.entry_size
+        if self.load_bytes is None:
+            return [self.load(Gpa(table + offset), size) for offset in range(0, count * size, size)]
+        return memoryview(self.load_bytes(table, count * size)).cast("Q" if size == 8 else "I")
+
     def is_leaf(self, entry: int, level: int) -> bool:
         """Whether ``entry`` of ``level`` maps a page rather than a table."""
         return level == 1 or (level in self.mode.large_levels and entry & PT_PAGE_SIZE != 0)
@@ -324,16 +389,31 @@ class GuestTables:
             raise GuestMisuse(f"page size {size:#x}: mode {self.mode_name} has {names}")
         return sizes[size]
 
+    # The leaf that maps the page at gva to gpa, all checked.
+    def _leaf_entry(self, gva: int, gpa: int, level: int, flags: int) -> int:
+        size = PAGE_SIZE << (self.mode.index_bits * (level - 1))
+        self._check_gva(gva)
+        if gva % size or gpa % size:
+            name = _SIZE_NAMES[size]
+            raise GuestMisuse(f"map gva {gva:#x} to gpa {gpa:#x}: both must be multiples of {size:#x} ({name})")
+        if flags >> (8 * self.mode.entry_size):
+            raise GuestMisuse(f"flags {flags:#x}: entries of mode {self.mode_name} have {self.mode.entry_size} bytes")
+        return self._leaf_word(gpa, level) | flags
+
     # Bits above those that the mode translates must be copies of the highest (or 0, outside long mode).
     def _check_gva(self, gva: int) -> None:
         if self.mode.levels < 4:
             if not 0 <= gva < 1 << 32:
                 raise GuestMisuse(f"gva {gva:#x}: addresses of mode {self.mode_name} have 32 bits")
             return
-        bits = 12 + 9 * self.mode.levels
+        bits = self._gva_bits()
         top = gva >> (bits - 1)
         if top not in (0, (1 << (65 - bits)) - 1):
             raise GuestMisuse(f"gva {gva:#x}: not canonical; bits 63 to {bits - 1} must be equal")
+
+    # Address bits that the tables translate.
+    def _gva_bits(self) -> int:
+        return 32 if self.mode.levels < 4 else 12 + 9 * self.mode.levels
 
     def _slot(self, table: int, gva: int, level: int) -> Gpa:
         bits = self.mode.index_bits
@@ -360,8 +440,11 @@ class GuestTables:
     # A cleared table, as the entry of level above that points to it.
     def _make_table(self, above: int, table_flags: int) -> int:
         table = self.new_table()
-        for offset in range(0, PAGE_SIZE, self.mode.entry_size):
-            self.store(Gpa(table + offset), 0, self.mode.entry_size)
+        if self.store_bytes is not None:
+            self.store_bytes(table, bytes(PAGE_SIZE))
+        else:
+            for offset in range(0, PAGE_SIZE, self.mode.entry_size):
+                self.store(Gpa(table + offset), 0, self.mode.entry_size)
         # A PDPTE has neither W nor U.
         return table | (PT_PRESENT if self.mode.has_pdptrs and above == self.mode.levels else table_flags)
 
@@ -371,7 +454,7 @@ class GuestTables:
             bits = _GPA_BITS
         else:
             bits = _PSE36_BITS if level == 2 else 32
-        if gpa >> bits:
+        if gpa < 0 or gpa >> bits:
             raise GuestMisuse(f"gpa {gpa:#x}: an entry of level {level} in mode {self.mode_name} holds {bits} bits")
         word = gpa
         if self.mode.entry_size == 4:

@@ -28,6 +28,8 @@ HPTE_PFN_MASK = 0x000F_FFFF_FFFF_F000
 
 #: Where mmap() begins to hand out addresses.
 MMAP_BASE = Hva(0x7F00_0000_0000)
+#: Where what does not fit there goes: upwards from here to MMAP_BASE.
+MMAP_LOW_BASE = Hva(0x1000_0000_0000)
 #: End of the addresses that a process may use, on a host with 4-level paging (``TASK_SIZE_MAX``).
 USER_END = Hva(0x7FFF_FFFF_F000)
 

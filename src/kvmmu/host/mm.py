@@ -9,6 +9,8 @@ must supply around KVM".
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 from ..addr import Hpa, Hva, Pfn, page_offset, pages_per_level
 from ..errors import UserError
 from ..page_types import LEVEL_BITS, PAGE_SHIFT, PAGE_SIZE
@@ -20,6 +22,7 @@ from .bits import (
     HPTE_PRESENT,
     HPTE_WRITABLE,
     MMAP_BASE,
+    MMAP_LOW_BASE,
     NO_HPA,
     NO_PFN,
     USER_END,
@@ -73,15 +76,25 @@ class Mm:
             raise UserError(f"align {align:#x}: use a power of two of at least 0x1000")
         start = Hva((self.next_hva + align - 1) // align * align)
         end = Hva(start + nr_bytes)
-        if end > USER_END:
-            raise UserError(f"mmap of {nr_bytes:#x} bytes at {start:#x}: user addresses end at {USER_END:#x}")
-        vma = Vma(start, end, backing, page_level)
-        self._set_vmas([*self.vmas, vma])
         # A page between two mappings, so that running off the end of one is seen.
-        self.next_hva = Hva(end + PAGE_SIZE)
+        if end <= USER_END:
+            self.next_hva = Hva(end + PAGE_SIZE)
+        else:
+            start = self._low_start(nr_bytes, align)
+            end = Hva(start + nr_bytes)
+        vma = Vma(start, end, backing, page_level)
+        self._set_vmas(sorted([*self.vmas, vma], key=attrgetter("start")))
         if populate:
             self.populate(start, nr_bytes)
         return start
+
+    # Where what does not fit above MMAP_BASE begins: behind all that lies below it.
+    def _low_start(self, nr_bytes: int, align: int) -> Hva:
+        ends = [vma.end + PAGE_SIZE for vma in self.vmas if vma.start < MMAP_BASE]
+        start = (max(ends, default=MMAP_LOW_BASE) + align - 1) // align * align
+        if start + nr_bytes > MMAP_BASE:
+            raise UserError(f"mmap of {nr_bytes:#x} bytes at {start:#x}: there is no such gap below {USER_END:#x}")
+        return Hva(start)
 
     def populate(self, start: Hva, nr_bytes: int) -> None:
         """Back ``[start, start + nr_bytes)`` as a write (in a read-only range: a read) of each page would.

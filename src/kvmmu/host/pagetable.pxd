@@ -10,6 +10,7 @@ cdef u64 HPTE_PFN_MASK, HPTE_PRESENT, HPTE_WRITABLE, PAGE_SHIFT
 cdef u64 _HPTE_LEVEL_ONE
 cdef int _PMD_SHIFT
 cdef int _PUD_SHIFT
+cdef u64 _PMD_MASK
 
 cpdef int hpte_level(u64 hpte) noexcept
 
@@ -26,7 +27,9 @@ cdef class PageTable:
     cpdef int map_pages(self, Vma vma, hva_t hva, u64 hpte, int level) except -1
     @cython.locals(first=hva_t, i=u64, index=u64, hpte=u64, child=int, nr=u64)
     cpdef int split(self, Vma vma, hva_t hva) except -1
-    @cython.locals(i=u64, nr=u64, hpte=u64)
+    @cython.locals(hva=hva_t, stop=hva_t, i=u64, hpte=u64)
     cpdef int change_protection(self, Vma vma) except -1
-    @cython.locals(first=u64, i=u64, nr=u64, hpte=u64, level=int)
+    @cython.locals(hva=hva_t, stop=hva_t, first=u64, i=u64, j=u64, nr=u64, hpte=u64, level=int)
     cpdef int unmap(self, Vma vma, hva_t start, hva_t end) except -1
+    @cython.locals(hva=hva_t)
+    cpdef hva_t next_block(self, Vma vma, hva_t start, hva_t end) except? 0xFFFFFFFFFFFF0000

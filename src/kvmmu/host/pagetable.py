@@ -29,6 +29,7 @@ _HPTE_LEVEL_ONE = 1 << HPTE_LEVEL_SHIFT
 # Address bits below a 2M and a 1G block.
 _PMD_SHIFT = PAGE_SHIFT + LEVEL_BITS
 _PUD_SHIFT = PAGE_SHIFT + 2 * LEVEL_BITS
+_PMD_MASK = (1 << _PMD_SHIFT) - 1
 
 
 def hpte_level(hpte: int) -> int:
@@ -100,36 +101,66 @@ class PageTable:
 
         Every page but the zero page belongs to this address space alone, and so becomes writable without a fault.
         """
-        nr = (vma.end - vma.start) >> PAGE_SHIFT
-        for i in range(nr):
-            hpte = vma.hptes[i]
-            if hpte & HPTE_PRESENT and (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT != self.frames.zero_pfn:
-                vma.hptes[i] = hpte | HPTE_WRITABLE if vma.writable else hpte & ~HPTE_WRITABLE
+        hva = self.next_block(vma, vma.start, vma.end)
+        while hva < vma.end:
+            stop = min(vma.end, (hva | _PMD_MASK) + 1)
+            for i in range((hva - vma.start) >> PAGE_SHIFT, (stop - vma.start) >> PAGE_SHIFT):
+                hpte = vma.hptes[i]
+                if hpte & HPTE_PRESENT and (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT != self.frames.zero_pfn:
+                    vma.hptes[i] = hpte | HPTE_WRITABLE if vma.writable else hpte & ~HPTE_WRITABLE
+            hva = self.next_block(vma, stop, vma.end)
         return 0
 
     def unmap(self, vma: Vma, start: Hva, end: Hva) -> int:
-        """Forget the mappings of ``[start, end)``, whose borders cut no huge page, and drop their references."""
-        first = (start - vma.start) >> PAGE_SHIFT
-        nr = (end - vma.start) >> PAGE_SHIFT
-        i = first
-        while i < nr:
-            hpte = vma.hptes[i]
-            level = 1
-            if hpte & HPTE_PRESENT:
-                level = (hpte >> HPTE_LEVEL_SHIFT) & 3
-                if (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT != self.frames.zero_pfn:
-                    self.frames.put((hpte & HPTE_PFN_MASK) >> PAGE_SHIFT)  # type: ignore[arg-type]
-            i += pages_per_level(level)
-        for i in range(first, nr):
-            vma.hptes[i] = 0
+        """Forget the mappings of ``[start, end)``, whose borders cut no huge page, and drop their references.
+
+        Looks only into blocks that have tables: the cost is that of what is or was mapped.
+        """
+        hva = self.next_block(vma, start, end)
+        while hva < end:
+            stop = min(end, (hva | _PMD_MASK) + 1)
+            first = (hva - vma.start) >> PAGE_SHIFT
+            nr = (stop - vma.start) >> PAGE_SHIFT
+            i = first
+            while i < nr:
+                hpte = vma.hptes[i]
+                level = 1
+                if hpte & HPTE_PRESENT:
+                    level = (hpte >> HPTE_LEVEL_SHIFT) & 3
+                    if (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT != self.frames.zero_pfn:
+                        self.frames.put((hpte & HPTE_PFN_MASK) >> PAGE_SHIFT)  # type: ignore[arg-type]
+                i += pages_per_level(level)
+            # A 1G page reaches beyond its first 2M block.
+            for j in range(first, i):
+                vma.hptes[j] = 0
+            hva = self.next_block(vma, vma.start + (i << PAGE_SHIFT), end)
         return 0
+
+    def next_block(self, vma: Vma, start: int, end: int) -> int:
+        """The first hva in ``[start, end)`` whose 2M block may have mappings of ``vma``; ``end`` or more: none has.
+
+        It is ``start`` or the beginning of a block. What has no table costs a step for each GiB.
+        """
+        hva = start
+        while hva < end:
+            if hva >> _PUD_SHIFT not in self.pmd_tables:
+                hva = ((hva >> _PUD_SHIFT) + 1) << _PUD_SHIFT
+            elif hva >> _PMD_SHIFT in self.pte_tables or vma.hptes[(hva - vma.start) >> PAGE_SHIFT] & HPTE_PRESENT:
+                return hva
+            else:
+                hva = ((hva >> _PMD_SHIFT) + 1) << _PMD_SHIFT
+        return hva
 
     def free_tables(self, gone: Sequence[Vma], kept: Sequence[Vma]) -> None:
         """Drop the tables under the ranges ``gone`` whose whole block none of the ranges ``kept`` uses any more."""
         for tables, shift in ((self.pte_tables, _PMD_SHIFT), (self.pmd_tables, _PUD_SHIFT)):
             for vma in gone:
-                for block in range(vma.start >> shift, (vma.end - 1 >> shift) + 1):
-                    if block in tables and not _is_block_used(block, shift, kept):
+                blocks = range(vma.start >> shift, (vma.end - 1 >> shift) + 1)
+                # Whichever is shorter: the blocks of the range, or the tables that there are.
+                few, many = (blocks, tables) if len(blocks) < len(tables) else (tables, blocks)
+                for block in [block for block in few if block in many]:
+                    is_whole = vma.start <= block << shift and (block + 1) << shift <= vma.end
+                    if is_whole or not _is_block_used(block, shift, kept):
                         tables.discard(block)
 
 

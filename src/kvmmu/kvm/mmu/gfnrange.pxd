@@ -6,18 +6,21 @@ from ..requests cimport flush_remote_tlbs
 from ..vm cimport Vm
 from .hugepage cimport max_mapping_level
 from .page cimport ShadowPage
-from .pages cimport first_gfn_sp, next_gfn_sp, sptep_to_sp
+from .pages cimport first_gfn_sp, next_gfn_sp, sp_gfn, sptep_to_sp
 from .rmap cimport (drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect, zap_rmap)
-from .role cimport role_direct, role_level
+from .role cimport role_direct, role_level, role_smm
+from .spte cimport is_last, is_shadow_present
 from .zap cimport flush_or_zap, prepare_zap
 
-cdef int KVM_MAX_HUGEPAGE_LEVEL
+cdef int ENTRIES, KVM_MAX_HUGEPAGE_LEVEL
 cdef u64 ONE
 
-@cython.locals(level=int, at=u64, last=u64, flush=bint)
+@cython.locals(level=int, at=u64, last=u64, flush=bint, is_sparse=bint)
 cpdef bint unmap_gfn_range(Vm vm, Memslot slot, gfn_t start_gfn, gfn_t end_gfn) except -1
 @cython.locals(flush=bint, gfn=gfn_t, sp=ShadowPage, following=ShadowPage)
 cpdef int zap_memslot(Vm vm, Memslot slot) except -1
+@cython.locals(found=set, sp=ShadowPage, index=u64, spte=u64, gfn=gfn_t, at=u64)
+cpdef list mapped_rmaps(Vm vm, Memslot slot, int level, u64 first, u64 last)
 @cython.locals(flush=bint)
 cpdef bint write_protect_slot(Vm vm, Memslot slot) except -1
 @cython.locals(changed=bint)

@@ -11,16 +11,17 @@ Reference: "MMU notifiers", handlers; "Dirty logging"; "Huge pages and the NX mi
 from __future__ import annotations
 
 from ...addr import Gfn
-from ...page_types import ONE
+from ...page_types import ENTRIES, ONE
 from ..memslots import Memslot
 from ..requests import flush_remote_tlbs
 from ..vm import Vm
 from .bits import KVM_MAX_HUGEPAGE_LEVEL
 from .hugepage import max_mapping_level
 from .page import ShadowPage
-from .pages import first_gfn_sp, next_gfn_sp, sptep_to_sp
+from .pages import first_gfn_sp, next_gfn_sp, sp_gfn, sptep_to_sp
 from .rmap import drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect, zap_rmap
-from .role import role_direct, role_level
+from .role import role_direct, role_level, role_smm
+from .spte import is_last, is_shadow_present
 from .zap import flush_or_zap, prepare_zap
 
 
@@ -33,9 +34,15 @@ def unmap_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool
     if slot.rmap_array is None:
         return False
     flush = False
+    is_sparse = end_gfn - start_gfn > (vm.n_used_mmu_pages + 1) * ENTRIES
     for level in range(1, KVM_MAX_HUGEPAGE_LEVEL + 1):
         at = slot.offset[level] + slot.index(start_gfn, level)
         last = slot.offset[level] + slot.index(end_gfn - 1, level)
+        if is_sparse:
+            for mapped in mapped_rmaps(vm, slot, level, at, last):
+                if zap_rmap(vm, slot, mapped):
+                    flush = True
+            continue
         while at <= last:
             if zap_rmap(vm, slot, at):
                 flush = True
@@ -63,6 +70,28 @@ def zap_memslot(vm: Vm, slot: Memslot) -> None:
             gfn = Gfn(gfn + 1)
     flush_or_zap(vm, invalid_list, flush)
     vm.mmu_lock.write_unlock()
+
+
+def mapped_rmaps(vm: Vm, slot: Memslot, level: int, first: int, last: int) -> list[int]:
+    """Numbers, ascending, of the rmaps ``first`` to ``last`` of ``slot``, all of ``level``, that have entries.
+
+    They are found from the leaves: what is not mapped costs nothing. ``mmu_lock`` held exclusively.
+    """
+    vm.mmu_lock.assert_exclusive()
+    found = set()
+    sp = vm.active_mmu_pages.link_next
+    while sp is not vm.active_mmu_pages:
+        if role_level(sp.role) == level and role_smm(sp.role) == slot.as_id:  # type: ignore[union-attr]
+            for index in range(ENTRIES):
+                spte = vm.memory.read_once(sp.spt + (index << 3))  # type: ignore[union-attr]
+                if is_shadow_present(spte) and is_last(spte, level):
+                    gfn = sp_gfn(vm, sp, index)  # type: ignore[arg-type]
+                    if slot.contains(gfn):
+                        at = slot.offset[level] + slot.index(gfn, level)
+                        if first <= at <= last:
+                            found.add(at)
+        sp = sp.link_next  # type: ignore[union-attr]
+    return sorted(found)
 
 
 def write_protect_slot(vm: Vm, slot: Memslot) -> bool:
