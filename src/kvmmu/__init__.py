@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from .guest.tables import ControlRegisters, GuestTables, TablePages
     from .kvm.regions import UserMemoryRegion
     from .params import Params
+    from .record.bundled import bundled
+    from .replay.api import run
+    from .replay.replay import MMUS
     from .world import Access, World
 
 __version__ = VERSION
@@ -46,6 +49,7 @@ _ROOMS = {
     "KvmBug": "errors",
     "KvmIoctlError": "errors",
     "KvmmuError": "errors",
+    "MMUS": "replay.replay",
     "OutOfFrames": "errors",
     "Params": "params",
     "RecorderError": "errors",
@@ -54,6 +58,8 @@ _ROOMS = {
     "UserError": "errors",
     "UserMemoryRegion": "kvm.regions",
     "World": "world",
+    "bundled": "record.bundled",
+    "run": "replay.api",
 }
 
 __all__ = [
@@ -66,6 +72,7 @@ __all__ = [
     "KvmBug",
     "KvmIoctlError",
     "KvmmuError",
+    "MMUS",
     "OutOfFrames",
     "Params",
     "RecorderError",
@@ -76,6 +83,8 @@ __all__ = [
     "World",
     "__version__",
     "build_info",
+    "bundled",
+    "run",
 ]
 
 
