@@ -117,7 +117,7 @@ def test_break_shows_the_fault_with_both_walks(good: Path, capsys: pytest.Captur
     lines = out[out.index("record 6:") :].splitlines()
     assert lines[0] == "record 6: cpu 0 supervisor read gva 0x2000 (access): map fault"
     assert lines[1] == "  at address 0x2000, error code 0x0; the machine used gpa 0x2000"
-    heads = [line for line in lines if line.startswith("  the ") or line.startswith("  kvm's")]
+    heads = [line for line in lines if line.startswith(("  the ", "  kvm's"))]
     assert heads == ["  the guest's tables:", "  kvm's tables at the fault:", "  kvm's tables after the record:"]
     assert sum(line.startswith("    level") for line in lines) == 12
     assert main(["run", str(good), "--break", "map", "--json"]) == Status.OK

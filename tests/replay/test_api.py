@@ -37,7 +37,7 @@ def test_a_path_and_a_name_are_recordings(small: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(small.parent)
     assert kvmmu.run("small.kmr", "none").accesses == 255
     assert kvmmu.run(NAME, "tdp-legacy", until=100).position == 100
-    assert list(kvmmu.bundled())[0] == "linux-6.12-boot"
+    assert next(iter(kvmmu.bundled())) == "linux-6.12-boot"
 
 
 def test_what_the_command_reports_is_in_the_result(small: Path) -> None:
