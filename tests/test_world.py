@@ -14,7 +14,7 @@ from kvmmu.guest.tables import SIZE_2M, ControlRegisters
 from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.params import Params
-from kvmmu.tracepoint import Event, vcpu_of
+from kvmmu.tracepoint import Event, event_cause, vcpu_of
 from kvmmu.world import Access, World, nr_frames_for
 
 ROOT, WINDOW = 0x10000, 0x8000_0000
@@ -334,6 +334,19 @@ def test_events_reach_every_sink_until_it_is_taken_off() -> None:
     stop_old()
     world.read(vcpu, 0x40_1000)
     assert len(old) < len(new)
+
+
+def test_a_faults_event_has_its_cause_once_the_fault_is_handled() -> None:
+    world, vcpu = machine()
+    events: list[Event] = []
+    early: list[str | None] = []
+    world.on_event(events.append)
+    world.on_event(lambda event: early.append(event_cause(event)))
+    world.read(vcpu, 0x40_0000)
+    world.read(vcpu, 0x40_1000)
+    assert set(early) == {None}
+    assert [event_cause(event) for event in events if event[0] == "kvm_page_fault"] == ["table", "map"]
+    assert {event_cause(event) for event in events if event[0] != "kvm_page_fault"} == {None}
 
 
 def test_an_event_names_the_vcpu_whose_work_it_is_and_none_for_the_process() -> None:

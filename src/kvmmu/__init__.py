@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from .guest.tables import ControlRegisters, GuestTables, TablePages
     from .kvm.regions import UserMemoryRegion
     from .params import Params
+    from .record.bundled import bundled
+    from .replay.api import run
+    from .replay.replay import MMUS
     from .world import World
 
 __version__ = VERSION
@@ -48,6 +51,7 @@ _ROOMS = {
     "KvmBug": "errors",
     "KvmIoctlError": "errors",
     "KvmmuError": "errors",
+    "MMUS": "replay.replay",
     "OutOfFrames": "errors",
     "Params": "params",
     "RecorderError": "errors",
@@ -56,6 +60,8 @@ _ROOMS = {
     "UserError": "errors",
     "UserMemoryRegion": "kvm.regions",
     "World": "world",
+    "bundled": "record.bundled",
+    "run": "replay.api",
 }
 
 __all__ = [
@@ -69,6 +75,7 @@ __all__ = [
     "KvmBug",
     "KvmIoctlError",
     "KvmmuError",
+    "MMUS",
     "OutOfFrames",
     "Params",
     "RecorderError",
@@ -79,6 +86,8 @@ __all__ = [
     "World",
     "__version__",
     "build_info",
+    "bundled",
+    "run",
 ]
 
 

@@ -2,8 +2,8 @@
 """What can be observed: the tracepoints of Linux 6.12 by name, with their fields in the kernel's order.
 
 An event is a tuple ``(name, field, field ...)``, fields as declared in :data:`EVENTS`; sinks get it with the vCPU that
-worked (:class:`VcpuEvent`). Nothing is built while nobody listens: each place that can trace tests :attr:`Trace.on`
-first. Text, ring, Parquet are made outside, in ``trace``.
+worked, and faults in the end with their cause (:class:`VcpuEvent`). Nothing is built while nobody listens: each place
+that can trace tests :attr:`Trace.on` first. Text, ring, Parquet are made outside, in ``trace``.
 Fields and names: reference "Tracepoints, system kvmmmu" and "system kvm".
 """
 
@@ -58,21 +58,30 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
 class VcpuEvent(tuple[Any, ...]):  # noqa: SLOT001 - a tuple's fields are its elements, so this one needs a dictionary
     """An event as a sink gets it: the tuple, and in :attr:`vcpu_id` the vCPU that worked when it fired.
 
-    None: no vCPU did, but the process: an ioctl of the VM, a change of the process's mappings.
+    None: no vCPU did, but the process: an ioctl of the VM, a change of the process's mappings. :attr:`cause` of a
+    kvm_page_fault is why it happened (a word of ``kvm.mmu.verdict.CAUSES``); it fires before that is known, so that the
+    cause is None until the fault has been handled, and for every other event.
     """
 
     vcpu_id: int | None
+    cause: str | None
 
-    def __new__(cls, event: Event, vcpu_id: int | None) -> Self:
-        """``event`` with its vCPU."""
+    def __new__(cls, event: Event, vcpu_id: int | None, cause: str | None = None) -> Self:
+        """``event`` with its vCPU and, if it is a fault's, its cause."""
         made = tuple.__new__(cls, event)
         made.vcpu_id = vcpu_id
+        made.cause = cause
         return made
 
 
 def vcpu_of(event: Event) -> int | None:
     """The vCPU that worked when ``event`` fired; None: the process, or an event that does not tell."""
     return event.vcpu_id if isinstance(event, VcpuEvent) else None
+
+
+def event_cause(event: Event) -> str | None:
+    """The cause of the fault that ``event`` is; None: no fault, one that is still handled, or it cannot tell."""
+    return event.cause if isinstance(event, VcpuEvent) else None
 
 
 class Trace:
@@ -104,11 +113,12 @@ class Trace:
         at = self.sinks.index(sink)
         self._set_sinks(self.sinks[:at] + self.sinks[at + 1 :])
 
-    def deliver(self, event: Event) -> None:
-        """Hand ``event`` to every sink, in the order of attachment."""
+    def deliver(self, event: Event) -> VcpuEvent:
+        """Hand ``event`` to every sink, in the order of attachment; return it as they have it."""
         made = VcpuEvent(event, None if self.vcpu_id < 0 else self.vcpu_id)
         for sink in self.sinks:
             sink(made)
+        return made
 
     def _set_sinks(self, sinks: tuple[Callable[[Event], object], ...]) -> None:
         self.sinks = sinks

@@ -18,7 +18,7 @@ from kvmmu.trace import files, parquet
 from kvmmu.trace.files import SUFFIXES, EventWriter, read_event_file
 from kvmmu.trace.parquet import SCHEMA, to_frame
 from kvmmu.trace.text import FTRACE_HEADER, format_line
-from kvmmu.tracepoint import EVENTS, Event, VcpuEvent, vcpu_of
+from kvmmu.tracepoint import EVENTS, Event, VcpuEvent, event_cause, vcpu_of
 from oracle.event_text import EXAMPLES
 
 ALL: list[Event] = [event for event, _ in EXAMPLES]
@@ -83,7 +83,7 @@ def test_parquet_is_one_wide_table(tmp_path: pathlib.Path) -> None:
     frame = pl.read_parquet(path)
     assert dict(frame.schema) == SCHEMA
     assert frame["seq"].to_list() == list(range(len(ALL)))
-    own = {"seq", "position", "cpu", "vcpu", "event", "system"}
+    own = {"seq", "position", "cpu", "vcpu", "event", "system", "cause"}
     assert set(SCHEMA) == own | {f for _, fs in EVENTS.values() for f in fs}
     row = frame.filter(pl.col("event") == "mark_mmio_spte").row(0, named=True)
     present = {name for name, value in row.items() if value is not None}
@@ -123,6 +123,48 @@ def test_a_file_from_before_events_knew_their_vcpu_still_reads(tmp_path: pathlib
     for path in (old, tmp_path / "old.parquet"):
         assert list(read_event_file(path)) == rows(ALL)
         assert {vcpu_of(event) for _, _, event in read_event_file(path)} == {None}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_tables_keep_the_cause_and_old_ones_have_none(suffix: str, tmp_path: pathlib.Path) -> None:
+    fault = ("kvm_page_fault", 1, 0, 0x1000, 2)
+    path = tmp_path / f"events{suffix}"
+    write(path, [VcpuEvent(fault, 1, "unsync"), VcpuEvent(fault, 1), fault])
+    assert [event_cause(event) for _, _, event in read_event_file(path)] == ["unsync", None, None]
+    old = tmp_path / f"old{suffix}"
+    if suffix == ".parquet":
+        pl.read_parquet(path).drop("cause").write_parquet(old)
+    else:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert json.loads(lines[0])["cause"] == "unsync"
+        old.write_text("".join(line.replace(', "cause": "unsync"', "") + "\n" for line in lines), encoding="utf-8")
+    assert [event_cause(event) for _, _, event in read_event_file(old)] == [None] * 3
+
+
+def test_a_group_waits_for_the_cause_of_its_last_fault_but_not_for_ever(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "events.jsonl"
+    fault = VcpuEvent(("kvm_page_fault", 0, 0, 0x1000, 2), 0)
+    other = VcpuEvent(("kvm_mmu_set_dirty_bit", 8), 0)
+
+    def written() -> int:
+        return len(path.read_text(encoding="utf-8").splitlines())
+
+    with EventWriter(path) as writer:
+        for event in [other] * 4_000 + [fault] + [other] * 95:
+            writer(event)
+        assert written() == 4_000
+        for _ in range(4_100):
+            writer(other)
+        assert written() == 4_000
+        fault.cause = "map"
+        writer(other)
+        assert written() == 4_000 + 1 + 95 + 4_100 + 1
+        writer(VcpuEvent(fault, 0))
+        for _ in range(16 * 4_096):
+            writer(other)
+        assert written() > 4_000 + 16 * 4_096
+    found = [(number, event_cause(event)) for number, (_, _, event) in enumerate(read_event_file(path))]
+    assert [(number, cause) for number, cause in found if cause] == [(4_000, "map")]
 
 
 def test_a_frame_of_kept_events_has_their_vcpus() -> None:

@@ -129,7 +129,7 @@ def test_a_recording_gives_equal_results(name: str, mmu: str) -> None:
     def program(build: Build) -> Any:
         room = build.room("replay.replay")
         path = room.bundled_recording(name)
-        result = room.replay(path, room.Options(mmu, first=150_000, until=158_000))
+        result = room.replay(path, room.Options(mmu, first=150_000, until=158_000, interval=1_500))
         facts = result.to_json()
         for name_of_run in ("recording", "build", "seconds", "peak_rss_bytes"):
             facts.pop(name_of_run)
@@ -138,6 +138,7 @@ def test_a_recording_gives_equal_results(name: str, mmu: str) -> None:
     facts = assert_twins_agree(program)
     assert facts["mismatches"] == 0
     assert facts["accesses"] > 4_000
+    assert len(facts["intervals"]) == 6
 
 
 @pytest.mark.parametrize(

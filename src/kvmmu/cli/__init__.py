@@ -26,7 +26,7 @@ from .. import _early
 from .._build import VERSION, build_info
 from ..errors import KvmBug, KvmmuError
 from .help import help_text, paragraphs, section
-from .output import Interrupted, printable
+from .output import Interrupted, complain, one_line
 from .status import Status, describe_statuses, status_of
 
 #: Every command, in the order of ``kvmmu --help``.
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         status = Status.NO_READER
     except OSError as error:
-        status = _complain(_one_line(error), status_of(error))
+        status = _complain(one_line(error), status_of(error))
         _drop_output()
     if status == Status.NO_READER:
         _drop_output()
@@ -156,7 +156,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         traceback.print_exc()
         return _complain("this is a bug in kvmmu, please report it with the text above", Status.BUG)
     except (KvmmuError, OSError) as error:
-        return _complain(_one_line(error), status_of(error))
+        return _complain(one_line(error), status_of(error))
     except Exception as error:  # noqa: BLE001 - the last resort: every end of a command has a status of the table
         return _unexpected(error)
     if isinstance(result, Status) or not isinstance(result, int):
@@ -182,18 +182,8 @@ def _unexpected(error: Exception) -> int:
     return _complain("this is a bug in kvmmu, please report it with the text above", Status.BUG)
 
 
-def _one_line(error: KvmmuError | OSError) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        if error.filename:
-            return f"{error.filename}: {error.strerror}"
-        # What has no name is standard output; the ioctls' refusals say all by themselves.
-        return error.strerror if isinstance(error, KvmmuError) else f"cannot write: {error.strerror}"
-    return " ".join(str(error).split())
-
-
-# Always one line, whatever a file or a name in it holds.
 def _complain(text: str, status: Status) -> Status:
-    print(f"kvmmu: {printable(text)}", file=sys.stderr)
+    complain(text)
     return status
 
 

@@ -62,3 +62,18 @@ def name_file(path: Path, error: KvmmuError | MemoryError) -> KvmmuError:
 def printable(text: str) -> str:
     """``text`` from a file, for one line of a terminal: what is no printable character appears as its escape."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def one_line(error: KvmmuError | OSError) -> str:
+    """What ``error`` says, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename:
+            return f"{error.filename}: {error.strerror}"
+        # What has no name is standard output; the ioctls' refusals say all by themselves.
+        return error.strerror if isinstance(error, KvmmuError) else f"cannot write: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def complain(text: str) -> None:
+    """Say ``text`` on standard error: always one line, whatever a file or a name in it holds."""
+    print(f"kvmmu: {printable(text)}", file=sys.stderr)

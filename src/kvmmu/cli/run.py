@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,23 +11,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ConfigError, KvmBug, KvmmuError
-from .output import Interrupted, json_text, make_console, name_file, printable, shows_progress
-from .status import Status
+from .output import Interrupted, complain, json_text, make_console, one_line, shows_progress
+from .runtables import Outcome, print_findings, print_outcomes, print_result
+from .status import Status, status_of
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from ..replay.player import Player
+    from ..replay.replay import Options
     from ..replay.result import Result
 
 
 def command(
-    recording: Annotated[
-        str | None,
+    recordings: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="[RECORDING]",
-            help="A recording (.kmr), or the name of a bundled one (kvmmu recordings); none: linux-6.12-boot.",
+            metavar="[RECORDING ...]",
+            help="Recordings (.kmr), or names of bundled ones (kvmmu recordings); none: linux-6.12-boot.",
         ),
     ] = None,
     mmu: Annotated[
@@ -47,11 +45,15 @@ def command(
     ] = 0,
     until: Annotated[int | None, typer.Option("--until", metavar="N", min=0, help="Stop before record N.")] = None,
     break_cause: Annotated[
-        str | None, typer.Option("--break", metavar="CAUSE", help="Stop at the first fault of this cause.")
+        str | None, typer.Option("--break", metavar="CAUSE", help="Stop at the first fault of this cause, and show it.")
     ] = None,
     audit: Annotated[
         bool, typer.Option("--audit", help="Check every invariant each 100,000 records, not only at the end.")
     ] = False,
+    interval: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Count for each N records as well (of several recordings: in --json)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     events: Annotated[
         str | None,
@@ -60,31 +62,81 @@ def command(
 ) -> Status:
     """Replay a recorded machine: every access through TLB, hardware walk and fault path, every translation verified.
 
-    Ends with status 1 if model and machine disagree about a translation, which is then shown entry by entry.
+    Ends with status 1 if model and machine disagree about a translation, which is then shown entry by entry. Of one
+    recording everything is shown; of several only what is wrong, and one table at the end. One that cannot be used
+    does not stop the others; the status is 1 if any has a mismatch, otherwise that of the first that failed.
     """
     from ..record.bundled import find_recording
-    from ..replay.replay import Options, bundled_recording, replay
+    from ..replay.replay import Options, bundled_recording
 
-    options = Options(mmu, tuple(settings or ()), first, until, break_cause, audit, events)
-    path = find_recording(recording) if recording is not None else bundled_recording()
-    try:
-        with ExitStack() as stack:
-            result = replay(path, options, _progress(stack, path, options.until))
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted before a record of {path} was verified") from None
-    except (ConfigError, KvmBug):
-        raise
-    except (KvmmuError, MemoryError) as error:
-        raise name_file(path, error) from error
+    options = Options(mmu, tuple(settings or ()), first, until, break_cause, audit, events, interval or 0)
+    options.check()
+    if recordings is not None and len(recordings) > 1:
+        return _run_several(recordings, options, as_json=as_json)
+    result = _replay(find_recording(recordings[0]) if recordings else bundled_recording(), options)
     if result.warning:
-        print(f"kvmmu: warning: {result.warning}", file=sys.stderr)
+        complain(f"warning: {result.warning}")
     if as_json:
         print(json_text("run", result.to_json()))
     else:
-        _print(result)
+        print_result(result)
     if result.stopped == "interrupted":
         return Status.INTERRUPTED
     return Status.MISMATCH if result.mismatches else Status.OK
+
+
+def _run_several(names: list[str], options: Options, *, as_json: bool) -> Status:
+    if options.events is not None:
+        raise ConfigError(f"--events {options.events}: a file takes the events of one recording, not of {len(names)}")
+    outcomes: list[Outcome] = []
+    for name in names:
+        outcome = _outcome(name, options)
+        outcomes.append(outcome)
+        if outcome.error:
+            complain(outcome.error)
+        elif outcome.result is not None and outcome.result.warning:
+            complain(f"warning: {name}: {outcome.result.warning}")
+        if not as_json:
+            print_findings(outcome)
+        if outcome.status is Status.INTERRUPTED:
+            outcomes += [Outcome(left, None, status=Status.INTERRUPTED) for left in names[len(outcomes) :]]
+            break
+    mismatches = sum(one.result.mismatches for one in outcomes if one.result is not None)
+    if as_json:
+        facts = {"mismatches": mismatches, "results": [one.to_json() for one in outcomes]}
+        print(json_text("run", facts))
+    else:
+        print_outcomes(outcomes)
+    statuses = [one.status for one in outcomes if one.status is not Status.OK]
+    if Status.INTERRUPTED in statuses:
+        return Status.INTERRUPTED
+    return Status.MISMATCH if mismatches else statuses[0] if statuses else Status.OK
+
+
+# A recording that cannot be used is no reason to know nothing of the others; a bug is.
+def _outcome(name: str, options: Options) -> Outcome:
+    from ..record.bundled import find_recording
+
+    try:
+        result = _replay(find_recording(name), options)
+    except Interrupted as end:
+        return Outcome(name, None, str(end), Status.INTERRUPTED)
+    except KvmBug:
+        raise
+    except (KvmmuError, OSError) as error:
+        text = one_line(error)
+        return Outcome(name, None, text if name in text else f"{name}: {text}", status_of(error))
+    return Outcome(name, result, status=Status.INTERRUPTED if result.stopped == "interrupted" else Status.OK)
+
+
+def _replay(path: Path, options: Options) -> Result:
+    from ..replay.replay import replay_file
+
+    try:
+        with ExitStack() as stack:
+            return replay_file(path, options, _progress(stack, path, options.until))
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted before a record of {path} was verified") from None
 
 
 def _progress(stack: ExitStack, path: Path, until: int | None) -> Callable[[Player], None] | None:
@@ -109,89 +161,3 @@ def _progress(stack: ExitStack, path: Path, until: int | None) -> Callable[[Play
         bar.update(task, total=total, completed=player.reader.position, rate=f"{speed:,.0f} records/s")
 
     return show
-
-
-def _print(result: Result) -> None:
-    console = make_console()
-    _print_totals(console, result)
-    if result.faults:
-        console.print(_faults_table(result))
-    if result.shadow_pages:
-        console.print(_pages_table(result))
-    if result.counters:
-        console.print(_counters_table(result))
-    for mismatch in result.details:
-        for line in mismatch.lines():
-            console.print(printable(line), markup=False)
-    if result.mismatches > len(result.details):
-        console.print(f"... and {result.mismatches - len(result.details)} more mismatches")
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        if number == 0:
-            table.add_column(column, overflow="fold")
-        else:
-            table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
-def _print_totals(console: Console, result: Result) -> None:
-    played = result.position - result.first
-    rate = f"{played / result.seconds:,.0f} records/s" if result.seconds else "-"
-    table = _table(f"{printable(Path(result.recording).name)} through {result.mmu}", "", "")
-    table.show_header = False
-    rows = [
-        ("records", f"{played:,} ({_why(result)})"),
-        ("accesses verified", f"{result.accesses:,}"),
-        ("stores to guest tables", f"{result.stores:,} ({result.emulated_stores:,} emulated)"),
-        ("faults", f"{sum(result.faults.values()):,}"),
-        ("exits", f"{result.exits:,}"),
-        ("mismatches", f"{result.mismatches:,}"),
-        *([("records in SMM, left out", f"{result.smm_records:,}")] if result.smm_records else []),
-        ("audits, all clean", f"{result.audits}"),
-        ("time", f"{result.seconds:.2f} s, {rate}"),
-        ("memory used", f"{result.peak_rss_bytes / 2**20:.0f} MiB"),
-        ("build", result.build),
-    ]
-    for name, value in rows:
-        if result.mmu != "none" or name not in ("faults", "exits", "audits, all clean"):
-            table.add_row(name, value)
-    console.print(table)
-
-
-def _why(result: Result) -> str:
-    texts = {
-        "end": "to the end of a recording that was cut" if result.cut else "to the end",
-        "limit": "to the limit asked for",
-        "break": "stopped at the fault asked for",
-        "interrupted": f"interrupted at record {result.position}",
-    }
-    return texts[result.stopped]
-
-
-def _faults_table(result: Result) -> Table:
-    total = sum(result.faults.values())
-    table = _table("faults by cause", "cause", "faults", "share")
-    for cause, count in sorted(result.faults.items(), key=lambda item: -item[1]):
-        table.add_row(cause, f"{count:,}", f"{100 * count / total:.1f} %")
-    return table
-
-
-def _pages_table(result: Result) -> Table:
-    table = _table("shadow pages at the end", "role", "level", "pages")
-    for pages in result.shadow_pages:
-        table.add_row(pages.description, str(pages.level), f"{pages.count:,}")
-    return table
-
-
-def _counters_table(result: Result) -> Table:
-    table = _table("counters", "kvm_stat name", "value")
-    for name, value in result.counters.items():
-        if value:
-            table.add_row(name, f"{value:,}")
-    return table

@@ -3,7 +3,7 @@ from ..addr cimport u32, u64, gva_t, gpa_t, hva_t
 from ..tracepoint cimport Trace
 
 # Each builds one event and hands it to trace.sink; callers test trace.on first.
-cpdef int trace_kvm_page_fault(Trace trace, int vcpu_id, u64 rip, u64 addr, u64 error_code) except -1
+cpdef object trace_kvm_page_fault(Trace trace, int vcpu_id, u64 rip, u64 addr, u64 error_code)
 cpdef int trace_inj_exception(Trace trace, u32 vector, bint has_error, u32 error_code, bint reinjected) except -1
 cpdef int trace_kvm_mmio(Trace trace, u32 kind, u32 length, gpa_t gpa, u64 val) except -1
 cpdef int trace_vcpu_match_mmio(Trace trace, gva_t gva, gpa_t gpa, bint is_write, bint gpa_match) except -1

@@ -7,13 +7,19 @@ Source: reference "Tracepoints, system kvm".
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..addr import Gpa, Gva, Hva
 from ..tracepoint import Event, Trace
 
 
-def trace_kvm_page_fault(trace: Trace, vcpu_id: int, rip: int, addr: int, error_code: int) -> int:
-    """An exit for a page fault: ``addr`` is the gva (shadow paging) or the gpa (NPT) that faulted."""
-    return _emit(trace, ("kvm_page_fault", vcpu_id, rip, addr, error_code))
+def trace_kvm_page_fault(trace: Trace, vcpu_id: int, rip: int, addr: int, error_code: int) -> Any:
+    """An exit for a page fault: ``addr`` is the gva (shadow paging) or the gpa (NPT) that faulted.
+
+    Return the event as the sinks have it, whose cause the caller tells when it knows; None: nobody listens any more.
+    """
+    sink = trace.sink
+    return None if sink is None else sink(("kvm_page_fault", vcpu_id, rip, addr, error_code))
 
 
 def trace_inj_exception(trace: Trace, vector: int, has_error: bool, error_code: int, reinjected: bool) -> int:

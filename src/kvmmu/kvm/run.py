@@ -29,6 +29,7 @@ from .mmu.pagefault import page_fault
 from .mmu.resync import sync_roots
 from .mmu.roots import create_mmu, destroy_mmu, free_obsolete_roots, load, sync_prev_roots
 from .mmu.setup import init_mmu
+from .mmu.verdict import CAUSES
 from .mmu.walker import GuestWalk
 from .mode import enter_guest_mode, is_kicked, leave_guest_mode, vcpu_load, vcpu_put
 from .outcome import RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT, RUN_SHUTDOWN
@@ -173,15 +174,18 @@ def handle_page_fault(vcpu: Vcpu, address: int, code: int) -> int:
     Return 0, or a negative errno that ends KVM_RUN. After 0 ``vcpu.emultype`` says whether the access must be emulated.
     """
     leave(vcpu)
+    event = None
     vcpu.exit_address = address
     vcpu_load(vcpu)
     try:
         if vcpu.vm.trace.on:
-            trace_kvm_page_fault(vcpu.vm.trace, vcpu.vcpu_id, vcpu.rip, address, code)
+            event = trace_kvm_page_fault(vcpu.vm.trace, vcpu.vcpu_id, vcpu.rip, address, code)
         ret = page_fault(vcpu, address, code)
     finally:
         vcpu_put(vcpu)
     vcpu.fault_counts[vcpu.fault_cause] += 1
+    if event is not None:
+        event.cause = CAUSES[vcpu.fault_cause]
     return ret
 
 

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 
 from .._build import build_info
-from ..errors import ConfigError, RecordingError
+from ..errors import ConfigError, KvmBug, KvmmuError, RecordingError
 from ..kvm.mmu.audit import audit
 from ..kvm.mmu.role import describe_role, role_level
 from ..kvm.mmu.verdict import CAUSES
@@ -21,10 +22,12 @@ from ..record.bundled import RECORDINGS
 from ..record.format import KIND_NAMES
 from ..record.reader import Reader
 from ..trace.files import EventWriter
+from .breakpoint import examine_fault
+from .intervals import IntervalCounter, count_faults
 from .machine import BareMachine, GuestMachine, build_machine
 from .mismatch import describe_mismatch
 from .player import Player
-from .result import STOP_BREAK, STOP_END, STOP_MISMATCH, Result, ShadowPages
+from .result import STOP_BREAK, STOP_END, STOP_MISMATCH, Fault, Result, ShadowPages
 
 MMUS = ("none", "shadow", "tdp-legacy")
 #: Records between two audits, and between two calls of the progress function.
@@ -32,6 +35,34 @@ AUDIT_RECORDS = 100_000
 PROGRESS_RECORDS = 20_000
 #: Mismatches that are described; more are only counted.
 MOST_DETAILS = 10
+#: Intervals that a result may have: each holds all counters.
+MOST_INTERVALS = 10_000
+
+_OPTIONS = {
+    "mmu": "--mmu",
+    "settings": "--set",
+    "first": "--from",
+    "until": "--until",
+    "break_cause": "--break",
+    "audit": "--audit",
+    "events": "--events",
+    "interval": "--interval",
+}
+
+
+class Spelling(Enum):
+    """How messages write options: as the command's or as Python's arguments."""
+
+    COMMAND = "command"
+    PYTHON = "python"
+
+    def option(self, name: str) -> str:
+        """An option alone."""
+        return _OPTIONS[name] if self is Spelling.COMMAND else "parameters" if name == "settings" else name
+
+    def given(self, name: str, value: object) -> str:
+        """An option with its value."""
+        return f"{_OPTIONS[name]} {value}" if self is Spelling.COMMAND else f"{name}={value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +71,8 @@ class Options:
 
     ``mmu``: one of :data:`MMUS`; ``settings``: ``param=value`` strings; ``[first, until)``: the records to play, those
     before only leave their state; ``break_cause``: stop at the first fault of this cause; ``audit``: check all
-    invariants every 100,000 records (they are checked at the end in any case); ``events``: file for tracepoints.
+    invariants every 100,000 records (they are checked at the end in any case); ``events``: file for tracepoints;
+    ``interval``: records of an interval that is counted by itself, 0: none; ``spelling``: of the options in messages.
     """
 
     mmu: str = "shadow"
@@ -50,25 +82,38 @@ class Options:
     break_cause: str | None = None
     audit: bool = False
     events: str | None = None
+    interval: int = 0
+    spelling: Spelling = Spelling.COMMAND
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` for what no recording could be replayed with."""
+        self.params()
+        self.cause()
 
     def params(self) -> Params | None:
         """The parameters of the world; None for bare CPUs.
 
         :raises ConfigError: an unknown MMU, cause, parameter, or one that means nothing here.
         """
+        given = self.spelling.given
         if self.mmu not in MMUS:
-            raise ConfigError(f"--mmu {self.mmu}: there is no such MMU; take {', '.join(MMUS)}")
+            raise ConfigError(f"{given('mmu', self.mmu)}: there is no such MMU; take {', '.join(MMUS)}")
         if self.until is not None and self.until <= self.first:
-            raise ConfigError(f"--until {self.until}: must be above --from {self.first}")
+            raise ConfigError(f"{given('until', self.until)}: must be above {given('first', self.first)}")
         if self.mmu == "none":
             if self.settings or self.break_cause or self.events or self.audit:
+                settings, stop, events, audits = map(
+                    self.spelling.option, ("settings", "break_cause", "events", "audit")
+                )
                 raise ConfigError(
-                    "--mmu none has no kvm: --set, --break, --events and --audit mean nothing; take --mmu shadow"
+                    f"{given('mmu', 'none')} has no kvm: {settings}, {stop}, {events} and {audits} mean nothing;"
+                    f" take {given('mmu', 'shadow')}"
                 )
             return None
         params = Params().with_settings(self.settings)
         if any(setting.split("=")[0].strip() in ("npt", "kvm_amd.npt") for setting in self.settings):
-            raise ConfigError(f"npt: --mmu {self.mmu} decides that; choose the MMU with --mmu")
+            choice = self.spelling.option("mmu")
+            raise ConfigError(f"npt: {given('mmu', self.mmu)} decides that; choose the MMU with {choice}")
         return replace(params, npt=self.mmu == "tdp-legacy")
 
     def cause(self) -> int:
@@ -76,8 +121,22 @@ class Options:
         if self.break_cause is None:
             return 0
         if self.break_cause not in CAUSES[1:]:
-            raise ConfigError(f"--break {self.break_cause}: no fault has that cause; take {', '.join(CAUSES[1:])}")
+            given = self.spelling.given("break_cause", self.break_cause)
+            raise ConfigError(f"{given}: no fault has that cause; take {', '.join(CAUSES[1:])}")
         return CAUSES.index(self.break_cause)
+
+    def end(self, total: int) -> int:
+        """Where to stop in a recording of ``total`` records; :class:`ConfigError` if the options do not fit it."""
+        given = self.spelling.given
+        if self.first >= total:
+            raise ConfigError(f"{given('first', self.first)}: the recording has {total} records")
+        until = total if self.until is None else min(self.until, total)
+        if self.interval and until - self.first > self.interval * MOST_INTERVALS:
+            least = -(-(until - self.first) // MOST_INTERVALS)
+            raise ConfigError(
+                f"{given('interval', self.interval)}: more than {MOST_INTERVALS:,} intervals; take {least} or more"
+            )
+        return until
 
 
 def bundled_recording(name: str = "linux-6.12-boot") -> Path:
@@ -100,16 +159,12 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
     result = Result(recording=str(path), mmu=options.mmu, build=str(build_info()), first=options.first)
     with ExitStack() as stack:
         reader = stack.enter_context(Reader(str(path)))
-        until = min(options.until if options.until is not None else reader.total, reader.total)
         if reader.total == 0:
             raise RecordingError(f"{path} has no records: there is nothing to replay")
-        if options.first >= reader.total:
-            raise ConfigError(f"--from {options.first}: the recording has {reader.total} records")
+        until = options.end(reader.total)
         machine = build_machine(reader.header, params)
-        player = Player(reader, machine)
+        player = _start(reader, machine, options)
         player.break_cause = cause
-        if options.first:
-            player.fast_forward(options.first)
         if options.events is not None and machine.vm is not None:
             writer = stack.enter_context(EventWriter(options.events))
             machine.vm.trace.attach(writer)
@@ -119,28 +174,65 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
                 writer.cpu = reader.cpu
 
             player.on_record = note_record
+        counter = IntervalCounter(player, machine, options.interval)
         started = time.perf_counter()
         try:
-            result.stopped = _play(player, until, options, result, progress)
+            result.stopped = _play(player, until, options, result, counter, progress)
         except KeyboardInterrupt:
             result.stopped = "interrupted"
         result.seconds = time.perf_counter() - started
+        counter.close(is_last=True)
+        result.intervals = counter.intervals
         _collect(result, player, machine)
         # After a mismatch the two machines have parted: what is reported is the mismatch.
         if machine.vm is not None and result.stopped != "interrupted" and not result.mismatches:
             audit(machine.vm)
             result.audits += 1
+    if result.stopped == "break":
+        result.fault = _look_at_fault(path, options, params, result.position - 1)
     return result
 
 
+def replay_file(path: Path, options: Options, progress: Callable[[Player], None] | None = None) -> Result:
+    """:func:`replay`, whose errors name the file if the mistake is the recording's, whatever noticed it."""
+    try:
+        return replay(path, options, progress)
+    except (ConfigError, KvmBug):
+        raise
+    except (KvmmuError, MemoryError) as error:
+        text = str(error) or "there is not enough memory for it"
+        if isinstance(error, KvmmuError) and str(path) in text:
+            raise
+        raise RecordingError(f"{path}: {text}") from error
+
+
+def _start(reader: Reader, machine: GuestMachine | BareMachine, options: Options) -> Player:
+    player = Player(reader, machine)
+    if options.first:
+        player.fast_forward(options.first)
+    return player
+
+
+def _look_at_fault(path: str | Path, options: Options, params: Params | None, position: int) -> Fault:
+    with Reader(str(path)) as reader:
+        player = _start(reader, build_machine(reader.header, params), options)
+        return examine_fault(player, position, options.break_cause or "")
+
+
 def _play(
-    player: Player, until: int, options: Options, result: Result, progress: Callable[[Player], None] | None
+    player: Player,
+    until: int,
+    options: Options,
+    result: Result,
+    counter: IntervalCounter,
+    progress: Callable[[Player], None] | None,
 ) -> str:
     # Play up to until, in pieces between which audits and progress happen. Returns why it stopped.
     reader = player.reader
     next_audit = reader.position + AUDIT_RECORDS
     while reader.position < until:
-        stop = player.play(min(until, reader.position + PROGRESS_RECORDS, next_audit))
+        stop = player.play(counter.end(min(until, reader.position + PROGRESS_RECORDS, next_audit)))
+        counter.close()
         if stop == STOP_MISMATCH:
             result.details.append(describe_mismatch(player))
             player.stop_at_mismatch = len(result.details) < MOST_DETAILS
@@ -176,10 +268,7 @@ def _collect(result: Result, player: Player, machine: GuestMachine | BareMachine
         return
     result.counters = machine.world.counters()
     result.exits = result.counters["exits"]
-    for number, cause in enumerate(CAUSES):
-        count = sum(vcpu.nr_faults(number) for vcpu in machine.vcpus)
-        if count:
-            result.faults[cause] = count
+    result.faults = count_faults(machine)
     pages: Counter[int] = Counter()
     sp = machine.vm.active_mmu_pages.link_next
     while sp is not None and sp is not machine.vm.active_mmu_pages:

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
 
 #: Version of the JSON form; a key that changes its meaning raises it, a new key does not.
 JSON_VERSION = 1
@@ -48,6 +51,63 @@ class Mismatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """The fault that a replay stopped at; walks are lines of text, top entry first.
+
+    ``position``: number of the record, which is of ``kind`` ("access", "store", "mmio"); ``gva``, ``gpa``: what it
+    accesses; ``address`` and ``error_code``: of the exit, a gva or, under nested paging, a gpa. ``guest_walk``: the
+    guest's own entries on the way to ``gva``; ``kvm_walk``: kvm's on the way to ``address``, both as the CPU met them;
+    ``kvm_walk_after``: the latter once the record had been played.
+    """
+
+    position: int
+    kind: str
+    cpu: int
+    access: str
+    gva: int
+    gpa: int
+    cause: str
+    address: int
+    error_code: int
+    guest_walk: list[str]
+    kvm_walk: list[str]
+    kvm_walk_after: list[str]
+
+    def lines(self) -> list[str]:
+        """The fault for people."""
+        return [
+            f"record {self.position}: cpu {self.cpu} {self.access} gva {self.gva:#x} ({self.kind}): {self.cause} fault",
+            f"  at address {self.address:#x}, error code {self.error_code:#x}; the machine used gpa {self.gpa:#x}",
+            "  the guest's tables:",
+            *(f"    {line}" for line in self.guest_walk),
+            "  kvm's tables at the fault:",
+            *(f"    {line}" for line in self.kvm_walk),
+            "  kvm's tables after the record:",
+            *(f"    {line}" for line in self.kvm_walk_after),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """What happened in the records ``[first, until)``: counts as in :class:`Result`, of these records alone.
+
+    ``faults`` has the causes that had happened by its end, perhaps with 0; ``counters`` are the values at its end,
+    as ``kvm_stat`` would have shown them.
+    """
+
+    first: int
+    until: int
+    accesses: int
+    stores: int
+    emulated_stores: int
+    mismatches: int
+    smm_records: int
+    exits: int
+    faults: dict[str, int]
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class ShadowPages:
     """Shadow pages that are alike: how many there are of one level and role."""
 
@@ -59,9 +119,11 @@ class ShadowPages:
 
 @dataclass(slots=True)
 class Result:
-    """Totals of one replay. ``stopped``: why it ended ("end", "limit", "break", "interrupted"); ``left_out``: accesses
-    that the recorder left out, by reason, and ``seen``, of how many; ``smm_records``: records that the replay left out
-    because they were made in system management mode.
+    """Totals of one replay; ``docs/replay.md`` has all fields.
+
+    ``stopped``: why it ended ("end", "limit", "break", "interrupted"); ``left_out``: accesses that the recorder left
+    out, by reason, and ``seen``, of how many; ``smm_records``: records that the replay left out because they were made
+    in system management mode; ``fault``: what it stopped at, if it did; ``intervals``: empty unless asked for.
     """
 
     recording: str
@@ -88,6 +150,32 @@ class Result:
     counters: dict[str, int] = field(default_factory=dict)
     shadow_pages: list[ShadowPages] = field(default_factory=list)
     details: list[Mismatch] = field(default_factory=list)
+    fault: Fault | None = None
+    intervals: list[Interval] = field(default_factory=list)
+
+    def totals_frame(self) -> pl.DataFrame:
+        """The totals as a polars frame of one row."""
+        from .frames import totals_frame
+
+        return totals_frame(self)
+
+    def faults_frame(self) -> pl.DataFrame:
+        """Faults by cause as a polars frame."""
+        from .frames import faults_frame
+
+        return faults_frame(self)
+
+    def intervals_frame(self) -> pl.DataFrame:
+        """The intervals as a polars frame, a row each, with a column of faults for each cause."""
+        from .frames import intervals_frame
+
+        return intervals_frame(self)
+
+    def counters_frame(self) -> pl.DataFrame:
+        """The counters over time as a polars frame: a row for the end of each interval, a column for each counter."""
+        from .frames import counters_frame
+
+        return counters_frame(self)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with ``version``."""

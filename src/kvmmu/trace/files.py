@@ -18,11 +18,15 @@ from types import TracebackType
 from typing import NoReturn, Protocol, Self
 
 from ..errors import UserError
-from ..tracepoint import EVENTS, Event, VcpuEvent, vcpu_of
+from ..tracepoint import EVENTS, Event, VcpuEvent, event_cause, vcpu_of
 from .text import FTRACE_HEADER, format_line, parse_line
 
 #: (position, cpu, event): what a file keeps of each event.
 Row = tuple[int, int, Event]
+
+# The event that has a cause, told when the fault has been handled: the writer waits for it, up to so many groups.
+_FAULT = "kvm_page_fault"
+_MOST_GROUPS = 16
 
 
 class _Stream(Protocol):
@@ -92,6 +96,8 @@ def _json_line(seq: int, row: Row) -> str:
     record: dict[str, object] = {"seq": seq, "position": position, "cpu": cpu, "vcpu": vcpu_of(event)}
     record |= {"event": name, "system": system}
     record |= dict(zip(fields, event[1:], strict=True))
+    if name == _FAULT:
+        record["cause"] = event_cause(event)
     return json.dumps(record, default=bytes.hex) + "\n"
 
 
@@ -143,13 +149,15 @@ class EventWriter:
     when the suffix is unknown or the file cannot be written; after that the writer takes no more events.
     """
 
-    __slots__ = ("_group", "_is_open", "_rows", "_seq", "_stream", "cpu", "path", "position")
+    __slots__ = ("_fault", "_group", "_is_open", "_rows", "_seq", "_stream", "cpu", "path", "position")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.position = 0
         self.cpu = 0
         self._rows: list[Row] = []
+        # Which of the rows is the newest fault; -1: none.
+        self._fault = -1
         self._seq = 0
         open_stream, self._group = _kind_of(self.path)
         self._is_open = False
@@ -161,9 +169,11 @@ class EventWriter:
 
     def __call__(self, event: Event) -> None:
         """Take ``event``; every now and then this writes a group."""
+        if event[0] == _FAULT:
+            self._fault = len(self._rows)
         self._rows.append((self.position, self.cpu, event))
         if len(self._rows) >= self._group:
-            self.flush()
+            self._write(self._nr_decided())
 
     def __enter__(self) -> Self:
         return self
@@ -179,16 +189,27 @@ class EventWriter:
         return self._seq + len(self._rows)
 
     def flush(self) -> None:
-        """Hand the waiting events to the file."""
+        """Hand the waiting events to the file; the cause of a fault that is being handled stays unknown there."""
+        self._write(len(self._rows))
+
+    # How many rows can be written: those before a fault that is still handled, as long as not too many wait for it.
+    def _nr_decided(self) -> int:
+        rows = self._rows
+        if self._fault < 0 or len(rows) >= _MOST_GROUPS * self._group:
+            return len(rows)
+        event = rows[self._fault][2]
+        return self._fault if isinstance(event, VcpuEvent) and event.cause is None else len(rows)
+
+    def _write(self, count: int) -> None:
         if not self._is_open:
             raise UserError(f"{self.path}: this event file is closed and takes no more events")
-        rows = self._rows
+        rows = self._rows[:count]
         try:
             if rows:
                 self._stream.write(rows, self._seq)
         except OSError as error:
             self._fail(error)
-        self._rows, self._seq = [], self._seq + len(rows)
+        self._rows, self._seq, self._fault = self._rows[count:], self._seq + count, max(self._fault - count, -1)
 
     def close(self) -> None:
         """Write what is left and end the file; a second call does nothing."""
@@ -240,5 +261,5 @@ def _read_json(line: str) -> Row | None:
     values = [record[field] for field in EVENTS[name][1]]
     if name == "kvm_emulate_insn":
         values[3] = bytes.fromhex(values[3])
-    # Files of before events knew their vCPU do not tell it.
-    return record["position"], record["cpu"], VcpuEvent((name, *values), record.get("vcpu"))
+    # Files of before events knew their vCPU, or their cause, do not tell it.
+    return record["position"], record["cpu"], VcpuEvent((name, *values), record.get("vcpu"), record.get("cause"))

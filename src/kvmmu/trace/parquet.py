@@ -2,8 +2,9 @@
 """Events as polars data frames and Parquet files: one wide table, streamed.
 
 Columns: ``seq`` (number of the event), ``position`` (number of the record that caused it), ``cpu`` (whose record
-that was), ``vcpu`` (which vCPU worked; null: the process), ``event``, ``system``, then every field that any event
-has; a field that the row's event has not is null. Addresses, frame numbers, entries and ids are UInt64.
+that was), ``vcpu`` (which vCPU worked; null: the process), ``event``, ``system``, ``cause`` (why a fault happened; null
+for other events), then every field that any event has; a field that the row's event has not is null. Addresses,
+frame numbers, entries and ids are UInt64.
 
 polars writes a Parquet file as a whole, so a stream is written as numbered parts in a directory beside the file,
 each of one group of events, and joined by polars' streaming engine at the end: memory holds one group. After an
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import polars as pl
 
-from ..tracepoint import EVENTS, Event, VcpuEvent, vcpu_of
+from ..tracepoint import EVENTS, Event, VcpuEvent, event_cause, vcpu_of
 
 #: (position, cpu, event): what a file keeps of each event.
 Row = tuple[int, int, Event]
@@ -47,6 +48,7 @@ def _make_schema() -> dict[str, pl.DataType]:
         "vcpu": pl.UInt32(),
         "event": pl.String(),
         "system": pl.String(),
+        "cause": pl.String(),
     }
     for _, fields in EVENTS.values():
         schema |= {field: _column_type(field) for field in fields}
@@ -71,6 +73,7 @@ def _frame_of_name(name: str, rows: Sequence[tuple[int, Row]]) -> pl.DataFrame:
         _column("position", (row[0] for _, row in rows)),
         _column("cpu", (row[1] for _, row in rows)),
         _column("vcpu", (vcpu_of(row[2]) for _, row in rows)),
+        _column("cause", (event_cause(row[2]) for _, row in rows)),
     ]
     columns += [_column(field, (row[2][1 + i] for _, row in rows)) for i, field in enumerate(fields)]
     frame = pl.DataFrame(columns)
@@ -96,8 +99,8 @@ def frame_rows(frame: pl.DataFrame) -> Iterator[Row]:
     for row in frame.iter_rows(named=True):
         name = row["event"]
         event = (name, *(row[field] for field in EVENTS[name][1]))
-        # A file of before events knew their vCPU has no such column.
-        yield row["position"], row["cpu"], VcpuEvent(event, row.get("vcpu"))
+        # A file of before events knew their vCPU, or their cause, has no such column.
+        yield row["position"], row["cpu"], VcpuEvent(event, row.get("vcpu"), row.get("cause"))
 
 
 # polars reports some refusals of the disk as errors of its own.
