@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvmmu.hw import tlb as tlb_room
-from kvmmu.hw.bits import CR3_NOFLUSH, CR4_PAE, CR4_PCIDE, CR4_PGE
+from kvmmu.hw.bits import CR4_PAE, CR4_PCIDE, CR4_PGE
 from kvmmu.record import format as f
 from kvmmu.record.encoder import Registers
 from kvmmu.record.reader import Reader
@@ -256,31 +256,64 @@ def test_another_root_lends_only_its_global_pages(tmp_path: Path, mmu: str, flag
 
 
 @MMU
-@pytest.mark.parametrize("flush", ["none", "address", "context", "other", "all", "non-global"])
+@pytest.mark.parametrize("flush", ["none", "address", "elsewhere", "context", "other", "all", "non-global"])
 def test_pcids_are_flushed_apart(tmp_path: Path, mmu: str, flush: str) -> None:
-    """PCID 1 is left and comes back without a flush; INVPCID of it, or of all, covers its page."""
-    kinds = {"address": (0, 1), "context": (1, 1), "other": (1, 2), "all": (2, 0), "non-global": (3, 0)}
+    """INVPCID of the page's PCID, or of all, covers it; of another PCID, or another page, it does not."""
+    kinds = {
+        "address": (0, 1, GVA),
+        "elsewhere": (0, 1, GVA + 0x1000),
+        "context": (1, 1, 0),
+        "other": (1, 2, 0),
+        "all": (2, 0, 0),
+        "non-global": (3, 0, 0),
+    }
 
     def fill(small: Small) -> None:
         regs(small, f.W_CR4, TAGGED)
-        one = TAGGED._replace(cr3=CR3 | 1)
-        regs(small, f.W_CR3, one)
-        small.read(GVA)
-        root = second_space(small, 0x22067)
-        regs(small, f.W_CR3, TAGGED._replace(cr3=root | 2))
-        small.read(GVA, 0x22000)
+        regs(small, f.W_CR3, TAGGED._replace(cr3=CR3 | 1))
         edit(small, 0x21000)
         if flush in kinds:
-            small.encoder.invpcid(0, *kinds[flush], GVA)
-        regs(small, f.W_CR3, one._replace(cr3=one.cr3 | CR3_NOFLUSH))
+            small.encoder.invpcid(0, *kinds[flush])
         small.read(GVA, GVA)
 
     result = play(tmp_path, mmu, fill, PCID_HEADER)
-    assert result.mismatches == (0 if flush in ("none", "other") else 1), [m.lines() for m in result.details]
+    assert found(result) == ((0, 1) if flush in ("none", "other", "elsewhere") else (1, 0))
 
 
 @MMU
-def test_a_cr3_load_without_the_bit_flushes_its_pcid(tmp_path: Path, mmu: str) -> None:
+@pytest.mark.parametrize("flush", ["address", "context", "all", "non-global"])
+def test_invpcid_spares_global_pages_unless_it_is_of_all(tmp_path: Path, mmu: str, flush: str) -> None:
+    kinds = {"address": (0, 0, GVA), "context": (1, 0, 0), "all": (2, 0, 0), "non-global": (3, 0, 0)}
+
+    def fill(small: Small) -> None:
+        regs(small, f.W_CR4, TAGGED)
+        edit(small, GVA, 0x67 | GLOBAL)
+        edit(small, 0x21000, 0x67 | GLOBAL)
+        small.encoder.invpcid(0, *kinds[flush])
+        small.read(GVA, GVA)
+
+    assert found(play(tmp_path, mmu, fill, PCID_HEADER)) == ((1, 0) if flush == "all" else (0, 1))
+
+
+@MMU
+def test_another_pcid_lends_only_its_global_pages(tmp_path: Path, mmu: str) -> None:
+    def fill(small: Small) -> None:
+        regs(small, f.W_CR4, TAGGED)
+        regs(small, f.W_CR3, TAGGED._replace(cr3=CR3 | 1))
+        small.store(TABLE + 8 * 0x21, 0x21067 | GLOBAL)
+        root = second_space(small, 0x22067)
+        regs(small, f.W_CR3, TAGGED._replace(cr3=root | 2))
+        small.store(0x17000 + 8 * 0x21, 0x23067)
+        small.read(GVA + 0x1000, 0x21000)
+        small.read(GVA, GVA)
+
+    result = play(tmp_path, mmu, fill, PCID_HEADER)
+    assert found(result) == (1, 1)
+    assert result.details[0].gva == GVA
+
+
+@MMU
+def test_a_cr3_load_flushes_its_pcid(tmp_path: Path, mmu: str) -> None:
     def fill(small: Small) -> None:
         regs(small, f.W_CR4, TAGGED)
         edit(small, 0x21000)
@@ -372,7 +405,8 @@ def test_memory_that_a_device_became_is_accepted(tmp_path: Path, mmu: str) -> No
         edit(small, 0x21000)
         small.encoder.mmio(0, 0, GVA, DEVICE, bytes(4))
 
-    assert found(play(tmp_path, mmu, fill)) == (0, 3)
+    # Under shadow paging kvm's MMIO spte outlives the edit of the unsync table, as QEMU's device entry does.
+    assert found(play(tmp_path, mmu, fill)) == (0, 2 if mmu == "shadow" else 3)
 
 
 @MMU

@@ -112,7 +112,7 @@ class Judge:
         top = bit_range(mode.root_bits[0], min(mode.root_bits[1], self.maxphyaddr - 1))
         found: list[Lawful] = []
         for root in roots:
-            start = Step(mode.levels, root.cr3 & top, -1, NOW, PT_WRITABLE | PT_USER, 0)
+            start = Step(mode.levels, root.cr3 & top, -1, root.left, PT_WRITABLE | PT_USER, 0)
             found.extend(self._walk(cpu, root, mode, gva, start))
         return found
 
@@ -171,7 +171,7 @@ class Judge:
             bool(step.allowed & PT_USER),
             not step.nx & PT_NX,
             pkey,
-            step.until == NOW and root.left == NOW,
+            step.until == NOW,
         )
 
 

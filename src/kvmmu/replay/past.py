@@ -20,7 +20,6 @@ from ..hw.bits import (
     CR0_CD,
     CR0_NW,
     CR0_PG,
-    CR3_NOFLUSH,
     CR3_PCID,
     CR4_LA57,
     CR4_PAE,
@@ -73,7 +72,9 @@ class CpuPast:
     """One CPU: its registers, the roots that it used, and the moments at which it flushed.
 
     The rules are the least that a CPU must flush (Intel SDM volume 3, "Operations that Invalidate TLBs and
-    Paging-Structure Caches"). Registers that changed for an unknown reason (W_INIT) count as a flush of everything.
+    Paging-Structure Caches"). A load of CR3 counts as a flush of its PCID: a recording does not say whether bit 63 kept
+    it (QEMU, which has no PCIDs, flushes then, too). Registers that changed for an unknown reason (W_INIT) count as a
+    flush of everything.
     """
 
     def __init__(self) -> None:
@@ -121,7 +122,7 @@ class CpuPast:
         """Take over the REGS record in hand, with the flushes that it stands for."""
         changed0, changed4 = self.cr0 ^ reader.cr0, self.cr4 ^ reader.cr4
         efer_lma = (self.efer ^ reader.efer) & EFER_LMA
-        cr3 = reader.cr3 & ~CR3_NOFLUSH
+        cr3 = reader.cr3
         is_new = bool(changed0 or changed4 or self.efer != reader.efer or self.cr3 != cr3)
         smep_on = changed4 & reader.cr4 & CR4_SMEP
         pcide_off = changed4 & self.cr4 & CR4_PCIDE
@@ -138,7 +139,7 @@ class CpuPast:
         if smep_on:
             self.globals = moment
             self._flush_pcid(self.pcid, moment)
-        if is_mov_cr3 and not (has_pcid and reader.cr3 & CR3_NOFLUSH):
+        if is_mov_cr3:
             self._flush_pcid(self.pcid, moment)
 
     def _switch(self, cr3: int, pcid: int, moment: int) -> None:
