@@ -125,6 +125,11 @@ def _print_totals(console: Console, result: Result) -> None:
         ("faults", f"{sum(result.faults.values()):,}"),
         ("exits", f"{result.exits:,}"),
         ("mismatches", f"{result.mismatches:,}"),
+        *(
+            [("lawful TLB differences", f"{result.tlb_differences:,} (no flush since an edit)")]
+            if result.tlb_differences
+            else []
+        ),
         *([("records in SMM, left out", f"{result.smm_records:,}")] if result.smm_records else []),
         ("audits, all clean", f"{result.audits}"),
         ("time", f"{result.seconds:.2f} s, {rate}"),

@@ -194,6 +194,37 @@ def describe_flags(word: int, names: Mapping[int, str]) -> str:
     return "|".join(found) if found else "0"
 
 
+_TR_NAMES = {
+    TR_WRITABLE: "W",
+    TR_USER: "U",
+    TR_HOST_WRITABLE: "HW",
+    TR_EXECUTABLE: "X",
+    TR_DIRTY: "D",
+    TR_GLOBAL: "G",
+}
+_TR_SIZES = ("?", "4K", "2M", "1G")
+_TR_PIECES = ("", "2M", "4M", "1G")
+
+
+def describe_translation(word: int) -> str:
+    """A translation word (TR_* bits) in words: size, host frame, rights; the guest page that it is a piece of.
+
+    >>> describe_translation(0x0100_0000_0002_005A)
+    'holds 4K at hpa 0x20000, W|HW|X|D'
+    """
+    flags = 0
+    for bit in _TR_NAMES:
+        flags |= word & bit
+    text = (
+        f"holds {_TR_SIZES[word >> TR_LEVEL_SHIFT & 3]} at hpa {word & PT_FRAME:#x}, {describe_flags(flags, _TR_NAMES)}"
+    )
+    if word >> TR_PIECE_SHIFT & 3:
+        text += f", a piece of {_TR_PIECES[word >> TR_PIECE_SHIFT & 3]}"
+    if word >> TR_PKEY_SHIFT & 15:
+        text += f", key {word >> TR_PKEY_SHIFT & 15}"
+    return text
+
+
 def describe_access(kind: int) -> str:
     """The access kind in words: ``user write``, ``read``, ``implicit fetch`` ...
 

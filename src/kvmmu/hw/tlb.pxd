@@ -51,6 +51,8 @@ cdef class Tlb:
     cdef u64 _floor_of(self, u64 owner) except? 0x5A5A5A5A
     @cython.locals(level=int, index=s64)
     cpdef u64 find(self, gva_t gva) except? 0x5A5A5A5A
+    @cython.locals(hits=u64, misses=u64, index=s64, translation=u64)
+    cpdef u64 peek(self, gva_t gva) except? 0x5A5A5A5A
     @cython.locals(vpn=u64, index=s64, end=s64, owner=u64, stamp=u64, is_live=bint)
     cdef s64 _find_slot(self, int level, gva_t gva) noexcept
     @cython.locals(piece=int)

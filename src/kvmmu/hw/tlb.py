@@ -143,6 +143,19 @@ class Tlb:
         self.misses += 1
         return 0
 
+    def peek(self, gva: Gva) -> int:
+        """What :meth:`find` would answer, without a trace: nothing is counted, nothing remembered for :meth:`drop`."""
+        hits = self.hits
+        misses = self.misses
+        index = self.hit_index
+        key = self.hit_key
+        translation = self.find(gva)
+        self.hits = hits
+        self.misses = misses
+        self.hit_index = index
+        self.hit_key = key
+        return translation
+
     # Index of the live entry of this size for gva, or -1.
     def _find_slot(self, level: int, gva: Gva) -> int:
         vpn = gva >> (9 * level + 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, HW_HIT
+from ..hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, HW_HIT, describe_translation
 from ..hw.paging import Walk, page_walk
 from ..kvm.mmu.spte import describe_spte, is_shadow_present
 from ..kvm.mmu.walker import GuestWalk, walk_addr
@@ -23,6 +23,9 @@ def describe_mismatch(player: Player) -> Mismatch:
     if reader.kind not in (K_ACCESS, K_STORE, K_MMIO):
         return Mismatch(reader.position - 1, reader.cpu, 0, 0, KIND_NAMES[reader.kind], _registers(player), [], [])
     bare = player.bare
+    # Before the walks, which fill nothing.
+    cpu = player.cpus[reader.cpu]
+    held = cpu.tlb.peek(reader.gva & cpu.gva_mask)  # type: ignore[arg-type]
     return Mismatch(
         position=reader.position - 1,
         cpu=reader.cpu,
@@ -32,6 +35,8 @@ def describe_mismatch(player: Player) -> Mismatch:
         problem=player.problem,
         guest_walk=_hardware_lines(player) if bare else _guest_lines(player.vcpus[reader.cpu], reader.gva),
         hardware_walk=_hardware_lines(player),
+        tlb=describe_translation(held) if held else "holds nothing for it",
+        lawful=_lawful_lines(player),
     )
 
 
@@ -42,6 +47,13 @@ def _registers(player: Player) -> str:
     machine = " ".join(f"{name} {getattr(reader, name):#x}" for name in names)
     model = " ".join(f"{name} {getattr(holder, name):#x}" for name in names)
     return f"{player.problem}; machine: {machine}; model: {model}"
+
+
+def _lawful_lines(player: Player) -> list[str]:
+    if player.judge is None:
+        return []
+    # Translations that differ in time only look alike.
+    return list(dict.fromkeys(str(page) for page in player.judge.lawful(player.reader)))
 
 
 def _describe_access(access: int) -> str:

@@ -12,7 +12,8 @@ from ..kvm.vm cimport Vm
 from ..kvm.mmu.gptewrite cimport unprotect_gfn
 from ..record.reader cimport Reader
 
-cdef int HW_HIT, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE, K_REGS, K_STORE, RUN_EMULATE, RUN_HIT
+cdef int HW_HIT, MODEL_EMULATED, MODEL_FAULT, MODEL_HIT, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE
+cdef int K_REGS, K_STORE, RUN_EMULATE, RUN_FAULT, RUN_HIT
 cdef int STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH, W_CR0, W_CR3, W_CR4, W_EFER, W_INIT, W_PKRU
 cdef int UD_VECTOR, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_PROPAGATE_FAULT, X86EMUL_UNHANDLEABLE
 cdef u64 ACCESS_AC, ACCESS_FETCH, ACCESS_WRITE, NO_HPA
@@ -36,6 +37,8 @@ cdef class Player:
     cdef readonly u64 mismatches
     cdef readonly u64 emulated_stores
     cdef readonly u64 smm_records   # left out: made in system management mode, which the model does not have
+    cdef readonly u64 tlb_differences # the machine's translation and the model's differ, both are lawful
+    cdef public object judge        # lawful.Judge, once one was needed, or None
     cdef public u64 break_cause     # CAUSE_* to stop at; 0: none
     cdef public bint stop_at_mismatch
     cdef public object on_record    # called with the position before each record is played, or None
@@ -49,6 +52,13 @@ cdef class Player:
     cdef int play_record(self, int kind) except -1
     cdef bint is_break(self) except -1
     cdef int fail(self, object problem) except -1
+    cdef bint disagree(self, int how, u64 where, object problem) except -1
+    @cython.locals(found_gpa=bint, found_where=bint)
+    cdef bint is_lawful(self, int how, u64 where) except -1
+    cdef hpa_t home_of(self, u64 gpa) except? 0x5A5A5A5A
+    @cython.locals(hpa=hpa_t)
+    cdef int store_unseen(self, u64 gpa, bytes data) except -1
+    cdef int fail_exception(self, int status, object what) except -1
     cdef int make_access(self, Vcpu vcpu) except -1
     @cython.locals(vcpu=Vcpu, status=int)
     cdef int play_access(self) except -1
@@ -64,7 +74,7 @@ cdef class Player:
     cdef int store_record(self, hpa_t hpa) except -1
     cdef bytes store_data(self)
     @cython.locals(expected=hpa_t)
-    cdef int verify_hpa(self, Vcpu vcpu) except -1
+    cdef bint verify_hpa(self, Vcpu vcpu) except -1
     @cython.locals(is_undefined=bint)
     cdef int verify_unfetchable(self, Vcpu vcpu, int outcome) except -1
     @cython.locals(hpa=hpa_t)

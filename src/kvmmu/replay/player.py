@@ -4,6 +4,10 @@
 Each access goes TLB, hardware walk of the tables that kvm built, fault path; the frame that it ends in must be the one
 that backs the recorded gpa. Stores to guest tables are made where the guest's own store would go, emulated where kvm
 protects the table. Bare machines (``--mmu none``) have no kvm: their CPUs walk the guest's tables.
+
+Where the guest edits entries that its TLB may hold and does not flush, two machines may translate differently and both
+be right. Only then :mod:`kvmmu.replay.lawful` is asked: if both translations are lawful, the access is counted in
+``tlb_differences``, and stores go where the machine's went; else it is a mismatch.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from ..kvm.mmu.gptewrite import unprotect_gfn
 from ..kvm.mmu.track import is_anything_shadowed
 from ..kvm.outcome import (
     RUN_EMULATE,
+    RUN_FAULT,
     RUN_HIT,
     X86EMUL_CONTINUE,
     X86EMUL_IO_NEEDED,
@@ -48,8 +53,9 @@ from ..record.format import (
     W_PKRU,
 )
 from ..record.reader import Reader
+from .lawful import Judge
 from .machine import check_registers, clean_pdptes
-from .result import STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH
+from .result import MODEL_EMULATED, MODEL_FAULT, MODEL_HIT, STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH
 
 _EFLAGS_AC = 1 << 18
 
@@ -65,6 +71,7 @@ class Player:
         "cpus",
         "cr4_mask",
         "emulated_stores",
+        "judge",
         "machine",
         "memory",
         "mismatches",
@@ -74,6 +81,7 @@ class Player:
         "smm_records",
         "stop_at_mismatch",
         "stores",
+        "tlb_differences",
         "vcpus",
         "vm",
     )
@@ -93,10 +101,17 @@ class Player:
         self.mismatches = 0
         self.emulated_stores = 0
         self.smm_records = 0
+        self.tlb_differences = 0
+        self.judge: Judge | None = None
         self.break_cause = 0
         self.stop_at_mismatch = True
         self.on_record: Any = None
         self.problem = ""
+
+    def close(self) -> None:
+        """Close what :mod:`kvmmu.replay.lawful` reads, if it was asked; the reader is the caller's."""
+        if self.judge is not None:
+            self.judge.past.close()
 
     def nr_records(self, kind: int) -> int:
         """Records of ``kind`` played so far."""
@@ -175,14 +190,74 @@ class Player:
         self.mismatches += 1
         return 0
 
-    def verify_hpa(self, vcpu: Vcpu) -> int:
-        """The access went to vcpu.cpu.hpa: is that where the recorded gpa is?"""
+    def disagree(self, how: int, where: int, problem: str) -> bool:
+        """Model and machine translate the access in hand differently: are both right?
+
+        The model ended at hpa ``where`` (MODEL_HIT), with an exception (MODEL_FAULT), or kvm made the access at gpa
+        ``where`` (MODEL_EMULATED). If both are lawful, count that, let the machine's store happen, and return True;
+        else note the mismatch ``problem``.
+        """
+        if not self.is_lawful(how, where):
+            self.fail(problem)
+            return False
+        self.tlb_differences += 1
+        if how == MODEL_EMULATED and self.reader.access & ACCESS_WRITE:
+            # What kvm stored where the machine did not: tables get back what they held.
+            held = self.judge.past.content(where, min(self.reader.size or 8, 4096 - (where & 0xFFF)))  # type: ignore[union-attr]
+            if held is not None:
+                self.store_unseen(where, held)
+        if self.reader.kind == K_STORE:
+            self.store_unseen(self.reader.gpa, self.reader.payload())
+        return True
+
+    def is_lawful(self, how: int, where: int) -> bool:
+        """Whether the machine and the model, which ended as :meth:`disagree` says, both did what the CPU may do."""
+        if self.judge is None:
+            self.judge = Judge(self.reader.path, self.reader.header)
+        permitted = self.judge.permitted(self.reader)
+        found_gpa = False
+        found_where = how == MODEL_FAULT
+        for page in permitted:
+            if page.gpa == self.reader.gpa:
+                found_gpa = True
+            elif how != MODEL_FAULT and where == (page.gpa if how == MODEL_EMULATED else self.home_of(page.gpa)):
+                found_where = True
+            if how == MODEL_FAULT and page.is_current:
+                return False
+        return found_gpa and found_where
+
+    def home_of(self, gpa: int) -> int:
+        """Where ``gpa`` is in physical memory; NO_HPA: in no memory."""
+        if self.bare:
+            return gpa
+        return gpa_to_hpa(self.vm.slots_of(0), self.vm.mm, gpa, False)  # type: ignore[union-attr, arg-type]
+
+    def store_unseen(self, gpa: int, data: bytes) -> int:
+        """Store as a device would: not by an access of the guest's. kvm must not go on mirroring what changes."""
+        hpa = self.machine.hpa_of(gpa)
+        if self.vm is not None and is_anything_shadowed(self.vm) and self.machine.differs(hpa, data):
+            unprotect_gfn(self.vm, gpa >> 12)  # type: ignore[arg-type]
+        return self.memory.write(hpa, data)  # type: ignore[no-any-return]
+
+    def verify_hpa(self, vcpu: Vcpu) -> bool:
+        """The access went to vcpu.cpu.hpa: whether the store of the record in hand, if it is one, must still be made
+        there. No: it went to another place than the recorded gpa's, lawfully.
+        """
         expected = gpa_to_hpa(vcpu.memslots(), self.vm.mm, self.reader.gpa, False)  # type: ignore[union-attr, arg-type]
-        if vcpu.cpu.hpa != expected:
-            if expected == NO_HPA:
-                return self.fail("memory is mapped where the machine found a device")
-            return self.fail("the access goes to another frame than the machine's")
-        return 0
+        if vcpu.cpu.hpa == expected:
+            return True
+        problem = "the access goes to another frame than the machine's"
+        if expected == NO_HPA:
+            problem = "memory is mapped where the machine found a device"
+        return not self.disagree(MODEL_HIT, vcpu.cpu.hpa, problem)
+
+    def fail_exception(self, status: int, what: str) -> int:
+        """The access ended without a hit and without emulation (``status``, a RUN_* word)."""
+        problem = f"the guest gets an exception for {what} that the machine made"
+        if status == RUN_FAULT:
+            self.disagree(MODEL_FAULT, 0, problem)
+            return 0
+        return self.fail(problem)
 
     def make_access(self, vcpu: Vcpu) -> int:
         """Let ``vcpu`` make the access of the record in hand; return how it ended (RUN_*)."""
@@ -195,9 +270,10 @@ class Player:
         vcpu = self.vcpus[self.reader.cpu]
         status = self.make_access(vcpu)
         if status == RUN_HIT:
-            return self.verify_hpa(vcpu)
+            self.verify_hpa(vcpu)
+            return 0
         if status != RUN_EMULATE:
-            return self.fail("the guest gets an exception for an access that the machine made")
+            return self.fail_exception(status, "an access")
         # What was stored is unknown (the recorder had stopped watching this page): store what is there.
         size = 1
         if self.reader.gva & 7 == 0:
@@ -230,10 +306,9 @@ class Player:
         self.stores += 1
         status = self.make_access(vcpu)
         if status == RUN_HIT:
-            self.verify_hpa(vcpu)
-            return self.store_record(vcpu.cpu.hpa)
+            return self.store_record(vcpu.cpu.hpa) if self.verify_hpa(vcpu) else 0
         if status != RUN_EMULATE:
-            return self.fail("the guest gets an exception for a store that the machine made")
+            return self.fail_exception(status, "a store")
         self.emulated_stores += 1
         return self.emulate_until_done(vcpu, self.store_data(), self.reader.size)
 
@@ -242,30 +317,37 @@ class Player:
         outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, size)  # type: ignore[arg-type]
         if outcome == X86EMUL_CONTINUE or outcome == X86EMUL_IO_NEEDED:
             if vcpu.mmio_gpa != self.reader.gpa:
-                return self.fail(f"kvm's own walk finds gpa {vcpu.mmio_gpa:#x}")
+                self.disagree(MODEL_EMULATED, vcpu.mmio_gpa, f"kvm's own walk finds gpa {vcpu.mmio_gpa:#x}")
+                return 0
             if outcome == X86EMUL_IO_NEEDED and not self.machine.is_read_only(self.reader.gpa):
                 return self.fail("the access ends at a device, the machine found memory")
             return 0
         vcpu.exception_pending = False
-        return self.fail("the guest gets an exception for an access that the machine made")
+        return self.fail_exception(RUN_FAULT if outcome == X86EMUL_PROPAGATE_FAULT else outcome, "an access")
 
     def play_mmio(self) -> int:
         """Make the recorded device access; it must end at the same device address."""
         vcpu = self.vcpus[self.reader.cpu]
         status = self.make_access(vcpu)
         if status == RUN_HIT:
-            return self.verify_hpa(vcpu)
+            self.verify_hpa(vcpu)
+            return 0
         if status != RUN_EMULATE:
-            return self.fail("the guest gets an exception for a device access that the machine made")
+            return self.fail_exception(status, "a device access")
         data = self.store_data() if self.reader.access & ACCESS_WRITE else None
         outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, self.reader.size)  # type: ignore[arg-type]
         if self.reader.access & ACCESS_FETCH:
             return self.verify_unfetchable(vcpu, outcome)
-        if outcome != X86EMUL_IO_NEEDED:
+        if outcome == X86EMUL_PROPAGATE_FAULT:
             vcpu.exception_pending = False
+            return self.fail_exception(RUN_FAULT, "a device access")
+        if outcome != X86EMUL_IO_NEEDED:
+            if outcome == X86EMUL_CONTINUE:
+                self.disagree(MODEL_EMULATED, vcpu.mmio_gpa, "kvm finds no device where the machine did")
+                return 0
             return self.fail("kvm finds no device where the machine did")
         if vcpu.mmio_gpa != self.reader.gpa:
-            return self.fail(f"kvm sends the access to device address {vcpu.mmio_gpa:#x}")
+            self.disagree(MODEL_EMULATED, vcpu.mmio_gpa, f"kvm sends the access to device address {vcpu.mmio_gpa:#x}")
         if data is None:
             complete_mmio_read(vcpu, self.reader.size, self.reader.value)
         return 0
@@ -344,12 +426,14 @@ class Player:
         if kind == K_INVPCID:
             return cpu.invpcid(self.reader.invpcid_type, self.reader.pcid, self.reader.gva)  # type: ignore[arg-type]
         self.accesses += 1
-        if cpu.access(self.reader.gva, self.reader.access) != HW_HIT:  # type: ignore[arg-type]
-            return self.fail("the guest gets an exception for an access that the machine made")
-        if cpu.hpa != self.reader.gpa:
-            return self.fail("the walk leads to another address than the machine's")
         if kind == K_STORE:
             self.stores += 1
+        if cpu.access(self.reader.gva, self.reader.access) != HW_HIT:  # type: ignore[arg-type]
+            return self.fail_exception(RUN_FAULT, "an access")
+        if cpu.hpa != self.reader.gpa:
+            self.disagree(MODEL_HIT, cpu.hpa, "the access goes to another address than the machine's")
+            return 0
+        if kind == K_STORE:
             return self.store_record(cpu.hpa)
         return 0
 

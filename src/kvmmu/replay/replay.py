@@ -165,6 +165,7 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
         machine = build_machine(reader.header, params)
         player = _start(reader, machine, options)
         player.break_cause = cause
+        stack.callback(player.close)
         if options.events is not None and machine.vm is not None:
             writer = stack.enter_context(EventWriter(options.events))
             machine.vm.trace.attach(writer)
@@ -258,6 +259,7 @@ def _collect(result: Result, player: Player, machine: GuestMachine | BareMachine
     result.stores = player.stores
     result.emulated_stores = player.emulated_stores
     result.mismatches = player.mismatches
+    result.tlb_differences = player.tlb_differences
     result.smm_records = player.smm_records
     if reader.trailer is not None:
         result.seen, result.left_out = reader.trailer.seen, reader.trailer.reasons

@@ -18,12 +18,19 @@ STOP_LIMIT = 1
 STOP_MISMATCH = 2
 STOP_BREAK = 3
 
+#: How an access ended in the model, where it ended otherwise in the machine.
+MODEL_HIT = 0
+MODEL_FAULT = 1
+MODEL_EMULATED = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
     """One record where model and machine disagree; walks are lines of text, top entry first.
 
-    Walks are empty where the record is no access: registers, an invalidation.
+    ``tlb``: what the CPU's TLB holds for the gva after the access, which is what the access used unless it faulted.
+    ``lawful``: what the access may translate to by the tables as they were since the last flush, a line each; empty
+    where nobody asked. All are empty where the record is no access: registers, an invalidation.
     """
 
     position: int
@@ -34,6 +41,8 @@ class Mismatch:
     problem: str
     guest_walk: list[str]
     hardware_walk: list[str]
+    tlb: str = ""
+    lawful: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The mismatch for people."""
@@ -47,6 +56,9 @@ class Mismatch:
             *(f"    {line}" for line in self.guest_walk),
             "  the tables that the CPU walks:",
             *(f"    {line}" for line in self.hardware_walk),
+            f"  the CPU's TLB: {self.tlb}",
+            "  lawful since the last flush of the page:",
+            *(f"    {line}" for line in self.lawful or ["nothing"]),
         ]
 
 
@@ -123,7 +135,9 @@ class Result:
 
     ``stopped``: why it ended ("end", "limit", "break", "interrupted"); ``left_out``: accesses that the recorder left
     out, by reason, and ``seen``, of how many; ``smm_records``: records that the replay left out because they were made
-    in system management mode; ``fault``: what it stopped at, if it did; ``intervals``: empty unless asked for.
+    in system management mode; ``tlb_differences``: accesses that machine and model translated differently, both
+    lawfully, because the guest had changed its tables and not flushed; ``fault``: what it stopped at, if it did;
+    ``intervals``: empty unless asked for.
     """
 
     recording: str
@@ -137,6 +151,7 @@ class Result:
     stores: int = 0
     emulated_stores: int = 0
     mismatches: int = 0
+    tlb_differences: int = 0
     seen: int = 0
     warning: str | None = None
     left_out: dict[str, int] = field(default_factory=dict)
