@@ -159,7 +159,7 @@ def test_memory_that_the_host_does_not_have_is_missed_when_it_is_populated() -> 
     world = World(nr_frames=64)
     world.add_slot(0, 0, MIB)
     free = world.frames.nr_free
-    with pytest.raises(OutOfFrames, match="no free frame left of 64"):
+    with pytest.raises(OutOfFrames, match="no free frame left of nr_frames=64"):
         world.add_slot(1, MIB, MIB, populate=True)
     assert (len(world.mm.vmas), world.frames.nr_free) == (1, free)
     assert world.vm.gfn_to_memslot(MIB >> 12, 0) is None

@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .. import arguments
 from ..addr import Gpa, Gva
 from ..errors import GuestMisuse
 from ..hw.bits import (
@@ -121,6 +122,7 @@ class TablePages:
     """
 
     def __init__(self, start: Gpa | int, end: Gpa | int) -> None:
+        arguments.numbers(start=start, end=end)
         if start % PAGE_SIZE or end % PAGE_SIZE or not start < end:
             raise GuestMisuse(f"table pages [{start:#x}, {end:#x}): bounds must be multiples of 0x1000, start first")
         self.start = start
@@ -143,9 +145,9 @@ def paging_mode_named(name: str) -> PagingMode:
 
     :raises GuestMisuse: no such mode.
     """
-    mode = _MODES.get(name)
+    mode = _MODES.get(name) if isinstance(name, str) else None
     if mode is None:
-        raise GuestMisuse(f"paging mode {name!r}: there are {', '.join(_MODES)}")
+        raise GuestMisuse(f"paging mode {arguments.describe(name)}: there are {', '.join(_MODES)}")
     return mode
 
 
@@ -170,6 +172,9 @@ class GuestTables:
     ) -> None:
         self.mode = paging_mode_named(mode)
         self.mode_name = mode
+        for what, called in (("load", load), ("store", store), ("new_table", new_table)):
+            arguments.function(what, called)
+        arguments.number("root", root)
         align = 32 if self.mode.has_pdptrs else PAGE_SIZE
         if root % align or root >> (self.mode.root_bits[1] + 1):
             bits = self.mode.root_bits[1] + 1
@@ -189,7 +194,8 @@ class GuestTables:
 
         ``cr0`` and ``cr4`` are further bits (CR0.WP, CR4.SMEP ...); what the mode needs is added. ``nx`` sets EFER.NX.
         """
-        efer = EFER_NX if nx else 0
+        arguments.numbers(cr0=cr0, cr4=cr4)
+        efer = EFER_NX if arguments.flag("nx", nx) else 0
         if self.mode.levels >= 4:
             efer |= EFER_LME | EFER_LMA
         return ControlRegisters(CR0_PE | CR0_ET | CR0_PG | cr0, self.root, _CR4[self.mode_name] | cr4, efer)
@@ -214,6 +220,8 @@ class GuestTables:
         """
         level = self.level_of(size)
         self._check_gva(gva)
+        arguments.number("gpa", gpa)
+        self._check_words(flags=flags, table_flags=table_flags)
         if gva % size or gpa % size:
             name = _SIZE_NAMES[size]
             raise GuestMisuse(f"map gva {gva:#x} to gpa {gpa:#x}: both must be multiples of {size:#x} ({name})")
@@ -229,8 +237,18 @@ class GuestTables:
 
         :raises GuestMisuse: as :meth:`map`, or ``nr_bytes`` is not a multiple of ``size``.
         """
+        level = self.level_of(size)
+        self._check_gva(gva)
+        arguments.numbers(gpa=gpa, nr_bytes=nr_bytes)
         if nr_bytes % size:
             raise GuestMisuse(f"map_range of {nr_bytes:#x} bytes: must be a multiple of the page size {size:#x}")
+        if nr_bytes:
+            # The last page is checked before the first is mapped.
+            last = gva + nr_bytes - size
+            self._check_gva(last)
+            if last >> 63 != gva >> 63:
+                raise GuestMisuse(f"map_range from gva {gva:#x} to {last:#x}: the addresses between are not canonical")
+            self._leaf_word(gpa + nr_bytes - size, level)
         for offset in range(0, nr_bytes, size):
             self.map(gva + offset, gpa + offset, size, flags)
 
@@ -250,18 +268,19 @@ class GuestTables:
 
         :raises GuestMisuse: a word wider than an entry, or no table of that level there.
         """
-        if entry >> (8 * self.mode.entry_size):
-            raise GuestMisuse(f"entry {entry:#x}: entries of mode {self.mode_name} have {self.mode.entry_size} bytes")
+        self._check_words(entry=entry)
         place = self.entry_gpa(gva, level)
         self.store(place, entry, self.mode.entry_size)
         return place
 
     def set_bits(self, gva: Gva | int, bits: int, level: int | None = None) -> int:
         """Set ``bits`` in the entry of ``gva`` at ``level`` (None: the leaf); returns the new entry."""
+        self._check_words(bits=bits)
         return self._change_bits(gva, level, bits, 0)
 
     def clear_bits(self, gva: Gva | int, bits: int, level: int | None = None) -> int:
         """Clear ``bits`` in the entry of ``gva`` at ``level`` (None: the leaf); returns the new entry."""
+        self._check_words(bits=bits)
         return self._change_bits(gva, level, 0, bits)
 
     def _change_bits(self, gva: Gva | int, level: int | None, to_set: int, to_clear: int) -> int:
@@ -282,13 +301,17 @@ class GuestTables:
             place = self._slot(table, gva, level)
             entry = self.load(place, self.mode.entry_size)
             elements.append(Element(level, place, entry))
-            if not entry & PT_PRESENT or self.is_leaf(entry, level):
+            if not entry & PT_PRESENT or self._is_leaf(entry, level):
                 break
             table = Gpa(entry & PT_FRAME)
         return elements
 
     def is_leaf(self, entry: int, level: int) -> bool:
         """Whether ``entry`` of ``level`` maps a page rather than a table."""
+        arguments.numbers(entry=entry, level=level)
+        return self._is_leaf(entry, level)
+
+    def _is_leaf(self, entry: int, level: int) -> bool:
         return level == 1 or (level in self.mode.large_levels and entry & PT_PAGE_SIZE != 0)
 
     def entry_gpa(self, gva: Gva | int, level: int) -> Gpa:
@@ -297,12 +320,13 @@ class GuestTables:
         :raises GuestMisuse: no such level, or the tables above do not lead to it.
         """
         self._check_gva(gva)
+        arguments.number("level", level)
         if not 1 <= level <= self.mode.levels:
             raise GuestMisuse(f"level {level}: mode {self.mode_name} has levels 1 to {self.mode.levels}")
         table = self.root
         for above in range(self.mode.levels, level, -1):
             entry = self.load(self._slot(table, gva, above), self.mode.entry_size)
-            if not entry & PT_PRESENT or self.is_leaf(entry, above):
+            if not entry & PT_PRESENT or self._is_leaf(entry, above):
                 what = "maps a page" if entry & PT_PRESENT else "is not present"
                 raise GuestMisuse(f"gva {gva:#x} has no table of level {level}: its level {above} entry {what}")
             table = Gpa(entry & PT_FRAME)
@@ -317,6 +341,7 @@ class GuestTables:
 
         :raises GuestMisuse: the mode has no such pages.
         """
+        arguments.number("size", size)
         levels = (1, *self.mode.large_levels)
         sizes = {PAGE_SIZE << (self.mode.index_bits * (level - 1)): level for level in levels}
         if size not in sizes:
@@ -326,6 +351,7 @@ class GuestTables:
 
     # Bits above those that the mode translates must be copies of the highest (or 0, outside long mode).
     def _check_gva(self, gva: int) -> None:
+        arguments.number("gva", gva)
         if self.mode.levels < 4:
             if not 0 <= gva < 1 << 32:
                 raise GuestMisuse(f"gva {gva:#x}: addresses of mode {self.mode_name} have 32 bits")
@@ -334,6 +360,13 @@ class GuestTables:
         top = gva >> (bits - 1)
         if top not in (0, (1 << (65 - bits)) - 1):
             raise GuestMisuse(f"gva {gva:#x}: not canonical; bits 63 to {bits - 1} must be equal")
+
+    # Words that go into entries must fit there.
+    def _check_words(self, **words: int) -> None:
+        for what, word in words.items():
+            if arguments.number(what, word) >> (8 * self.mode.entry_size):
+                size = self.mode.entry_size
+                raise GuestMisuse(f"{what} {word:#x}: entries of mode {self.mode_name} have {size} bytes")
 
     def _slot(self, table: int, gva: int, level: int) -> Gpa:
         bits = self.mode.index_bits
@@ -349,7 +382,7 @@ class GuestTables:
         for above in range(self.mode.levels, level, -1):
             place = self._slot(table, gva, above)
             entry = self.load(place, size)
-            if entry & PT_PRESENT and self.is_leaf(entry, above):
+            if entry & PT_PRESENT and self._is_leaf(entry, above):
                 raise GuestMisuse(f"gva {gva:#x}: level {above} maps a larger page ({entry:#x}); unmap() it first")
             if not entry & PT_PRESENT:
                 entry = self._make_table(above, table_flags)
