@@ -13,6 +13,7 @@ from kvmmu.errors import ConfigError, GuestMisuse, KvmIoctlError, OutOfFrames, U
 from kvmmu.guest.tables import SIZE_2M, ControlRegisters
 from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from kvmmu.kvm.vcpu import Vcpu
+from kvmmu.look import shadow_pages
 from kvmmu.params import Params
 from kvmmu.tracepoint import Event, vcpu_of
 from kvmmu.world import Access, World, nr_frames_for
@@ -310,7 +311,8 @@ def test_maxphyaddr_is_each_vcpus_own() -> None:
 def test_a_walk_is_empty_without_a_root_and_ends_where_nothing_is_present() -> None:
     world, vcpu = machine()
     assert world.walk(vcpu, 0x40_0000) == []
-    assert world.shadow_pages() == []
+    assert world.vm.n_used_mmu_pages == 0
+    assert shadow_pages(world.vm) == []
     world.write(vcpu, 0x40_0000, b"x")
     assert [element.level for element in world.walk(vcpu, 0x40_0000)] == [4, 3, 2, 1]
     leaf = world.walk(vcpu, 0x40_0000)[-1]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .errors import GuestMisuse, UserError
+from .errors import GuestMisuse
 from .page_types import PAGE_SIZE, U64
 
 # So much of a wrong value is shown.
@@ -27,16 +27,28 @@ def describe(value: object) -> str:
     return f"of type {type(value).__name__}"
 
 
+def _short(number: int) -> str:
+    return f"{number:#x}" if number else "0"
+
+
+def whole(what: str, value: Any) -> None:
+    """Nothing, if ``value`` is a whole number; the caller says how large it may be.
+
+    :raises GuestMisuse: another type (a bool, a float, None ...).
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise GuestMisuse(f"{what} {describe(value)}: must be a whole number, an int")
+
+
 def number(what: str, value: Any, last: int = U64, first: int = 0) -> int:
     """``value`` if it is a whole number from ``first`` to ``last``; ``what`` is its name in the error.
 
-    :raises UserError: another type (a bool, a float, None ...), or a number outside.
+    :raises GuestMisuse: as :func:`whole`, or a number outside.
     """
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"{what} {describe(value)}: must be a whole number, an int from {first:#x} to {last:#x}")
+    whole(what, value)
     if not first <= value <= last:
-        raise UserError(f"{what} {value:#x}: must be from {first:#x} to {last:#x}")
-    return value
+        raise GuestMisuse(f"{what} {value:#x}: must be from {_short(first)} to {last:#x}")
+    return int(value)
 
 
 def numbers(**values: Any) -> None:
@@ -48,53 +60,53 @@ def numbers(**values: Any) -> None:
 def flag(what: str, value: Any) -> bool:
     """``value`` if it is a bool.
 
-    :raises UserError: it is not.
+    :raises GuestMisuse: it is not.
     """
     if not isinstance(value, bool):
-        raise UserError(f"{what} {describe(value)}: must be True or False")
+        raise GuestMisuse(f"{what} {describe(value)}: must be True or False")
     return value
 
 
 def function(what: str, value: Any) -> None:
     """Nothing, if ``value`` can be called.
 
-    :raises UserError: it cannot.
+    :raises GuestMisuse: it cannot.
     """
     if not callable(value):
-        raise UserError(f"{what} {describe(value)}: must be a function, or another object that can be called")
+        raise GuestMisuse(f"{what} {describe(value)}: must be a function, or another object that can be called")
 
 
 def instance(what: str, value: Any, kind: type[Any], way_out: str) -> None:
     """Nothing, if ``value`` is a ``kind``.
 
-    :raises UserError: it is not; ``way_out`` says where one comes from.
+    :raises GuestMisuse: it is not; ``way_out`` says where one comes from.
     """
     if not isinstance(value, kind):
-        raise UserError(f"{what} {describe(value)}: must be a {kind.__name__}; {way_out}")
+        raise GuestMisuse(f"{what} {describe(value)}: must be a {kind.__name__}; {way_out}")
 
 
 def length(what: str, address: int, size: Any) -> int:
     """``size`` if so many bytes follow ``address`` (checked by the caller) below 2**64.
 
-    :raises UserError: not a number, or a range that leaves the address space.
+    :raises GuestMisuse: not a number, or a range that leaves the address space.
     """
     number(f"{what} {address:#x}: size", size)
     if address + size > U64 + 1:
-        raise UserError(f"{what} {address:#x}: {size:#x} bytes from there pass 2**64, where addresses end")
+        raise GuestMisuse(f"{what} {address:#x}: {size:#x} bytes from there pass 2**64, where addresses end")
     return int(size)
 
 
 def data_bytes(data: Any, size: Any) -> bytes:
     """``data`` as bytes: bytes as they are, a number as ``size`` (1 to 4096) bytes, little endian.
 
-    :raises UserError: neither, or a number that does not fit.
+    :raises GuestMisuse: neither, or a number that does not fit.
     """
     if isinstance(data, bytes):
         return data
     if isinstance(data, bytearray | memoryview):
         return bytes(data)
     if not isinstance(data, int) or isinstance(data, bool):
-        raise UserError(f"data {describe(data)}: must be bytes, or a number that is stored as size bytes")
+        raise GuestMisuse(f"data {describe(data)}: must be bytes, or a number that is stored as size bytes")
     number("size", size, PAGE_SIZE, 1)
     if not 0 <= data < 1 << (8 * size):
         raise GuestMisuse(f"value {data:#x} does not fit into {size} bytes")

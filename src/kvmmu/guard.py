@@ -47,9 +47,8 @@ def operands(vm: Vm, vcpu: object, **values: object) -> None:
 def access(vm: Vm, vcpu: object, gva: object, size: object) -> None:
     """:func:`own_vcpu`, and numbers where numbers are due; how large they may be is told by :func:`linear`."""
     own_vcpu(vm, vcpu)
-    for what, value in (("gva", gva), ("size", size)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            arguments.number(what, value)
+    arguments.whole("gva", gva)
+    arguments.whole("size", size)
 
 
 def registers(vm: Vm, vcpu: Vcpu, values: object) -> None:

@@ -121,7 +121,6 @@ class World:
         :raises UserError: a number that the ioctl's field cannot hold.
         :raises OutOfFrames: ``populate`` found no free frame. Nothing stays mapped after an error.
         """
-        arguments.numbers(gpa=gpa, size=size)
         arguments.flag("populate", populate)
         region = UserMemoryRegion(slot, flags, Gpa(gpa), size, Hva(0))
         if size <= 0 or size % PAGE_SIZE:

@@ -320,7 +320,7 @@ class GuestTables:
         :raises GuestMisuse: no such level, or the tables above do not lead to it.
         """
         self._check_gva(gva)
-        arguments.number("level", level)
+        arguments.whole("level", level)
         if not 1 <= level <= self.mode.levels:
             raise GuestMisuse(f"level {level}: mode {self.mode_name} has levels 1 to {self.mode.levels}")
         table = self.root
@@ -341,7 +341,7 @@ class GuestTables:
 
         :raises GuestMisuse: the mode has no such pages.
         """
-        arguments.number("size", size)
+        arguments.whole("size", size)
         levels = (1, *self.mode.large_levels)
         sizes = {PAGE_SIZE << (self.mode.index_bits * (level - 1)): level for level in levels}
         if size not in sizes:
@@ -351,7 +351,7 @@ class GuestTables:
 
     # Bits above those that the mode translates must be copies of the highest (or 0, outside long mode).
     def _check_gva(self, gva: int) -> None:
-        arguments.number("gva", gva)
+        arguments.whole("gva", gva)
         if self.mode.levels < 4:
             if not 0 <= gva < 1 << 32:
                 raise GuestMisuse(f"gva {gva:#x}: addresses of mode {self.mode_name} have 32 bits")
