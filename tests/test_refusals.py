@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ def machine(*, npt: bool = False, nr_frames: int = 1 << 14) -> tuple[World, Vcpu
     tables.map_range(0x40_0000, 0x20_0000, 64 * 4096)
     world.load_registers(vcpu, tables.registers())
     return world, vcpu
+
+
+def write_pages(world: World, vcpu: Vcpu, gvas: Iterable[int]) -> None:
+    for gva in gvas:
+        world.write(vcpu, gva, b"stored")
 
 
 def outcomes(*, pure: bool) -> dict[str, str]:
@@ -186,7 +191,7 @@ def test_a_sink_that_calls_back_is_told_so_and_the_world_goes_on(number: int, np
     world, vcpu = machine(npt=npt)
     seen: list[Event] = []
     off = world.on_event(lambda event: (seen.append(event), calls_of(world, vcpu)[number]()))
-    with pytest.raises(GuestMisuse, match="an event sink .* may look but not call back into it; keep the event"):
+    with pytest.raises(GuestMisuse, match=r"an event sink .* may look but not call back into it; keep the event"):
         world.write(vcpu, 0x40_1000, b"stored")
     off()
     # The access was made to its end, events and all.
@@ -199,8 +204,8 @@ def test_a_sink_that_calls_back_is_told_so_and_the_world_goes_on(number: int, np
 def test_a_sink_may_look(npt: bool) -> None:
     world, vcpu = machine(npt=npt)
     seen = []
-    world.on_event(lambda event: seen.append((world.counters(), world.shadow_pages(), world.walk(vcpu, 0x40_0000))))
-    world.on_event(lambda event: seen.append((world.digest(), repr(world), repr(world.vm))))
+    world.on_event(lambda _: seen.append((world.counters(), world.shadow_pages(), world.walk(vcpu, 0x40_0000))))
+    world.on_event(lambda _: seen.append((world.digest(), repr(world), repr(world.vm))))
     assert world.write(vcpu, 0x40_1000, b"x").kind == "done"
     assert len(seen) > 16
 
@@ -218,8 +223,7 @@ def test_what_a_sink_raises_comes_out_when_the_call_has_ended(number: int, npt: 
 
     world.on_event(sink)
     with pytest.raises(RuntimeError, match="of the sink"):
-        world.write(vcpu, 0x40_1000, b"stored")
-        world.write(vcpu, 0x41_1000, b"stored")
+        write_pages(world, vcpu, (0x40_1000, 0x41_1000))
     assert world.peek(0x20_1000, 6) == b"stored"
     assert world.audit().problems == []
     assert world.write(vcpu, 0x42_0000, 1).kind == "done"
@@ -267,12 +271,11 @@ def test_between_two_calls_a_world_may_change_its_thread() -> None:
 def test_memory_that_ends_inside_a_fault_names_nr_frames_and_leaves_the_machine_whole(npt: bool) -> None:
     world, vcpu = machine(npt=npt, nr_frames=100)
     with pytest.raises(OutOfFrames, match=r"no free frame left of nr_frames=100 \(0 MB\): give World\(\) more"):
-        for page in range(64):
-            world.write(vcpu, 0x40_0000 + page * 4096, b"x")
+        write_pages(world, vcpu, range(0x40_0000, 0x44_0000, 4096))
     assert world.audit().problems == []
     with pytest.raises(OutOfFrames, match="nr_frames=100"):
         world.write(vcpu, 0x43_F000, b"x")
-    assert world.read(vcpu, 0x40_0000, 1).data == b"x"
+    assert world.read(vcpu, 0x40_0000, 6).data == b"stored"
 
 
 # ---- reprs

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from threading import get_ident
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from .errors import GuestMisuse
@@ -23,7 +24,7 @@ _NOBODY = 0
 
 
 class Door:
-    """The door of one world. :meth:`enter` and :meth:`leave` stand around each call."""
+    """The door of one world: a call takes it, sets :attr:`owner`, and releases it."""
 
     __slots__ = ("acquire", "failure", "locked", "owner", "release")
 
@@ -39,27 +40,11 @@ class Door:
 
     def is_mine(self) -> bool:
         """Whether the caller's own thread entered last."""
-        return self.owner == threading.get_ident()
+        return self.owner == get_ident()
 
     def is_closed(self) -> bool:
         """Whether :meth:`close` was called."""
         return self.owner == _CLOSED
-
-    def enter(self) -> None:
-        """Begin to work; the caller calls :meth:`leave` at the end.
-
-        :raises GuestMisuse: the world is closed, or somebody works with it.
-        """
-        if not self.acquire(False):
-            raise self.refusal()
-        self.owner = threading.get_ident()
-
-    def leave(self) -> None:
-        """End to work; raise what a sink raised meanwhile."""
-        if not self.is_closed():
-            self.release()
-        if self.failure is not None:
-            self.raise_failure()
 
     def raise_failure(self) -> None:
         """Raise, once, what a sink raised."""
@@ -82,7 +67,7 @@ class Door:
         return deliver
 
     def close(self) -> None:
-        """Let nobody in from now on; the caller, who is inside, leaves as ever."""
+        """Let nobody in from now on; the caller, who is inside, does not release it."""
         self.owner = _CLOSED
 
     def refusal(self) -> GuestMisuse:
@@ -112,17 +97,22 @@ _R = TypeVar("_R")
 def working(method: Callable[Concatenate[_W, _P], _R]) -> Callable[Concatenate[_W, _P], _R]:
     """The method may touch the machine: it has the door for itself while it runs.
 
-    :raises GuestMisuse: as :meth:`Door.enter`.
+    :raises GuestMisuse: the world is closed, or somebody works with it (:meth:`Door.refusal`).
     """
 
     @functools.wraps(method)
     def inside(self: _W, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         door = self._door
-        door.enter()
+        if not door.acquire(False):
+            raise door.refusal()
+        door.owner = get_ident()
         try:
             return method(self, *args, **kwargs)
         finally:
-            door.leave()
+            if door.owner != _CLOSED:
+                door.release()
+            if door.failure is not None:
+                door.raise_failure()
 
     return inside
 
@@ -140,10 +130,12 @@ def looking(method: Callable[Concatenate[_W, _P], _R]) -> Callable[Concatenate[_
             if not door.is_mine():
                 raise door.refusal()
             return method(self, *args, **kwargs)
-        door.owner = threading.get_ident()
+        door.owner = get_ident()
         try:
             return method(self, *args, **kwargs)
         finally:
-            door.leave()
+            door.release()
+            if door.failure is not None:
+                door.raise_failure()
 
     return inside

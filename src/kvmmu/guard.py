@@ -12,7 +12,7 @@ from . import arguments
 from .addr import Gpa, gpa_to_gfn
 from .errors import GuestMisuse, KvmIoctlError, OutOfFrames
 from .guest.tables import ControlRegisters
-from .hw.bits import CR4_LA57, EFER_LMA
+from .hw.bits import ACCESS_USER, CR4_LA57, EFER_LMA
 from .kvm.legal import broken_rule
 from .kvm.vcpu import Vcpu
 from .kvm.vm import Vm
@@ -67,6 +67,11 @@ def registers(vm: Vm, vcpu: Vcpu, values: object) -> None:
         raise KvmIoctlError(errno.EINVAL, f"EINVAL: KVM_SET_SREGS, {broken}")
 
 
+def user_bit(user: object) -> int:
+    """What ``user`` adds to the kind of an access."""
+    return ACCESS_USER if arguments.flag("user", user) else 0
+
+
 def linear(vcpu: Vcpu, gva: int, size: int) -> None:
     """Nothing, if an instruction of ``vcpu`` can access ``size`` bytes at ``gva``.
 
@@ -92,6 +97,11 @@ def run_error(vcpu: Vcpu, gva: int) -> OutOfFrames | KvmIoctlError:
             f"access at {gva:#x}: no free frame left of nr_frames={nr} ({nr >> 8} MB): give World() more"
         )
     return KvmIoctlError(-vcpu.run_errno, f"KVM_RUN: access at {gva:#x} cannot be resolved by the host")
+
+
+def load(gpa: object, size: object) -> None:
+    """Nothing, if ``size`` bytes at ``gpa`` are a range of addresses."""
+    arguments.length("gpa", arguments.number("gpa", gpa), size)
 
 
 def store(vm: Vm, gpa: object, nr_bytes: int) -> None:

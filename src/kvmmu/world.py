@@ -19,7 +19,7 @@ from .errors import ConfigError, GuestMisuse, KvmIoctlError, KvmmuError
 from .guest.tables import ControlRegisters, GuestTables, TablePages
 from .host.frames import FrameAllocator
 from .host.mm import Mm
-from .hw.bits import ACCESS_AC, ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE, INSN_DONE, X86_EFLAGS_AC
+from .hw.bits import ACCESS_AC, ACCESS_FETCH, ACCESS_WRITE, INSN_DONE, X86_EFLAGS_AC
 from .hw.cpu import Cpu
 from .hw.cpumodel import CpuModel
 from .hw.memory import PhysicalMemory
@@ -43,7 +43,7 @@ from .kvm.outcome import (
 from .kvm.regions import UserMemoryRegion
 from .kvm.vcpu import Vcpu
 from .look import SpteElement
-from .page_types import PAGE_SHIFT, PAGE_SIZE
+from .page_types import PAGE_SHIFT, PAGE_SIZE, U64
 from .params import Params
 from .sync import Gate
 from .tracepoint import Event
@@ -54,6 +54,9 @@ DEFAULT_FRAMES = 1 << 18
 DEFAULT_TABLE_BYTES = 2 << 20
 # A type of INVPCID that does not exist.
 _NO_KIND = 4
+# Ranges of at most a page from here down do not pass the end of addresses.
+_LAST_WORD = U64 - PAGE_SIZE
+_OFFSET = PAGE_SIZE - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +191,9 @@ class World:
 
         :raises UserError: not all of it lies in writable memslots; nothing is stored then.
         """
-        raw = arguments.data_bytes(data, size)
-        guard.store(self.vm, gpa, len(raw))
+        raw = data if type(data) is bytes else arguments.data_bytes(data, size)
+        if type(gpa) is not int or not 0 <= gpa <= _LAST_WORD or (gpa & _OFFSET) + len(raw) > PAGE_SIZE:
+            guard.store(self.vm, gpa, len(raw))
         if guestmem.write_guest(self.vm, 0, Gpa(gpa), raw):
             raise GuestMisuse(f"gpa {gpa:#x}: no writable memslot there; add_slot() first")
 
@@ -199,11 +203,11 @@ class World:
 
         :raises UserError: not all of it lies in memslots.
         """
-        return self._peek(gpa, size)
+        return self._peek_inside(gpa, size)
 
-    def _peek(self, gpa: int, size: int) -> bytes:
-        arguments.number("gpa", gpa)
-        arguments.length("gpa", gpa, size)
+    def _peek_inside(self, gpa: int, size: int) -> bytes:
+        if type(gpa) is not int or type(size) is not int or not 0 <= gpa <= _LAST_WORD or not 0 <= size <= PAGE_SIZE:
+            guard.load(gpa, size)
         data = guestmem.read_guest(self.vm, 0, Gpa(gpa), size)
         if data is None:
             raise GuestMisuse(f"gpa {gpa:#x}: no memslot there; add_slot() first")
@@ -310,16 +314,16 @@ class World:
 
     def read(self, vcpu: Vcpu, gva: Gva | int, size: int = 8, *, user: bool = False) -> Access:
         """A load of ``size`` bytes at ``gva``."""
-        return self._access(vcpu, gva, _user_bit(user), None, size)
+        return self._access(vcpu, gva, 0 if user is False else guard.user_bit(user), None, size)
 
     def fetch(self, vcpu: Vcpu, gva: Gva | int, size: int = 1, *, user: bool = False) -> Access:
         """An instruction fetch of ``size`` bytes at ``gva``."""
-        return self._access(vcpu, gva, ACCESS_FETCH | _user_bit(user), None, size)
+        return self._access(vcpu, gva, ACCESS_FETCH | (0 if user is False else guard.user_bit(user)), None, size)
 
     def write(self, vcpu: Vcpu, gva: Gva | int, data: bytes | int, size: int = 8, *, user: bool = False) -> Access:
         """A store of ``data`` (an int is ``size`` bytes, little endian) at ``gva``."""
-        raw = arguments.data_bytes(data, size)
-        return self._access(vcpu, gva, ACCESS_WRITE | _user_bit(user), raw, len(raw))
+        raw = data if type(data) is bytes else arguments.data_bytes(data, size)
+        return self._access(vcpu, gva, ACCESS_WRITE | (0 if user is False else guard.user_bit(user)), raw, len(raw))
 
     def _access(self, vcpu: Vcpu, gva: Gva | int, kind: int, data: bytes | None, size: int) -> Access:
         if type(gva) is not int or type(size) is not int or type(vcpu) is not Vcpu or vcpu.vm is not self.vm:
@@ -378,10 +382,10 @@ class World:
         # What a read finds that kvm has just emulated; its last part lies at vcpu.mmio_gpa.
         first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
         if size == first:
-            return self._peek(vcpu.mmio_gpa, size)
-        second = self._peek(vcpu.mmio_gpa, size - first)
+            return self._peek_inside(vcpu.mmio_gpa, size)
+        second = self._peek_inside(vcpu.mmio_gpa, size - first)
         gpa = walker.gva_to_gpa(vcpu, vcpu.walk_mmu, Gva(gva), emulator.walk_access(kind))
-        return self._peek(vcpu.exit_address if gpa == INVALID_GPA else gpa, first) + second
+        return self._peek_inside(vcpu.exit_address if gpa == INVALID_GPA else gpa, first) + second
 
     # Looking.
 
@@ -436,10 +440,6 @@ class World:
         for vcpu in list(self.vm.vcpus):
             run.destroy_vcpu(vcpu)
         self._door.close()
-
-
-def _user_bit(user: bool) -> int:
-    return ACCESS_USER if user is not False and arguments.flag("user", user) else 0
 
 
 def nr_frames_for(nr_bytes: int) -> int:
