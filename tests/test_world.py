@@ -12,6 +12,7 @@ import pytest
 from kvmmu.errors import ConfigError, GuestMisuse, KvmIoctlError, OutOfFrames, UserError
 from kvmmu.guest.tables import SIZE_2M, ControlRegisters
 from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from kvmmu.kvm.mmu.audit import audit
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.look import shadow_pages
 from kvmmu.params import Params
@@ -311,8 +312,7 @@ def test_maxphyaddr_is_each_vcpus_own() -> None:
 def test_a_walk_is_empty_without_a_root_and_ends_where_nothing_is_present() -> None:
     world, vcpu = machine()
     assert world.walk(vcpu, 0x40_0000) == []
-    assert world.vm.n_used_mmu_pages == 0
-    assert shadow_pages(world.vm) == []
+    assert world.shadow_pages() == []
     world.write(vcpu, 0x40_0000, b"x")
     assert [element.level for element in world.walk(vcpu, 0x40_0000)] == [4, 3, 2, 1]
     leaf = world.walk(vcpu, 0x40_0000)[-1]
@@ -409,9 +409,9 @@ def test_close_frees_every_frame_that_is_not_the_processes_own(npt: bool) -> Non
         assert world.read(vcpu, 0x50_0000).kind == "mmio"
     world.close()
     assert world.vm.vcpus == []
-    assert world.shadow_pages() == []
+    assert shadow_pages(world.vm) == []
     assert world.vm.n_used_mmu_pages == 0
-    world.audit()
+    audit(world.vm)
     world.mm.munmap(hva, 16 * MIB)
     # Frames of rmap descriptors stay with the VM for its next ones.
     assert world.frames.nr_free == nr_free - world.vm.nr_desc_frames
