@@ -12,7 +12,9 @@ import pytest
 from kvmmu.errors import ConfigError, GuestMisuse, KvmIoctlError, OutOfFrames, UserError
 from kvmmu.guest.tables import SIZE_2M, ControlRegisters
 from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES
+from kvmmu.kvm.mmu.audit import audit
 from kvmmu.kvm.vcpu import Vcpu
+from kvmmu.look import shadow_pages
 from kvmmu.params import Params
 from kvmmu.tracepoint import Event, event_cause, vcpu_of
 from kvmmu.world import Access, World, nr_frames_for
@@ -151,7 +153,7 @@ def test_memory_that_the_host_does_not_have_is_missed_when_it_is_populated() -> 
     world = World(nr_frames=64)
     world.add_slot(0, 0, MIB)
     free = world.frames.nr_free
-    with pytest.raises(OutOfFrames, match="no free frame left of 64"):
+    with pytest.raises(OutOfFrames, match="no free frame left of nr_frames=64"):
         world.add_slot(1, MIB, MIB, populate=True)
     assert (len(world.mm.vmas), world.frames.nr_free) == (1, free)
     assert world.vm.gfn_to_memslot(MIB >> 12, 0) is None
@@ -412,9 +414,9 @@ def test_close_frees_every_frame_that_is_not_the_processes_own(npt: bool) -> Non
         assert world.read(vcpu, 0x50_0000).kind == "mmio"
     world.close()
     assert world.vm.vcpus == []
-    assert world.shadow_pages() == []
+    assert shadow_pages(world.vm) == []
     assert world.vm.n_used_mmu_pages == 0
-    world.audit()
+    audit(world.vm)
     world.mm.munmap(hva, 16 * MIB)
     # Frames of rmap descriptors stay with the VM for its next ones.
     assert world.frames.nr_free == nr_free - world.vm.nr_desc_frames

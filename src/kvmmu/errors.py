@@ -41,8 +41,8 @@ class OutOfFrames(KvmmuError, MemoryError):
     """Physical memory has no free frame (or no free 2M or 1G block) left; the text names what was asked for."""
 
 
-class KvmIoctlError(KvmmuError, OSError):
-    """A memory ioctl that KVM refuses; ``errno`` is the kernel's, the text names the rule.
+class KvmIoctlError(OSError, UserError):
+    """An ioctl that KVM refuses; ``errno`` is the kernel's, the text names the rule.
 
     Arguments are those of :class:`OSError`: the errno (positive) and the text.
     """

@@ -98,6 +98,10 @@ class Trace:
         self.sink: Callable[[Event], object] | None = None
         self.vcpu_id = -1
 
+    def __repr__(self) -> str:
+        who = "" if self.vcpu_id < 0 else f", vCPU {self.vcpu_id} works"
+        return f"<Trace {'on' if self.on else 'off'} sinks {len(self.sinks)}{who}>"
+
     def attach(self, sink: Callable[[Event], object]) -> None:
         """Deliver every event to ``sink`` too from now on, after the sinks that are attached already."""
         self._set_sinks((*self.sinks, sink))

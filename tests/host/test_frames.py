@@ -42,7 +42,7 @@ def test_the_last_frame_returned_is_the_first_handed_out() -> None:
 def test_running_out_names_what_is_missing_and_is_a_memory_error() -> None:
     frames = allocator(3)
     frames.alloc()
-    with pytest.raises(OutOfFrames, match="no free frame left of 3"):
+    with pytest.raises(OutOfFrames, match="no free frame left of nr_frames=3"):
         frames.alloc()
     with pytest.raises(MemoryError):
         frames.alloc_zeroed()

@@ -321,7 +321,7 @@ class MmuMachine(RuleBasedStateMachine):
             world = self.rig.world
             world.close()
             assert world.vm.n_used_mmu_pages == 0
-            assert world.counters()["pages_4k"] == world.counters()["pages_2m"] == 0
+            assert world.vm.stat.pages_4k == world.vm.stat.pages_2m == 0
 
 
 class NptMachine(MmuMachine):

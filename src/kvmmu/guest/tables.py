@@ -33,6 +33,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from .. import arguments
 from ..addr import Gpa, Gva
 from ..errors import GuestMisuse
 from ..hw.bits import (
@@ -128,6 +129,7 @@ class TablePages:
     """
 
     def __init__(self, start: Gpa | int, end: Gpa | int) -> None:
+        arguments.numbers(start=start, end=end)
         if start % PAGE_SIZE or end % PAGE_SIZE or not start < end:
             raise GuestMisuse(f"table pages [{start:#x}, {end:#x}): bounds must be multiples of 0x1000, start first")
         self.start = start
@@ -150,9 +152,9 @@ def paging_mode_named(name: str) -> PagingMode:
 
     :raises GuestMisuse: no such mode.
     """
-    mode = _MODES.get(name)
+    mode = _MODES.get(name) if isinstance(name, str) else None
     if mode is None:
-        raise GuestMisuse(f"paging mode {name!r}: there are {', '.join(_MODES)}")
+        raise GuestMisuse(f"paging mode {arguments.describe(name)}: there are {', '.join(_MODES)}")
     return mode
 
 
@@ -194,6 +196,9 @@ class GuestTables:
     ) -> None:
         self.mode = paging_mode_named(mode)
         self.mode_name = mode
+        for what, called in (("load", load), ("store", store), ("new_table", new_table)):
+            arguments.function(what, called)
+        arguments.number("root", root)
         align = 32 if self.mode.has_pdptrs else PAGE_SIZE
         if root % align or root >> (self.mode.root_bits[1] + 1):
             bits = self.mode.root_bits[1] + 1
@@ -215,7 +220,8 @@ class GuestTables:
 
         ``cr0`` and ``cr4`` are further bits (CR0.WP, CR4.SMEP ...); what the mode needs is added. ``nx`` sets EFER.NX.
         """
-        efer = EFER_NX if nx else 0
+        arguments.numbers(cr0=cr0, cr4=cr4)
+        efer = EFER_NX if arguments.flag("nx", nx) else 0
         if self.mode.levels >= 4:
             efer |= EFER_LME | EFER_LMA
         return ControlRegisters(CR0_PE | CR0_ET | CR0_PG | cr0, self.root, _CR4[self.mode_name] | cr4, efer)
@@ -239,6 +245,8 @@ class GuestTables:
             larger page in the way.
         """
         level = self.level_of(size)
+        arguments.number("gpa", gpa)
+        self._check_words(table_flags=table_flags)
         entry = self._leaf_entry(gva, gpa, level, flags)
         place = self._place(gva, level, table_flags)
         self.store(place, entry, self.mode.entry_size)
@@ -255,7 +263,9 @@ class GuestTables:
             Where a larger page is in the way, or no page is left for a table, what lies below stays mapped.
         """
         level = self.level_of(size)
-        if nr_bytes < 0 or nr_bytes % size:
+        self._check_gva(gva)
+        arguments.numbers(gpa=gpa, nr_bytes=nr_bytes)
+        if nr_bytes % size:
             raise GuestMisuse(f"map_range of {nr_bytes:#x} bytes: must be a multiple of the page size {size:#x}")
         if nr_bytes == 0:
             return
@@ -300,18 +310,19 @@ class GuestTables:
 
         :raises GuestMisuse: a word wider than an entry, or no table of that level there.
         """
-        if entry >> (8 * self.mode.entry_size):
-            raise GuestMisuse(f"entry {entry:#x}: entries of mode {self.mode_name} have {self.mode.entry_size} bytes")
+        self._check_words(entry=entry)
         place = self.entry_gpa(gva, level)
         self.store(place, entry, self.mode.entry_size)
         return place
 
     def set_bits(self, gva: Gva | int, bits: int, level: int | None = None) -> int:
         """Set ``bits`` in the entry of ``gva`` at ``level`` (None: the leaf); returns the new entry."""
+        self._check_words(bits=bits)
         return self._change_bits(gva, level, bits, 0)
 
     def clear_bits(self, gva: Gva | int, bits: int, level: int | None = None) -> int:
         """Clear ``bits`` in the entry of ``gva`` at ``level`` (None: the leaf); returns the new entry."""
+        self._check_words(bits=bits)
         return self._change_bits(gva, level, 0, bits)
 
     def _change_bits(self, gva: Gva | int, level: int | None, to_set: int, to_clear: int) -> int:
@@ -332,7 +343,7 @@ class GuestTables:
             place = self._slot(table, gva, level)
             entry = self.load(place, self.mode.entry_size)
             elements.append(Element(level, place, entry))
-            if not entry & PT_PRESENT or self.is_leaf(entry, level):
+            if not entry & PT_PRESENT or self._is_leaf(entry, level):
                 break
             table = Gpa(entry & PT_FRAME)
         return elements
@@ -343,10 +354,13 @@ class GuestTables:
         ``limits`` are those of the CPU that uses the tables: they decide which bits are reserved. Tables are read as
         the iterator comes to them.
         """
+        arguments.instance("limits", limits, Limits, "kvmmu.hw.modes.Limits says which bits are reserved")
         return table_ranges(self, limits)
 
     def table_words(self, table: Gpa, count: int) -> Sequence[int]:
         """The first ``count`` entries of the table at gpa ``table``."""
+        arguments.number("table", table)
+        arguments.number("count", count, PAGE_SIZE // self.mode.entry_size)
         size = self.mode.entry_size
         if self.load_bytes is None:
             return [self.load(Gpa(table + offset), size) for offset in range(0, count * size, size)]
@@ -354,6 +368,10 @@ class GuestTables:
 
     def is_leaf(self, entry: int, level: int) -> bool:
         """Whether ``entry`` of ``level`` maps a page rather than a table."""
+        arguments.numbers(entry=entry, level=level)
+        return self._is_leaf(entry, level)
+
+    def _is_leaf(self, entry: int, level: int) -> bool:
         return level == 1 or (level in self.mode.large_levels and entry & PT_PAGE_SIZE != 0)
 
     def entry_gpa(self, gva: Gva | int, level: int) -> Gpa:
@@ -362,12 +380,13 @@ class GuestTables:
         :raises GuestMisuse: no such level, or the tables above do not lead to it.
         """
         self._check_gva(gva)
+        arguments.whole("level", level)
         if not 1 <= level <= self.mode.levels:
             raise GuestMisuse(f"level {level}: mode {self.mode_name} has levels 1 to {self.mode.levels}")
         table = self.root
         for above in range(self.mode.levels, level, -1):
             entry = self.load(self._slot(table, gva, above), self.mode.entry_size)
-            if not entry & PT_PRESENT or self.is_leaf(entry, above):
+            if not entry & PT_PRESENT or self._is_leaf(entry, above):
                 what = "maps a page" if entry & PT_PRESENT else "is not present"
                 raise GuestMisuse(f"gva {gva:#x} has no table of level {level}: its level {above} entry {what}")
             table = Gpa(entry & PT_FRAME)
@@ -382,6 +401,7 @@ class GuestTables:
 
         :raises GuestMisuse: the mode has no such pages.
         """
+        arguments.whole("size", size)
         levels = (1, *self.mode.large_levels)
         sizes = {PAGE_SIZE << (self.mode.index_bits * (level - 1)): level for level in levels}
         if size not in sizes:
@@ -396,12 +416,12 @@ class GuestTables:
         if gva % size or gpa % size:
             name = _SIZE_NAMES[size]
             raise GuestMisuse(f"map gva {gva:#x} to gpa {gpa:#x}: both must be multiples of {size:#x} ({name})")
-        if flags >> (8 * self.mode.entry_size):
-            raise GuestMisuse(f"flags {flags:#x}: entries of mode {self.mode_name} have {self.mode.entry_size} bytes")
+        self._check_words(flags=flags)
         return self._leaf_word(gpa, level) | flags
 
     # Bits above those that the mode translates must be copies of the highest (or 0, outside long mode).
     def _check_gva(self, gva: int) -> None:
+        arguments.whole("gva", gva)
         if self.mode.levels < 4:
             if not 0 <= gva < 1 << 32:
                 raise GuestMisuse(f"gva {gva:#x}: addresses of mode {self.mode_name} have 32 bits")
@@ -414,6 +434,13 @@ class GuestTables:
     # Address bits that the tables translate.
     def _gva_bits(self) -> int:
         return 32 if self.mode.levels < 4 else 12 + 9 * self.mode.levels
+
+    # Words that go into entries must fit there.
+    def _check_words(self, **words: int) -> None:
+        for what, word in words.items():
+            if arguments.number(what, word) >> (8 * self.mode.entry_size):
+                size = self.mode.entry_size
+                raise GuestMisuse(f"{what} {word:#x}: entries of mode {self.mode_name} have {size} bytes")
 
     def _slot(self, table: int, gva: int, level: int) -> Gpa:
         bits = self.mode.index_bits
@@ -429,7 +456,7 @@ class GuestTables:
         for above in range(self.mode.levels, level, -1):
             place = self._slot(table, gva, above)
             entry = self.load(place, size)
-            if entry & PT_PRESENT and self.is_leaf(entry, above):
+            if entry & PT_PRESENT and self._is_leaf(entry, above):
                 raise GuestMisuse(f"gva {gva:#x}: level {above} maps a larger page ({entry:#x}); unmap() it first")
             if not entry & PT_PRESENT:
                 entry = self._make_table(above, table_flags)

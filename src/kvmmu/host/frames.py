@@ -225,7 +225,8 @@ class FrameAllocator:
             pfn = self.free_blocks[3].pop()
             self._break_down(pfn, pfn + pages_per_level(3))
         if not self.free_blocks[2]:
-            raise OutOfFrames(f"no free frame left of {self.nr_frames} ({self.nr_frames >> 8} MB): give the host more")
+            size = self.nr_frames >> 8
+            raise OutOfFrames(f"no free frame left of nr_frames={self.nr_frames} ({size} MB): give the host more")
         pfn = self.free_blocks[2].pop()
         # Descending, so that the stack hands them out in ascending order.
         for i in range(pages_per_level(2)):
@@ -246,7 +247,7 @@ class FrameAllocator:
             self._break_down(first, first + pages_per_level(3))
             return self.free_blocks[2].pop()
         size = "2M" if level == 2 else "1G"
-        raise OutOfFrames(f"no free aligned {size} block in {self.nr_frames} frames ({self.nr_free} free)")
+        raise OutOfFrames(f"no free aligned {size} block in nr_frames={self.nr_frames} ({self.nr_free} free)")
 
     # Make the free run [pfn, end) available as 2M blocks and, outside of those, as frames.
     def _break_down(self, pfn: Pfn, end: Pfn) -> int:

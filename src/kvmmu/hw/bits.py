@@ -39,6 +39,9 @@ CR0_NW = 1 << 29
 CR0_CD = 1 << 30
 CR0_PG = 1 << 31
 
+#: The bits of CR0 that mean something; MOV to CR0 ignores the others below bit 32.
+CR0_DEFINED = 0xE005_003F
+
 #: Bits of CR3 that name the process-context identifier while CR4.PCIDE is set.
 CR3_PCID = 0xFFF
 #: In the operand of MOV to CR3: keep the new PCID's translations.
@@ -53,11 +56,16 @@ CR4_SMEP = 1 << 20
 CR4_SMAP = 1 << 21
 CR4_PKE = 1 << 22
 
+#: The bits of CR4 that KVM has for a guest on AMD: 12 to 0, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE.
+CR4_DEFINED = 0x0077_1FFF
+
 EFER_SCE = 1 << 0
 EFER_LME = 1 << 8
 EFER_LMA = 1 << 10
 EFER_NX = 1 << 11
 EFER_SVME = 1 << 12
+#: The bits of EFER that KVM has for a guest on AMD: those above, LMSLE (13) and FFXSR (14).
+EFER_DEFINED = 0x7D01
 
 # Error codes: bits 0 to 15 are the #PF's, 31 to 36 are added by a nested page fault, 48 and 49 by KVM itself.
 PFERR_PRESENT = 1 << 0

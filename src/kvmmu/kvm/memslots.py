@@ -230,6 +230,11 @@ class Memslots:
         self.by_id = {slot.id: slot for slot in slots}
         self.last_used: Memslot | None = None
 
+    def __repr__(self) -> str:
+        shown = "".join(f" {slot!r}" for slot in self.slots[:4])
+        more = f" and {len(self.slots) - 4} more" if len(self.slots) > 4 else ""
+        return f"<Memslots {self.as_id} generation {self.generation:#x} slots {len(self.slots)}{shown}{more}>"
+
     def find(self, gfn: Gfn) -> Memslot | None:
         """The slot that holds ``gfn``, or None; tries the last one found first (``gfn_to_memslot``)."""
         slot = self.last_used

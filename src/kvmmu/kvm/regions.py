@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from .. import arguments
 from ..addr import Gfn, Gpa, Hva
-from ..errors import KvmBug, KvmIoctlError, UserError
+from ..errors import KvmBug, KvmIoctlError
 from ..host.bits import USER_END
 from ..page_types import PAGE_SHIFT, PAGE_SIZE
 from ..params import KVM_MIN_ALLOC_MMU_PAGES
@@ -63,10 +64,10 @@ class UserMemoryRegion:
     userspace_addr: Hva
 
     def __post_init__(self) -> None:
-        for name, end in (("slot", _U32_END), ("flags", _U32_END)):
-            _check_width(name, getattr(self, name), end)
+        for name in ("slot", "flags"):
+            arguments.number(name, getattr(self, name), _U32_END - 1)
         for name in ("guest_phys_addr", "memory_size", "userspace_addr"):
-            _check_width(name, getattr(self, name), _U64_END)
+            arguments.number(name, getattr(self, name))
 
 
 class _Change(Enum):
@@ -147,11 +148,6 @@ def _refuse(number: int, text: str) -> None:
 # "address space:id", as slots are printed.
 def _name(region: UserMemoryRegion) -> str:
     return f"{region.slot >> 16}:{region.slot & 0xFFFF}"
-
-
-def _check_width(name: str, value: int, end: int) -> None:
-    if not 0 <= value < end:
-        raise UserError(f"{name} {value:#x}: must be from 0 to {end - 1:#x}")
 
 
 # Alignment, ranges and numbers, before any slot is looked at.

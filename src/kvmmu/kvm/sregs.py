@@ -11,11 +11,13 @@ from __future__ import annotations
 from ..addr import Gva
 from ..hw.bits import (
     CR0_CD,
+    CR0_DEFINED,
     CR0_ET,
     CR0_NW,
     CR0_PE,
     CR0_PG,
     CR0_WP,
+    CR4_DEFINED,
     CR4_LA57,
     CR4_PAE,
     CR4_PCIDE,
@@ -24,6 +26,7 @@ from ..hw.bits import (
     CR4_PSE,
     CR4_SMAP,
     CR4_SMEP,
+    EFER_DEFINED,
     EFER_LMA,
     EFER_LME,
     EFER_NX,
@@ -99,11 +102,14 @@ def is_valid_cr0(vcpu: Vcpu, cr0: int) -> bool:
 
 
 def set_cr0(vcpu: Vcpu, cr0: int) -> int:
-    """Set CR0 as MOV to CR0 does, LMA included; INSN_DONE or INSN_GP (bits that exclude each other, bad PDPTEs)."""
+    """Set CR0 as MOV to CR0 does, LMA included; INSN_DONE or INSN_GP (bits that exclude each other, bad PDPTEs).
+
+    Bits that do not exist are ignored, those above bit 31 are not.
+    """
     old = vcpu.cr0
     if not is_valid_cr0(vcpu, cr0):
         return INSN_GP
-    cr0 |= CR0_ET
+    cr0 = (cr0 | CR0_ET) & CR0_DEFINED
     changed = old ^ cr0
     if not vcpu.efer & EFER_LME and vcpu.cr4 & CR4_PAE and cr0 & CR0_PG and changed & (CR0_PG | _CR0_CD_NW):
         if not reload_pdptrs(vcpu, vcpu.cr3):
@@ -135,7 +141,9 @@ def post_set_cr0(vcpu: Vcpu, old: int, cr0: int) -> int:
 
 
 def is_valid_cr4(vcpu: Vcpu, cr4: int) -> bool:
-    """Protection keys are hidden from the guest without nested paging."""
+    """No bit that CPUID lacks; protection keys are hidden from the guest without nested paging."""
+    if cr4 & ~CR4_DEFINED or (cr4 & CR4_PCIDE and not vcpu.has_pcid):
+        return False
     if cr4 & CR4_PKE and not vcpu.vm.tdp_enabled:
         return False
     changed = vcpu.cr4 ^ cr4
@@ -169,8 +177,10 @@ def set_cr4(vcpu: Vcpu, cr4: int) -> int:
 
 
 def set_efer(vcpu: Vcpu, efer: int) -> int:
-    """Set EFER as WRMSR does; LMA is the CPU's own. INSN_GP: LME cannot change while paging, no NX in CPUID."""
+    """Set EFER as WRMSR does; LMA is the CPU's own. INSN_GP: a bit that CPUID lacks, LME while paging."""
     changed = (vcpu.efer ^ efer) & ~EFER_LMA
+    if efer & ~EFER_DEFINED:
+        return INSN_GP
     if (changed & EFER_LME and vcpu.cr0 & CR0_PG) or (efer & EFER_NX and not vcpu.has_nx):
         return INSN_GP
     vcpu.efer = (efer & ~EFER_LMA) | (vcpu.efer & EFER_LMA)

@@ -89,6 +89,9 @@ class VmStat:
         self.max_mmu_rmap_size = 0
         self.max_mmu_page_hash_collisions = 0
 
+    def __repr__(self) -> str:
+        return _repr("VmStat", self.as_dict(nonzero=True))
+
     def names(self) -> tuple[str, ...]:
         """Names of the statistics in the order of the statistics file descriptor."""
         return _VM_NAMES
@@ -140,6 +143,9 @@ class VcpuStat:
         self.insn_emulation = 0
         self.insn_emulation_fail = 0
 
+    def __repr__(self) -> str:
+        return _repr("VcpuStat", self.as_dict(nonzero=True))
+
     def names(self) -> tuple[str, ...]:
         """Names of the statistics in the order of the statistics file descriptor."""
         return _VCPU_NAMES
@@ -154,7 +160,11 @@ class VcpuStat:
         setattr(self, name, 0)
 
 
-# Both classes share this: compiled classes have no common base with fields of their own.
+# Both classes share these: compiled classes have no common base with fields of their own.
+def _repr(kind: str, values: dict[str, int]) -> str:
+    return f"<{' '.join([kind, *(f'{name} {value}' for name, value in values.items())])}>"
+
+
 def _as_dict(stat: VmStat | VcpuStat, names: tuple[str, ...], nonzero: bool) -> dict[str, int]:
     values = {name: int(getattr(stat, name)) for name in names}
     return {name: value for name, value in values.items() if value or not nonzero}

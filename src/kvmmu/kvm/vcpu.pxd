@@ -22,8 +22,8 @@ cdef class Vcpu:
     cdef readonly Mmu root_mmu
     cdef readonly Mmu guest_mmu
     cdef readonly Mmu nested_mmu
-    cdef public Mmu mmu                 # whose root is in use: faults go here
-    cdef public Mmu walk_mmu            # whose tables translate a gva of the code that runs
+    cdef readonly Mmu mmu               # whose root is in use: faults go here
+    cdef readonly Mmu walk_mmu          # whose tables translate a gva of the code that runs
     cdef readonly VcpuStat stat
     # Guest state.
     cdef public u64 cr0

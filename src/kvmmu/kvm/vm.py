@@ -117,6 +117,14 @@ class Vm:
         self.vcpus: list[Vcpu] = []
         self.stat = VmStat()
 
+    def __repr__(self) -> str:
+        mmu = "npt" if self.tdp_enabled else "shadow"
+        nr_slots = sum(len(slots.slots) for slots in self.memslots)
+        return (
+            f"<Vm {mmu} vcpus {len(self.vcpus)} slots {nr_slots}"
+            f" shadow pages {self.n_used_mmu_pages} of {self.n_max_mmu_pages}>"
+        )
+
     def is_write_tracking_enabled(self) -> bool:
         """Whether memslots count the guest tables in each gfn: without nested paging, or with the first shadow root."""
         return not self.tdp_enabled or self.is_shadow_root_allocated()
