@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 
 from . import arguments
+from .addr import Gpa, gpa_to_gfn
 from .errors import GuestMisuse, KvmIoctlError, OutOfFrames
 from .guest.tables import ControlRegisters
 from .hw.bits import ACCESS_USER, CR4_LA57, EFER_LMA
@@ -101,3 +102,16 @@ def run_error(vcpu: Vcpu, gva: int) -> OutOfFrames | KvmIoctlError:
 def span(gpa: object, size: object) -> None:
     """Nothing, if ``size`` bytes at ``gpa`` are a range of addresses."""
     arguments.length("gpa", arguments.number("gpa", gpa), size)
+
+
+def store(vm: Vm, gpa: object, nr_bytes: int) -> None:
+    """Nothing, if slots hold all of ``nr_bytes`` at ``gpa``: a store must not stop half way.
+
+    :raises UserError: ``gpa`` is no address, or a page without a slot.
+    """
+    first = arguments.number("gpa", gpa)
+    arguments.length("gpa", first, nr_bytes)
+    for page in range(first - first % PAGE_SIZE, first + nr_bytes, PAGE_SIZE):
+        if vm.slots_of(0).find(gpa_to_gfn(Gpa(page))) is None:
+            where = f"; the first page without one is at {page:#x}" if page > first else ""
+            raise GuestMisuse(f"gpa {first:#x}: no memslot there for {nr_bytes:#x} bytes{where}; add_slot()")

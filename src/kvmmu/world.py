@@ -160,7 +160,10 @@ class World:
         That is past the memslot: a ROM takes it, no exit, no dirty log, no tracking; kvm hears of it only if the host
         must find another page. All of ``data`` is stored or, after an error, nothing.
         """
-        if guestmem.write_from_process(self.vm, 0, Gpa(gpa), _bytes_at(gpa, data, size)):
+        raw = _bytes_at(gpa, data, size)
+        if (gpa & _OFFSET) + len(raw) > PAGE_SIZE:
+            guard.store(self.vm, gpa, len(raw))
+        if guestmem.write_from_process(self.vm, 0, Gpa(gpa), raw):
             raise GuestMisuse(f"gpa {gpa:#x}: no memslot there, or the process has nothing to write; add_slot() first")
 
     @working

@@ -172,14 +172,14 @@ def test_a_table_is_cleared_and_a_run_stored_in_one_go() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((0, 0, -4096), "map_range of -0x1000 bytes"),
+        ((0, 0, -4096), "nr_bytes -0x1000: must be from 0"),
         ((0, 0, 4097), "multiple of the page size"),
         ((0, 0, 4096, 4095), "page size 0xfff"),
         ((1 << 46, 0, 1 << 47), "not canonical"),
         ((0, 0, (1 << 64) - 4096), "holds 52 bits"),
         ((0xFFFF_FFFF_FFFF_F000, 0, 8192), "not canonical"),
         ((0, (1 << 52) - 4096, 8192), "holds 52 bits"),
-        ((0, -4096, 8192), "holds 52 bits"),
+        ((0, -4096, 8192), "gpa -0x1000: must be from 0"),
         ((0, 0, 8192, SIZE_4K, -1), "flags -0x1"),
         ((0, 0, 8192, SIZE_4K, 1 << 64), "flags 0x10000000000000000"),
     ],

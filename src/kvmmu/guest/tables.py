@@ -198,6 +198,9 @@ class GuestTables:
         self.mode_name = mode
         for what, called in (("load", load), ("store", store), ("new_table", new_table)):
             arguments.function(what, called)
+        for what, optional in (("load_bytes", load_bytes), ("store_bytes", store_bytes)):
+            if optional is not None:
+                arguments.function(what, optional)
         arguments.number("root", root)
         align = 32 if self.mode.has_pdptrs else PAGE_SIZE
         if root % align or root >> (self.mode.root_bits[1] + 1):
