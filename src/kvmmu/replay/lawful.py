@@ -50,8 +50,11 @@ from ..record.format import Header
 from ..record.reader import Reader
 from .past import NOW, CpuPast, Past, Root
 
-#: Entries that one question looks at; a guest that needs more is answered with what was found.
+#: Entries that one question looks at, the newest first; what lies beyond is not accepted. After so many in all
+#: questions, a question gets few.
 MOST_STEPS = 20_000
+MOST_STEPS_IN_ALL = 1 << 24
+FEW_STEPS = 256
 # QEMU lets these bits pass in PDPTEs, and the replay clears them: see machine.clean_pdptes().
 _PDPTE_LOW = 0x1E6
 
@@ -96,48 +99,57 @@ class Judge:
         self.maxphyaddr = header.maxphyaddr
         self.has_gbpages = header.has("pdpe1gb")
         self.left = 0
+        self.steps = 0
 
-    def lawful(self, reader: Reader) -> list[Lawful]:
-        """Every translation that the CPU of the access in hand may use for its gva."""
+    def lawful(self, reader: Reader) -> Iterator[Lawful]:
+        """Every translation that the CPU of the access in hand may use for its gva; that of the tables as they are, if
+        they have one, comes first.
+        """
         self.past.advance(reader.position - 1)
         cpu = self.past.cpus[reader.cpu]
-        self.left = MOST_STEPS
+        self.left = MOST_STEPS if self.steps < MOST_STEPS_IN_ALL else FEW_STEPS
         gva = cpu.trim(reader.gva)
         mode = paging_mode(cpu.cr0, cpu.cr4, cpu.efer)
         if mode.levels == 0:
-            return [Lawful(gva, True, True, True, 0, True)]
+            yield Lawful(gva, True, True, True, 0, True)
+            return
         gva &= bit_range(0, mode.gva_bits - 1)
         # The newest first: where the steps end, what is left out is old.
         roots = sorted(cpu.roots.values(), key=lambda root: root.left, reverse=True)
         top = bit_range(mode.root_bits[0], min(mode.root_bits[1], self.maxphyaddr - 1))
-        found: list[Lawful] = []
+        after = max(cpu.first_floor(gva), self.past.known_from)
         for root in roots:
             start = Step(mode.levels, root.cr3 & top, -1, root.left, PT_WRITABLE | PT_USER, 0)
-            found.extend(self._walk(cpu, root, mode, gva, start))
-        return found
+            yield from self._walk(cpu, root, mode, gva, after, start)
 
-    def permitted(self, reader: Reader) -> list[Lawful]:
+    def permitted(self, reader: Reader) -> Iterator[Lawful]:
         """Those of :meth:`lawful` that let the access in hand pass."""
-        translations = self.lawful(reader)
         cpu = self.past.cpus[reader.cpu]
-        return [translation for translation in translations if is_permitted(cpu, translation, reader.access)]
+        for translation in self.lawful(reader):
+            if is_permitted(cpu, translation, reader.access):
+                yield translation
 
-    def _walk(self, cpu: CpuPast, root: Root, mode: PagingMode, gva: int, step: Step) -> Iterator[Lawful]:
+    # The translations below a step of a walk from `root`, by entries that were valid until later than `after`.
+    def _walk(self, cpu: CpuPast, root: Root, mode: PagingMode, gva: int, after: int, step: Step) -> Iterator[Lawful]:
         level = step.level
         limits = Limits(self.maxphyaddr, cpu.efer & EFER_NX != 0, self.has_gbpages)
         shift = 12 + mode.index_bits * (level - 1)
         is_pdpte = mode.has_pdptrs and level == 3
         index = gva >> shift & bit_range(0, mode.index_bits - 1)
         place = step.table + (index & 3 if is_pdpte else index) * mode.entry_size
-        for since, until, entry in self.past.values(place, mode.entry_size):
+        for since, until, entry in self.past.values(place, mode.entry_size, root.loaded if is_pdpte else after):
             self.left -= 1
+            self.steps += 1
             if self.left < 0:
                 return
             if is_pdpte:
                 if not since < root.loaded < until:
                     continue
                 until = NOW
-            elif since >= root.left or until <= step.since or until <= max(cpu.all, self.past.known_from):
+            elif until <= step.since:
+                # Older ones ended before, too.
+                return
+            elif since >= root.left:
                 continue
             is_large = bool(entry & PT_PAGE_SIZE) and not is_pdpte and is_large_level(mode, level, limits)
             reserved = reserved_bits(mode, level, is_large, limits)
@@ -149,7 +161,7 @@ class Judge:
             allowed, nx = (step.allowed, step.nx) if is_pdpte else (step.allowed & entry, step.nx | entry)
             below = Step(level - 1, entry & PT_FRAME, since, until, allowed, nx)
             if level > 1 and not is_large:
-                yield from self._walk(cpu, root, mode, gva, below)
+                yield from self._walk(cpu, root, mode, gva, after, below)
             else:
                 yield from self._leaf(cpu, root, mode, gva, entry, shift, below)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Iterator
 
 from ..hw.bits import (
     CR0_CD,
@@ -107,6 +108,10 @@ class CpuPast:
         if is_global:
             return max(self.all, self.globals, page)
         return max(self.all, self.local, self.pcids.get(self.pcid, -1), page)
+
+    def first_floor(self, gva: int) -> int:
+        """The earliest that :meth:`floor` is, whatever page it turns out to be."""
+        return min(self.floor(is_global, shift, gva) for is_global in (False, True) for shift in PAGE_SHIFTS)
 
     def dropped_between(self, pcid: int, after: int, before: int) -> bool:
         """Whether the paging-structure caches of ``pcid`` were dropped after the one moment and before the other."""
@@ -281,22 +286,22 @@ class Past:
             if not values:
                 del self.overwritten[oldest]
 
-    def values(self, gpa: int, size: int) -> list[tuple[int, int, int]]:
-        """``(since, until, value)`` of the entry of ``size`` bytes at ``gpa``, newest first; A and D as they were
-        recorded. Empty: no record shows this table.
+    def values(self, gpa: int, size: int, after: int) -> Iterator[tuple[int, int, int]]:
+        """``(since, until, value)`` of the entry of ``size`` bytes at ``gpa``, newest first, while it was valid until
+        later than ``after``; A and D as they were recorded. None at all: no record shows this table.
         """
         table = self.tables.get(gpa >> 12)
         if table is None:
-            return []
+            return
         place = gpa & ~7
         shift, mask = (0, (1 << 64) - 1) if size == 8 else ((gpa & 4) * 8, 0xFFFF_FFFF)
-        found = []
-        since = max(self.first_seen[gpa >> 12], self.known_from)
-        for until, value in self.overwritten.get(place, ()):
-            found.append((since, until, value >> shift & mask))
-            since = until
-        found.append((since, NOW, table[(place & 0xFFF) >> 3] >> shift & mask))
-        return found[::-1]
+        until, value = NOW, table[(place & 0xFFF) >> 3]
+        for since, older in reversed(self.overwritten.get(place, ())):
+            yield since, until, value >> shift & mask
+            until, value = since, older
+            if until <= after:
+                return
+        yield max(self.first_seen[gpa >> 12], self.known_from), until, value >> shift & mask
 
     def content(self, gpa: int, size: int) -> bytes | None:
         """What the records say of ``size`` bytes at ``gpa``, within one page; None: it is no table that they show."""

@@ -214,17 +214,18 @@ class Player:
         """Whether the machine and the model, which ended as :meth:`disagree` says, both did what the CPU may do."""
         if self.judge is None:
             self.judge = Judge(self.reader.path, self.reader.header)
-        permitted = self.judge.permitted(self.reader)
         found_gpa = False
         found_where = how == MODEL_FAULT
-        for page in permitted:
+        for page in self.judge.permitted(self.reader):
+            if how == MODEL_FAULT and page.is_current:
+                return False
             if page.gpa == self.reader.gpa:
                 found_gpa = True
             elif how != MODEL_FAULT and where == (page.gpa if how == MODEL_EMULATED else self.home_of(page.gpa)):
                 found_where = True
-            if how == MODEL_FAULT and page.is_current:
-                return False
-        return found_gpa and found_where
+            if found_gpa and found_where:
+                return True
+        return False
 
     def home_of(self, gpa: int) -> int:
         """Where ``gpa`` is in physical memory; NO_HPA: in no memory."""
