@@ -26,7 +26,7 @@ HOT = {
     "host/frames": ("alloc_block", "_alloc_slow", "_carve", "_break_down", "_free"),
     "host/mm": (),
     "host/mmfault": ("_try_map_block", "_break_cow"),
-    "host/pagetable": ("has_pmd_table", "may_map_block", "first_mapped", "map_pages", "split"),
+    "host/pagetable": ("has_pmd_table", "next_block", "may_map_block", "first_mapped", "map_pages", "split"),
     "host/vma": ("is_anonymous",),
     "hw/cpu": ("_load_pdptrs_from", "invpcid", "is_canonical", "write_cr0", "write_cr4", "write_efer"),
     "hw/memory": ("read",),
@@ -48,7 +48,8 @@ HOT = {
     "kvm/mmu/fault": (),
     "kvm/mmu/faultin": (),
     "kvm/mmu/gptewrite": (),
-    "kvm/mmu/gfnrange": (),
+    # Of a sparse range a set of what is mapped is made; without the quirk a slot goes alone.
+    "kvm/mmu/gfnrange": ("unmap_gfn_range", "mapped_rmaps", "zap_memslot"),
     "kvm/mmu/gpte": (),
     "kvm/mmu/hugepage": (),
     "kvm/mmu/leaf": (),
@@ -109,7 +110,7 @@ def _cold_lines(tree: ast.Module, cold: tuple[str, ...]) -> Iterator[int]:
         if isinstance(node, ast.Raise) or _is_contradiction(node):
             yield from range(node.lineno, (node.end_lineno or node.lineno) + 1)
         elif isinstance(node, ast.If) and re.search(
-            r"\btrace\.on\b|\bgate\.armed\b|^self\.armed$", ast.unparse(node.test)
+            r"\btrace\.on\b|\bgate\.armed\b|^self\.armed$|^event is not None$", ast.unparse(node.test)
         ):
             yield from range(node.body[0].lineno, (node.body[-1].end_lineno or 0) + 1)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("gate.wait"):
