@@ -48,8 +48,8 @@ HOT = {
     "kvm/mmu/fault": (),
     "kvm/mmu/faultin": (),
     "kvm/mmu/gptewrite": (),
-    # Of a sparse range a set of what is mapped is made; without the quirk a slot goes alone.
-    "kvm/mmu/gfnrange": ("unmap_gfn_range", "mapped_rmaps", "zap_memslot"),
+    # Of a sparse range a set of what is mapped is made.
+    "kvm/mmu/gfnrange": ("unmap_gfn_range", "mapped_rmaps"),
     "kvm/mmu/gpte": (),
     "kvm/mmu/hugepage": (),
     "kvm/mmu/leaf": (),

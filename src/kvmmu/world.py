@@ -182,9 +182,6 @@ class World:
 
         :raises UserError: not all of it lies in memslots.
         """
-        return self._peek_inside(gpa, size)
-
-    def _peek_inside(self, gpa: int, size: int) -> bytes:
         if type(gpa) is not int or type(size) is not int or not 0 <= gpa <= _LAST_WORD or not 0 <= size <= PAGE_SIZE:
             guard.span(gpa, size)
         data = guestmem.read_guest(self.vm, 0, Gpa(gpa), size)

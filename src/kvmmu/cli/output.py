@@ -12,11 +12,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ..errors import KvmmuError, RecordingError
+from ..errors import KvmmuError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
 
 #: Version of every command's ``--json`` form.
@@ -49,14 +47,6 @@ def shows_progress() -> bool:
 def json_text(command: str, facts: dict[str, Any]) -> str:
     """``facts`` of ``command`` as the JSON object that ``--json`` prints."""
     return json.dumps({"version": JSON_VERSION, "command": command} | facts, indent=2)
-
-
-def name_file(path: Path, error: KvmmuError | MemoryError) -> KvmmuError:
-    """``error``, which playing the recording ``path`` raised: the mistake is the recording's, and the line names it."""
-    text = str(error) or "there is not enough memory for it"
-    if isinstance(error, KvmmuError) and str(path) in text:
-        return error
-    return RecordingError(f"{path}: {text}")
 
 
 def printable(text: str) -> str:

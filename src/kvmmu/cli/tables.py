@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, KvmBug, KvmmuError, UserError
-from .output import Interrupted, json_text, name_file
+from ..errors import ConfigError, UserError
+from .output import Interrupted, json_text
 from .status import Status
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def command(
     """
     from ..record.bundled import find_recording
     from ..record.reader import Reader
+    from ..replay.replay import naming
     from ..replay.tables import guest_tables, kvm_tables, play_to
 
     if of not in ("guest", "kvm"):
@@ -65,7 +66,7 @@ def command(
     path = find_recording(recording)
     place = [0, at]
     try:
-        with Reader(str(path)) as reader:
+        with naming(path), Reader(str(path)) as reader:
             place[1] = reader.total if at is None else at
             try:
                 player = play_to(reader, mmu, at)
@@ -75,10 +76,6 @@ def command(
                 place[0] = reader.position
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted at record {place[0]} of {place[1] or 'all'}") from None
-    except (ConfigError, KvmBug):
-        raise
-    except (KvmmuError, MemoryError) as error:
-        raise name_file(path, error) from error
     if player.mismatches:
         print(
             f"kvmmu: warning: {player.mismatches} mismatches on the way there (kvmmu run shows them)", file=sys.stderr

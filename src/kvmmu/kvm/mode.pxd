@@ -7,13 +7,10 @@ cdef int NO_VCPU, EXITING_GUEST_MODE, IN_GUEST_MODE, OUTSIDE_GUEST_MODE, READING
 
 cpdef int vcpu_load(Vcpu vcpu) except -1
 cpdef int vcpu_put(Vcpu vcpu) except -1
-@cython.locals(gate=Gate)
+cdef int _set_mode(Vcpu vcpu, int mode) except -1
 cpdef int enter_guest_mode(Vcpu vcpu) except -1
-@cython.locals(gate=Gate)
 cpdef int leave_guest_mode(Vcpu vcpu) except -1
-@cython.locals(gate=Gate)
 cpdef int begin_reading(Vcpu vcpu) except -1
-@cython.locals(gate=Gate)
 cpdef int end_reading(Vcpu vcpu) except -1
 @cython.locals(gate=Gate, old=int)
 cpdef int kick(Vcpu vcpu) except -1

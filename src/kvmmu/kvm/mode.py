@@ -27,42 +27,37 @@ def vcpu_put(vcpu: Vcpu) -> int:
     return vcpu.vm.srcu.read_unlock()
 
 
+def _set_mode(vcpu: Vcpu, mode: int) -> int:
+    if vcpu.gate.armed:
+        vcpu.gate.announce("write", vcpu, "mode")
+    vcpu.mode = mode
+    return 0
+
+
 def enter_guest_mode(vcpu: Vcpu) -> int:
     """The vCPU is about to run the guest; the caller then passes a full barrier and looks at its requests."""
-    gate = vcpu.gate
-    gate.smp_store_release()
-    if gate.armed:
-        gate.announce("write", vcpu, "mode")
-    vcpu.mode = IN_GUEST_MODE
+    vcpu.gate.smp_store_release()
+    _set_mode(vcpu, IN_GUEST_MODE)
     return 0
 
 
 def leave_guest_mode(vcpu: Vcpu) -> int:
     """The CPU is back in kvm, where a remote flush does not interrupt it. Return 0."""
-    gate = vcpu.gate
-    if gate.armed:
-        gate.announce("write", vcpu, "mode")
-    vcpu.mode = OUTSIDE_GUEST_MODE
+    _set_mode(vcpu, OUTSIDE_GUEST_MODE)
     return 0
 
 
 def begin_reading(vcpu: Vcpu) -> int:
     """A lockless walk of kvm's tables begins: a remote flush, and with it the freeing of tables, waits for its end."""
-    gate = vcpu.gate
-    if gate.armed:
-        gate.announce("write", vcpu, "mode")
-    vcpu.mode = READING_SHADOW_PAGE_TABLES
-    gate.smp_mb()
+    _set_mode(vcpu, READING_SHADOW_PAGE_TABLES)
+    vcpu.gate.smp_mb()
     return 0
 
 
 def end_reading(vcpu: Vcpu) -> int:
     """The lockless walk is over. Return 0."""
-    gate = vcpu.gate
-    gate.smp_store_release()
-    if gate.armed:
-        gate.announce("write", vcpu, "mode")
-    vcpu.mode = OUTSIDE_GUEST_MODE
+    vcpu.gate.smp_store_release()
+    _set_mode(vcpu, OUTSIDE_GUEST_MODE)
     return 0
 
 

@@ -16,9 +16,7 @@ cdef int HW_HIT, MODEL_EMULATED, MODEL_FAULT, MODEL_HIT, K_ACCESS, K_INVLPG, K_I
 cdef int K_REGS, K_STORE, RUN_EMULATE, RUN_FAULT, RUN_HIT
 cdef int STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH, W_CR0, W_CR3, W_CR4, W_EFER, W_INIT, W_PKRU
 cdef int UD_VECTOR, X86EMUL_CONTINUE, X86EMUL_IO_NEEDED, X86EMUL_PROPAGATE_FAULT, X86EMUL_UNHANDLEABLE
-cdef u64 ACCESS_AC, ACCESS_FETCH, ACCESS_WRITE, NO_HPA
-
-cdef u64 _EFLAGS_AC
+cdef u64 ACCESS_AC, ACCESS_FETCH, ACCESS_WRITE, NO_HPA, X86_EFLAGS_AC
 
 cdef class Player:
     # What plays, and what it plays into.
@@ -77,7 +75,6 @@ cdef class Player:
     cdef bint verify_hpa(self, Vcpu vcpu) except -1
     @cython.locals(is_undefined=bint)
     cdef int verify_unfetchable(self, Vcpu vcpu, int outcome) except -1
-    @cython.locals(hpa=hpa_t)
     cdef int play_page(self) except -1
     cdef int clean_pdptes_in(self, u64 gfn) except -1
     @cython.locals(vcpu=Vcpu, ret=int, reader=Reader, cr4=u64)

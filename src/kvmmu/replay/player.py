@@ -16,7 +16,7 @@ from typing import Any
 
 from ..addr import Hpa
 from ..host.bits import NO_HPA
-from ..hw.bits import ACCESS_AC, ACCESS_FETCH, ACCESS_WRITE, HW_HIT, UD_VECTOR
+from ..hw.bits import ACCESS_AC, ACCESS_FETCH, ACCESS_WRITE, HW_HIT, UD_VECTOR, X86_EFLAGS_AC
 from ..hw.cpu import Cpu
 from ..kvm import sregs
 from ..kvm.emulate import complete_mmio_read, emulate
@@ -56,8 +56,6 @@ from ..record.reader import Reader
 from .lawful import Judge
 from .machine import check_registers, clean_pdptes
 from .result import MODEL_EMULATED, MODEL_FAULT, MODEL_HIT, STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH
-
-_EFLAGS_AC = 1 << 18
 
 
 class Player:
@@ -263,7 +261,7 @@ class Player:
     def make_access(self, vcpu: Vcpu) -> int:
         """Let ``vcpu`` make the access of the record in hand; return how it ended (RUN_*)."""
         self.accesses += 1
-        vcpu.rflags = _EFLAGS_AC | 2 if self.reader.access & ACCESS_AC else 2
+        vcpu.rflags = X86_EFLAGS_AC | 2 if self.reader.access & ACCESS_AC else 2
         return access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
 
     def play_access(self) -> int:
@@ -368,11 +366,7 @@ class Player:
 
         What differs was written unseen: kvm must not go on mirroring the old content.
         """
-        hpa = self.machine.hpa_of(self.reader.gpa)
-        if self.vm is not None and is_anything_shadowed(self.vm):
-            if self.machine.differs(hpa, self.reader.payload()):
-                unprotect_gfn(self.vm, self.reader.gpa >> 12)  # type: ignore[arg-type]
-        return self.store_record(hpa)
+        return self.store_unseen(self.reader.gpa, self.reader.payload())
 
     def clean_pdptes_in(self, gfn: int) -> int:
         """A snapshot that holds PDPTEs in use brings QEMU's A bits along."""

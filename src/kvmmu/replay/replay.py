@@ -6,8 +6,8 @@ from __future__ import annotations
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -196,8 +196,15 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
 
 def replay_file(path: Path, options: Options, progress: Callable[[Player], None] | None = None) -> Result:
     """:func:`replay`, whose errors name the file if the mistake is the recording's, whatever noticed it."""
-    try:
+    with naming(path):
         return replay(path, options, progress)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Around what plays the recording ``path``: an error that the recording is to blame for names the file."""
+    try:
+        yield
     except (ConfigError, KvmBug):
         raise
     except (KvmmuError, MemoryError) as error:
@@ -271,11 +278,7 @@ def _collect(result: Result, player: Player, machine: GuestMachine | BareMachine
     result.counters = machine.world.counters()
     result.exits = result.counters["exits"]
     result.faults = count_faults(machine)
-    pages: Counter[int] = Counter()
-    sp = machine.vm.active_mmu_pages.link_next
-    while sp is not None and sp is not machine.vm.active_mmu_pages:
-        pages[sp.role] += 1
-        sp = sp.link_next
+    pages = Counter(sp.role for sp in machine.world.shadow_pages())
     result.shadow_pages = [
         ShadowPages(role_level(role), role, describe_role(role), count)
         for role, count in sorted(pages.items(), key=lambda item: (-role_level(item[0]), item[0]))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from kvmmu import GuestTables, Params, World
 from kvmmu.hw.bits import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_USER, PT_WRITABLE
+from kvmmu.kvm.memslots import Memslot
 from kvmmu.kvm.mmu.page import ShadowPage
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.kvm.vm import Vm
@@ -98,6 +99,25 @@ ADDRESS = 0x000F_FFFF_FFFF_F000
 DIRECT, INVALID, ACCESS_ALL = 1 << 7, 1 << 11, 7 << 8
 #: No root, no slot's gpa.
 NONE = 2**64 - 1
+
+
+#: Pages of the slot of :class:`OneSlot`.
+SLOT_PAGES = 1024
+
+
+class OneSlot:
+    """A VM with one slot under shadow paging."""
+
+    def __init__(self) -> None:
+        self.world = World(Params(npt=False), nr_frames=4096)
+        self.world.add_slot(0, 0, SLOT_PAGES << 12)
+        self.vm: Vm = self.world.vm
+        slot = self.vm.gfn_to_memslot(0, 0)
+        assert slot is not None
+        self.slot: Memslot = slot
+
+    def read(self, hpa: int) -> int:
+        return self.world.memory.read_once(hpa)
 
 
 @contextlib.contextmanager

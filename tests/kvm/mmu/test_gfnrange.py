@@ -5,32 +5,33 @@ from __future__ import annotations
 
 import pytest
 
-from kvm.mmu.machines import ACCESS_ALL, DIRECT, EMPTY, HOST_W, MMU_W, SHADOW, P, U, W, flushes, held
-from kvmmu import KvmBug, Params, World
+from kvm.mmu.machines import (
+    ACCESS_ALL,
+    DIRECT,
+    EMPTY,
+    HOST_W,
+    MMU_W,
+    SHADOW,
+    SLOT_PAGES,
+    OneSlot,
+    P,
+    U,
+    W,
+    flushes,
+    held,
+)
+from kvmmu import KvmBug
 from kvmmu.kvm.memslots import Memslot
 from kvmmu.kvm.mmu import gfnrange, rmap
 from kvmmu.kvm.mmu.page import ShadowPage
 from kvmmu.kvm.mmu.pages import alloc_page
-from kvmmu.kvm.vm import Vm
 
 PS = 0x80
 LEAF = SHADOW | HOST_W | MMU_W | P | W | U
-SLOT_PAGES = 1024
 
 
-class Leaves:
-    """A VM with one slot whose rmaps the test fills."""
-
-    def __init__(self) -> None:
-        self.world = World(Params(npt=False), nr_frames=4096)
-        self.world.add_slot(0, 0, SLOT_PAGES << 12)
-        self.vm: Vm = self.world.vm
-        slot = self.vm.gfn_to_memslot(0, 0)
-        assert slot is not None
-        self.slot: Memslot = slot
-
-    def read(self, hpa: int) -> int:
-        return self.world.memory.read_once(hpa)
+class Leaves(OneSlot):
+    """One slot whose rmaps the test fills."""
 
     def page(self, gfn: int, level: int = 1) -> ShadowPage:
         with held(self.vm):

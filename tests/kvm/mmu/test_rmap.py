@@ -10,21 +10,18 @@ import random
 
 import pytest
 
-from kvm.mmu.machines import ACCESS_ALL, DIRECT, EMPTY, HOST_W, MMU_W, SHADOW, flushes, held
-from kvmmu import KvmBug, Params, World
+from kvm.mmu.machines import ACCESS_ALL, DIRECT, EMPTY, HOST_W, MMU_W, SHADOW, SLOT_PAGES, OneSlot, flushes, held
+from kvmmu import KvmBug
 from kvmmu.host.bits import PG_ACCESSED, PG_DIRTY
-from kvmmu.kvm.memslots import Memslot
 from kvmmu.kvm.mmu import rmap
 from kvmmu.kvm.mmu.page import ShadowPage
 from kvmmu.kvm.mmu.pages import alloc_page
-from kvmmu.kvm.vm import Vm
 
 #: Entries of a descriptor, descriptors of a frame.
 WIDTH, PER_FRAME = 14, 32
 SHAPES = (1, 2, 14, 15, 16, 28, 29, 43)
 P, W, U, A, D, PS = 1, 2, 4, 0x20, 0x40, 0x80
 LEAF = SHADOW | HOST_W | MMU_W | P | W | U
-SLOT_PAGES = 1024
 
 
 def location(number: int) -> int:
@@ -63,19 +60,8 @@ class Model:
         return [self.single] if self.single is not None else [sptep for desc in self.descs for sptep in desc]
 
 
-class Lists:
-    """A VM with one slot whose rmaps the test fills."""
-
-    def __init__(self) -> None:
-        self.world = World(Params(npt=False), nr_frames=4096)
-        self.world.add_slot(0, 0, SLOT_PAGES << 12)
-        self.vm: Vm = self.world.vm
-        slot = self.vm.gfn_to_memslot(0, 0)
-        assert slot is not None
-        self.slot: Memslot = slot
-
-    def read(self, hpa: int) -> int:
-        return self.world.memory.read_once(hpa)
+class Lists(OneSlot):
+    """One slot whose rmaps the test fills."""
 
     def add(self, head: int, sptep: int) -> int:
         with held(self.vm):

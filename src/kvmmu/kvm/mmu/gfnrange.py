@@ -60,14 +60,14 @@ def zap_memslot(vm: Vm, slot: Memslot) -> None:
     flush = unmap_gfn_range(vm, slot, slot.base_gfn, slot.end_gfn)
     # As in the kernel, by gfn and not by page: the order is that of the guest's memory.
     if vm.n_used_mmu_pages:
-        gfn = slot.base_gfn
+        gfn: Gfn = slot.base_gfn
         while gfn < slot.end_gfn:
             sp = first_gfn_sp(vm, gfn)
             while sp is not None:
                 following = sp.hash_next
                 prepare_zap(vm, sp, invalid_list)
                 sp = next_gfn_sp(vm, following, gfn)
-            gfn = Gfn(gfn + 1)
+            gfn += 1
     flush_or_zap(vm, invalid_list, flush)
     vm.mmu_lock.write_unlock()
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ....addr import Hpa
@@ -25,7 +25,7 @@ def check_rmaps(survey: Survey) -> None:
     """Every leaf is in the rmap of its gfn once, and no rmap lists anything else."""
     for as_id, slots in enumerate(survey.vm.memslots):
         for slot in slots.slots:
-            for level, gfn, head in _used_rmap_heads(slot):
+            for level, gfn, head in _rmap_heads(slot, nonzero_words):
                 _check_rmap(survey, head, gfn, level, as_id)
     for sptep, (gfn, level, as_id) in survey.leaves.items():
         count = survey.rmap_seen[sptep]
@@ -100,7 +100,7 @@ def mmu_rmaps_stat(vm: Vm) -> str:
     log = {level: [0] * 11 for level in _LEVELS}
     for slots in vm.memslots:
         for slot in slots.slots:
-            for level, _, head in _rmap_heads(slot):
+            for level, _, head in _rmap_heads(slot, enumerate):
                 length = _list_length(vm, head)
                 log[level][min((length & -length).bit_length(), 10)] += 1
     ranges = "".join(f"{1 << (i - 1)}-{(1 << i) - 1}\t" for i in range(2, 11))
@@ -111,28 +111,16 @@ def mmu_rmaps_stat(vm: Vm) -> str:
     return "".join(lines)
 
 
-# (level, first gfn, head word) of every rmap that is not empty; a slot may be large and hardly used.
-def _used_rmap_heads(slot: Memslot) -> Iterator[tuple[int, int, int]]:
+# (level, first gfn, head word) of the rmaps of a slot that `of` picks: `enumerate` for all, `nonzero_words` for those
+# that are not empty, since a slot may be large and hardly used.
+def _rmap_heads(slot: Memslot, of: Callable[[memoryview], Iterable[tuple[int, int]]]) -> Iterator[tuple[int, int, int]]:
     if slot.rmap_array is None:
         return
     start = 0
     for level in (2, 3, 1):
         count = slot.nr_lpages(level)
         first = slot.base_gfn >> (9 * (level - 1))
-        for i, head in nonzero_words(slot.rmap_array[start : start + count]):
-            yield level, (first + i) << (9 * (level - 1)), head
-        start += count
-
-
-# The same of every rmap of a slot.
-def _rmap_heads(slot: Memslot) -> Iterator[tuple[int, int, int]]:
-    if slot.rmap_array is None:
-        return
-    start = 0
-    for level in (2, 3, 1):
-        count = slot.nr_lpages(level)
-        first = slot.base_gfn >> (9 * (level - 1))
-        for i, head in enumerate(slot.rmap_array[start : start + count]):
+        for i, head in of(slot.rmap_array[start : start + count]):
             yield level, (first + i) << (9 * (level - 1)), head
         start += count
 
