@@ -104,10 +104,13 @@ COMPILED = [
     "kvm/mmu/unsync",
     "kvm/mmu/walker",
     "kvm/mmu/zap",
+    "record/columns",
     "record/encoder",
     "record/known",
     "record/reader",
     "replay/player",
+    "replay/referee",
+    "replay/registers",
 ]
 
 #: Cython's own helpers (memoryviews above all), compiled once for all rooms. An extension, but not a room.
@@ -117,7 +120,17 @@ SHARED = "kvmmu._cyutility"
 OPTIMISE = "-O2"
 
 #: Rooms that every record of a replay runs through: they get more.
-OFTEN = ["hw/cpu", "hw/memory", "hw/paging", "hw/tdp", "hw/tlb", "record/known", "record/reader", "replay/player"]
+OFTEN = [
+    "hw/cpu",
+    "hw/memory",
+    "hw/paging",
+    "hw/tdp",
+    "hw/tlb",
+    "record/columns",
+    "record/known",
+    "record/reader",
+    "replay/player",
+]
 
 #: Rooms that run once per register change, guest, exception or event that somebody watches: they get less.
 SELDOM = [

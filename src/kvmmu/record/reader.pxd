@@ -2,18 +2,18 @@
 cimport cython
 
 from ..addr cimport u8, u32, u64, gva_t, gpa_t
+from .columns cimport Columns
 from .known cimport KnownFrames
 
 cdef int CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MMIO, K_PAGE, K_REGS, K_STORE, MAP_IO, MAP_RAM
-cdef int MAX_PHYSICAL_BITS, MAX_RANGES, MEMORY_UNKNOWN, STATE_SMM, W_INIT
+cdef int MAX_RANGES, MEMORY_UNKNOWN, STATE_SMM, W_INIT
 cdef u64 CACHE_MIX, END_FRAME, MAX_MEMORY_FRAMES, U32, U64
 
 cdef int _NUMBERS
 
 @cython.final
-cdef class Reader:
+cdef class Reader(Columns):
     # Known when the file is open.
-    cdef readonly str path
     cdef readonly object header     # format.Header
     cdef readonly object trailer    # format.Trailer, or None
     cdef readonly u64 total         # records in the file
@@ -23,7 +23,6 @@ cdef class Reader:
     cdef int memories               # number of the header's backing memories
 
     # The current record.
-    cdef readonly u64 position      # records delivered so far
     cdef readonly int kind          # 0: none
     cdef readonly int cpu
     cdef readonly bint smm          # made in system management mode: another view of memory, tables of its own
@@ -47,26 +46,8 @@ cdef class Reader:
     cdef Py_ssize_t content         # where in raw the record's bytes are
     cdef Py_ssize_t content_size
 
-    # The block that is being decoded: its bytes, a cursor and an end for each column.
-    cdef const u8[::1] raw
+    # The block that is being decoded: what its records are relative to; empty at its start.
     cdef u64 left                   # records of the block not yet delivered
-    cdef Py_ssize_t at_token
-    cdef Py_ssize_t at_page
-    cdef Py_ssize_t at_offset
-    cdef Py_ssize_t at_frame
-    cdef Py_ssize_t at_number
-    cdef Py_ssize_t at_data
-    cdef Py_ssize_t at_content
-    cdef Py_ssize_t end_token
-    cdef Py_ssize_t end_page
-    cdef Py_ssize_t end_offset
-    cdef Py_ssize_t end_frame
-    cdef Py_ssize_t end_number
-    cdef Py_ssize_t end_data
-    cdef Py_ssize_t end_content
-    # What a block's records are relative to; empty at its start.
-    cdef u64 last_page
-    cdef u64 last_frame
     cdef int state_cpu
     cdef u32 state_access
     cdef u64[::1] regs              # five words a CPU: cr0 cr3 cr4 efer pkru
@@ -81,14 +62,8 @@ cdef class Reader:
     cpdef u64 skip(self, u64 count) except? 0x5A5A5A5A
     cpdef bytes payload(self)
     cdef bint _load_block(self) except -1
-    @cython.locals(value=u64, shift=int, byte=u64)
-    cdef u64 _number(self) noexcept
     @cython.locals(state=u32, shift=int, byte=u32)
     cdef int _read_state(self) except -1
-    @cython.locals(value=u64, half=u64, page=u64, low=u64, shift=int, byte=u64)
-    cdef int _read_gva(self) except -1
-    @cython.locals(value=u64, half=u64, frame=u64, shift=int, byte=u64)
-    cdef u64 _read_frame(self) except? 0x5A5A5A5A
     @cython.locals(page=u64, slot=u64, frame=u64)
     cdef int _read_place(self, u32 token) except -1
     @cython.locals(size=int, value=u64, frame=u64, index=int)
@@ -100,5 +75,3 @@ cdef class Reader:
     cdef int _read_page(self) except -1
     @cython.locals(frame=u64, count=u64, page=u64)
     cdef int _read_map(self) except -1
-    cdef int _check(self, bint fits) except -1
-    cdef int _contradict(self, object what) except -1

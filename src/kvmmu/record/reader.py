@@ -1,26 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Decode a recording, record by record, without one Python object per record.
 
-:meth:`Reader.next` decodes one record into the reader's own fields. A block's columns lie in one buffer; every column
-has a cursor, and a record advances the cursors of the columns that it uses. ``docs/recording-format.md`` describes
-the columns.
+:meth:`Reader.next` decodes one record into the reader's own fields, and moves the cursors of the columns
+(:mod:`~kvmmu.record.columns`) that it uses. ``docs/recording-format.md`` describes the records.
 """
 
 from __future__ import annotations
 
 import struct
 from array import array
-from itertools import accumulate
-from typing import NoReturn, Self
+from typing import Self
 
-from ..errors import RecordingError
 from ..page_types import U32, U64
-from .blocks import PADDING, BlockFile
+from .blocks import BlockFile
+from .columns import Columns
 from .format import (
     CACHE_MIX,
     CACHE_SHIFT,
     CACHE_SLOTS,
-    COLUMN_LENGTHS,
     END_FRAME,
     K_ACCESS,
     K_INVLPG,
@@ -31,10 +28,8 @@ from .format import (
     K_STORE,
     KIND_NAMES,
     MAP_IO,
-    MAP_NAMES,
     MAP_RAM,
     MAX_MEMORY_FRAMES,
-    MAX_PHYSICAL_BITS,
     MAX_RANGES,
     MEMORY_UNKNOWN,
     STATE_SMM,
@@ -47,7 +42,7 @@ from .known import KnownFrames
 _NUMBERS = 5
 
 
-class Reader:
+class Reader(Columns):
     """Reads the recording ``path`` from its first record to its last.
 
     ``header`` and ``trailer`` (None when the file has none) are known from the start, ``total`` (number of records)
@@ -60,13 +55,6 @@ class Reader:
 
     __slots__ = (
         "access",
-        "at_content",
-        "at_data",
-        "at_frame",
-        "at_number",
-        "at_offset",
-        "at_page",
-        "at_token",
         "blocks",
         "content",
         "content_size",
@@ -77,34 +65,22 @@ class Reader:
         "cr4",
         "cut",
         "efer",
-        "end_content",
-        "end_data",
-        "end_frame",
-        "end_number",
-        "end_offset",
-        "end_page",
-        "end_token",
         "gpa",
         "gva",
         "header",
         "invpcid_type",
         "kind",
         "known",
-        "last_frame",
-        "last_page",
         "left",
         "map_kind",
         "map_memory",
         "map_offset",
         "map_size",
         "memories",
-        "path",
         "pcid",
         "pkru",
-        "position",
         "predicted_frame",
         "predicted_page",
-        "raw",
         "regs",
         "size",
         "smm",
@@ -117,23 +93,19 @@ class Reader:
     )
 
     def __init__(self, path: str, salvage: bool = False) -> None:
-        self.path = str(path)
+        Columns.__init__(self, str(path))
         self.blocks = BlockFile(self.path, salvage)
         header: Header = self.blocks.header
         trailer: Trailer | None = self.blocks.trailer
-        self.header = header
-        self.trailer = trailer
+        self.header, self.trailer = header, trailer
         self.total = self.blocks.total
         self.cut = trailer is None or trailer.cut
-        self.cpus = header.cpus
-        self.memories = len(header.memories)
+        self.cpus, self.memories = header.cpus, len(header.memories)
         self.regs = memoryview(array("Q", [0]) * (_NUMBERS * header.cpus))
         self.predicted_page = memoryview(array("Q", [U64]) * CACHE_SLOTS)
         self.predicted_frame = memoryview(array("Q", [0]) * CACHE_SLOTS)
         self.known = KnownFrames(header)
-        self.raw = memoryview(bytearray(COLUMN_LENGTHS.size))
         self.left = 0
-        self.position = 0
         self.kind = 0
         self.cpu = self.state_cpu = 0
         self.smm = False
@@ -143,7 +115,6 @@ class Reader:
         self.invpcid_type = self.pcid = 0
         self.map_size = self.map_kind = self.map_memory = self.map_offset = 0
         self.content = self.content_size = 0
-        self.last_page = self.last_frame = 0
 
     def __enter__(self) -> Self:
         return self
@@ -180,16 +151,18 @@ class Reader:
         elif kind == K_PAGE:
             self._read_page()
         elif kind == K_INVLPG:
-            self._read_gva()
+            self.gva = self.read_gva()
         elif kind == K_INVPCID:
-            self._read_gva()
-            self.invpcid_type = self._number()
-            self.pcid = self._number()
-            self._check(self.at_number <= self.end_number)
+            self.gva = self.read_gva()
+            self.invpcid_type = self.read_number()
+            self.pcid = self.read_number()
+            if self.at_number > self.end_number:
+                self.overrun()
         else:
             kind = 8
             self._read_map()
-        self._check(self.at_token <= self.end_token)
+        if self.at_token > self.end_token:
+            self.overrun()
         self.kind = kind
         self.left -= 1
         self.position += 1
@@ -219,17 +192,8 @@ class Reader:
             loaded = self.blocks.next_records()
         if loaded is None:
             return False
-        raw, self.left = loaded
-        cursors = _column_ends(raw)
-        self.raw = memoryview(raw)
-        self.at_token, self.at_page, self.at_offset, self.at_frame, self.at_number, self.at_data, self.at_content, _ = (
-            cursors
-        )
-        _, self.end_token, self.end_page, self.end_offset, self.end_frame, self.end_number, self.end_data, end = cursors
-        self.end_content = end
-        if end + PADDING > len(raw):
-            self._contradict("a block's columns are longer than the block")
-        self.last_page = self.last_frame = 0
+        self.left = loaded[1]
+        self.load(loaded[0])
         self.state_cpu = 0
         self.state_access = 0
         self.smm = False
@@ -238,19 +202,6 @@ class Reader:
         for index in range(CACHE_SLOTS):
             self.predicted_page[index] = U64
         return True
-
-    # Read a varint of the number column (7 bits a byte, low ones first).
-    def _number(self) -> int:
-        value = 0
-        shift = 0
-        while shift < 70:
-            byte = self.raw[self.at_number]
-            self.at_number += 1
-            value |= ((byte & 127) << shift) & U64
-            if byte < 128:
-                break
-            shift += 7
-        return value
 
     # The token's state follows: the CPU from here on, and the rarer bits of its accesses.
     def _read_state(self) -> None:
@@ -267,57 +218,19 @@ class Reader:
         self.state_cpu = (state & ~STATE_SMM) >> 2
         self.state_access = (state & 3) << 8
         if self.state_cpu >= self.cpus:
-            self._contradict(f"a record of CPU {self.state_cpu}, the header has {self.cpus}")
-
-    # Read a page number: a signed difference to the last one.
-    def _read_gva(self) -> None:
-        value = 0
-        shift = 0
-        while shift < 70:
-            byte = self.raw[self.at_page]
-            self.at_page += 1
-            value |= ((byte & 127) << shift) & U64
-            if byte < 128:
-                break
-            shift += 7
-        half = value >> 1
-        page = (self.last_page + (half ^ U64 if value & 1 else half)) & U64
-        self.last_page = page
-        low = self.raw[self.at_offset]
-        self.gva = ((page << 12) & U64) | (low << 4) | (self.raw[self.at_offset + 1] & 15)
-        self.at_offset += 2
-        self._check(self.at_page <= self.end_page and self.at_offset <= self.end_offset)
-
-    # Read a frame number: a signed difference to the last one written.
-    def _read_frame(self) -> int:
-        value = 0
-        shift = 0
-        while shift < 70:
-            byte = self.raw[self.at_frame]
-            self.at_frame += 1
-            value |= ((byte & 127) << shift) & U64
-            if byte < 128:
-                break
-            shift += 7
-        half = value >> 1
-        frame = (self.last_frame + (half ^ U64 if value & 1 else half)) & U64
-        self.last_frame = frame
-        self._check(self.at_frame <= self.end_frame)
-        if frame >= END_FRAME:
-            self._contradict(f"frame {frame:#x}, no CPU has more than {MAX_PHYSICAL_BITS} physical address bits")
-        return frame
+            self.contradict(f"a record of CPU {self.state_cpu}, the header has {self.cpus}")
 
     # Read gva, gpa and access word of an ACCESS, STORE or MMIO.
     def _read_place(self, token: int) -> None:
-        self._read_gva()
+        self.gva = self.read_gva()
         page = self.gva >> 12
         slot = ((page * CACHE_MIX) & U64) >> CACHE_SHIFT
         if token & 8:
             if self.predicted_page[slot] != page:
-                self._contradict("a record uses a translation that none before it gave")
+                self.contradict("a record uses a translation that none before it gave")
             frame = self.predicted_frame[slot]
         else:
-            frame = self._read_frame()
+            frame = self.read_frame()
             self.predicted_page[slot] = page
             self.predicted_frame[slot] = frame
         self.gpa = ((frame << 12) & U64) | (self.gva & 4095)
@@ -328,12 +241,13 @@ class Reader:
         size = self.raw[self.at_number]
         self.at_number += 1
         if size < 1 or size > 64 or (self.gpa & 4095) + size > 4096:
-            self._contradict(f"{size} bytes at gpa {self.gpa:#x}, must be 1 to 64 in one page")
+            self.contradict(f"{size} bytes at gpa {self.gpa:#x}, must be 1 to 64 in one page")
         self.size = size
         self.content = self.at_data
         self.content_size = size
         self.at_data += size
-        self._check(self.at_number <= self.end_number and self.at_data <= self.end_data)
+        if self.at_number > self.end_number or self.at_data > self.end_data:
+            self.overrun()
         value = 0
         index = 8 if size > 8 else size
         while index > 0:
@@ -345,14 +259,16 @@ class Reader:
             pass  # another view of memory
         elif kind == K_MMIO:
             if self.known.meaning(frame) == MAP_RAM:
-                self._contradict(f"MMIO at gpa {self.gpa:#x}, which the memory map says is RAM")
+                self.contradict(f"MMIO at gpa {self.gpa:#x}, which the memory map says is RAM")
         elif not self.known.is_table(frame):
-            self._contradict(f"a store to a table at gpa {self.gpa:#x}, whose page was never recorded")
+            self.contradict(f"a store to a table at gpa {self.gpa:#x}, whose page was never recorded")
 
-    # Refuse an access to a frame that is not memory.
+    # Refuse an access to a frame that is not memory. KnownFrames.meaning(), written out.
     def _check_memory(self, frame: int) -> None:
-        if self.known.meaning(frame) == MAP_IO and not self.smm:
-            self._contradict(f"an access to gpa {self.gpa:#x}, which the memory map says is not memory")
+        if frame < self.known.near_start or frame >= self.known.near_end:
+            self.known.find_range(frame)
+        if self.known.near_kind == MAP_IO and not self.smm:
+            self.contradict(f"an access to gpa {self.gpa:#x}, which the memory map says is not memory")
 
     # Read the registers that changed; the others are the CPU's last ones in this block.
     def _read_regs(self) -> None:
@@ -363,11 +279,12 @@ class Reader:
         index = 0
         while index < 5:
             if changed >> index & 1:
-                self.regs[base + index] = self._number()
+                self.regs[base + index] = self.read_number()
             index += 1
-        self._check(self.at_number <= self.end_number)
+        if self.at_number > self.end_number:
+            self.overrun()
         if what < 1 or what > W_INIT:
-            self._contradict(f"registers changed by the unknown cause {what}")
+            self.contradict(f"registers changed by the unknown cause {what}")
         self.what = what
         self.cr0 = self.regs[base]
         self.cr3 = self.regs[base + 1]
@@ -378,29 +295,31 @@ class Reader:
 
     # Read the snapshot of a table page.
     def _read_page(self) -> None:
-        frame = self._read_frame()
+        frame = self.read_frame()
         self.gpa = (frame << 12) & U64
         self.size = 4096
         self.content = self.at_content
         self.content_size = 4096
         self.at_content += 4096
-        self._check(self.at_content <= self.end_content)
+        if self.at_content > self.end_content:
+            self.overrun()
         if not self.smm:
             if self.known.meaning(frame) == MAP_IO:
-                self._contradict(f"a table page at gpa {self.gpa:#x}, which the memory map says is not memory")
+                self.contradict(f"a table page at gpa {self.gpa:#x}, which the memory map says is not memory")
             self.known.add_table(frame)
 
     # Read a change of the memory map and make it.
     def _read_map(self) -> None:
-        frame = self._read_frame()
+        frame = self.read_frame()
         self.gpa = (frame << 12) & U64
-        count = self._number()
+        count = self.read_number()
         self.map_kind = self.raw[self.at_number]
         self.map_memory = self.raw[self.at_number + 1]
         self.at_number += 2
-        page = self._number()
+        page = self.read_number()
         self.map_offset = (page << 12) & U64
-        self._check(self.at_number <= self.end_number)
+        if self.at_number > self.end_number:
+            self.overrun()
         if (
             self.map_kind > 2
             or count == 0
@@ -408,43 +327,16 @@ class Reader:
             or frame + count > END_FRAME
             or (self.map_memory >= self.memories and self.map_memory != MEMORY_UNKNOWN)
         ):
-            self._contradict(
+            self.contradict(
                 f"{count} pages at gpa {self.gpa:#x} become kind {self.map_kind} of memory {self.map_memory}"
             )
         if self.map_memory != MEMORY_UNKNOWN and (page > MAX_MEMORY_FRAMES or page + count > MAX_MEMORY_FRAMES):
-            self._contradict(f"{count} pages at gpa {self.gpa:#x} become page {page} of a memory, which ends before")
+            self.contradict(f"{count} pages at gpa {self.gpa:#x} become page {page} of a memory, which ends before")
         self.map_size = (count << 12) & U64
         self.size = 0
         if not self.smm:
             if self.known.change(frame, frame + count, self.map_kind) > MAX_RANGES:
-                self._contradict(f"its memory map has more than {MAX_RANGES} ranges")
-
-    # A cursor ran over its column's end: the block holds other records than its token column says.
-    def _check(self, fits: bool) -> None:
-        if not fits:
-            self._contradict("a block's columns do not hold what its records need")
-
-    def _contradict(self, what: str) -> NoReturn:
-        raise RecordingError(f"{self.path} contradicts itself at record {self.position}: {what}")
+                self.contradict(f"its memory map has more than {MAX_RANGES} ranges")
 
     def __repr__(self) -> str:
-        name = KIND_NAMES[self.kind]
-        text = f"<{name} cpu {self.cpu} at {self.position}{' in SMM' if self.smm else ''}"
-        if self.kind in (K_ACCESS, K_STORE, K_MMIO):
-            text += f" gva {self.gva:#x} gpa {self.gpa:#x} access {self.access:#x}"
-        if self.kind in (K_STORE, K_MMIO):
-            text += f" size {self.size} value {self.value:#x}"
-        if self.kind == K_REGS:
-            text += f" cr0 {self.cr0:#x} cr3 {self.cr3:#x} cr4 {self.cr4:#x} efer {self.efer:#x} pkru {self.pkru:#x}"
-        if self.kind == K_PAGE:
-            text += f" gpa {self.gpa:#x}"
-        if self.kind == 8:
-            text += f" gpa {self.gpa:#x} size {self.map_size:#x} {MAP_NAMES[self.map_kind]}"
-        if self.kind in (K_INVLPG, K_INVPCID):
-            text += f" gva {self.gva:#x}"
-        return text + ">"
-
-
-# Where each column begins, and where the last one ends.
-def _column_ends(raw: bytearray) -> list[int]:
-    return list(accumulate(COLUMN_LENGTHS.unpack_from(raw), initial=COLUMN_LENGTHS.size))
+        return f"<{KIND_NAMES[self.kind]} cpu {self.cpu} at {self.position}{' in SMM' if self.smm else ''}>"

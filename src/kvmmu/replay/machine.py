@@ -14,7 +14,7 @@ from operator import itemgetter
 from ..addr import Gpa, Hpa
 from ..errors import RecordingError
 from ..host.bits import NO_HPA
-from ..hw.bits import CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, CR4_PKE, EFER_LMA, PT_ACCESSED, PT_DIRTY
+from ..hw.bits import CR4_PKE, PT_ACCESSED, PT_DIRTY
 from ..hw.cpu import Cpu
 from ..hw.cpumodel import CpuModel
 from ..hw.memory import PhysicalMemory
@@ -30,6 +30,7 @@ from ..record.format import MAX_RANGES, Header, Region
 from ..record.memmap import Change, MemoryMap
 from ..record.reader import Reader
 from ..world import World, nr_frames_for
+from .registers import check_registers, clean_pdptes
 
 # A and D of every 4-byte unit of a page, as one number; in the upper half of an 8-byte entry they are frame bits.
 _PAGE_ACCESSED_DIRTY = int.from_bytes((PT_ACCESSED | PT_DIRTY).to_bytes(4, "little") * (PAGE_SIZE // 4), "little")
@@ -40,52 +41,32 @@ _DEVICE_MEMORY = 4 << 30
 _BLOCK = 1 << 30
 
 
-# Bits 1, 2 and 5 to 8 of a PDPTE are reserved on every CPU; QEMU sets A (bit 5) there, and looks at none of them.
-_PDPTE_RESERVED = 0x1E6
-
-
-def clean_pdptes(machine: GuestMachine | BareMachine, cr0: int, cr3: int, cr4: int, efer: int) -> None:
-    """Clear the reserved low bits of the four PDPTEs of a guest in PAE mode, where QEMU lets them pass: A, which it
-    sets itself, and what the guest has put there (a 64-bit kernel's entries on a CPU without long mode).
-    """
-    if not cr0 & CR0_PG or not cr4 & CR4_PAE or efer & EFER_LMA:
-        return
-    table = machine.hpa_of(cr3 & 0xFFFF_FFE0)
-    for place in range(table, table + 32, 8):
-        entry = machine.memory.read_once(Hpa(place))
-        if entry & _PDPTE_RESERVED:
-            machine.memory.write_once(Hpa(place), entry & ~_PDPTE_RESERVED)
-
-
-def check_registers(machine: GuestMachine | BareMachine, reader: Reader) -> int:
-    """Refuse registers that no CPU holds together; :class:`RecordingError` names the record in hand."""
-    cr0, cr4, efer = reader.cr0, reader.cr4, reader.efer
-    wrong = ""
-    if cr0 & CR0_PG and not cr0 & CR0_PE:
-        wrong = "CR0.PG without CR0.PE"
-    elif efer & EFER_LMA and not cr0 & CR0_PG:
-        wrong = "EFER.LMA without CR0.PG"
-    elif efer & EFER_LMA and not cr4 & CR4_PAE:
-        wrong = "EFER.LMA without CR4.PAE"
-    elif cr4 & CR4_LA57 and not machine.has_la57:
-        wrong = "CR4.LA57, which the header's CPU lacks,"
-    if wrong:
-        raise RecordingError(
-            f"{reader.path} contradicts itself at record {reader.position - 1}: CPU {reader.cpu} has {wrong}"
-            f" (cr0 {cr0:#x}, cr4 {cr4:#x}, efer {efer:#x}), no CPU can"
-        )
-    return 0
-
-
 def build_machine(header: Header, params: Params | None) -> GuestMachine | BareMachine:
     """The machine of ``header``: a VM with ``params``, or, with None, bare CPUs."""
     return BareMachine(header) if params is None else GuestMachine(header, params)
 
 
-class BareMachine:
+class NotedRegisters:
+    """What the registers of each CPU of a machine were at last, while records are not played but taken over.
+
+    The registers of CPU number n are ``noted[n]``: cr0, cr3, cr4, efer, pkru. ``has_la57``: the CPUs have 5-level paging.
+    """
+
+    def __init__(self, header: Header) -> None:
+        self.has_la57 = header.has("la57")
+        self.noted: dict[int, tuple[int, int, int, int, int]] = {}
+
+    def note_regs(self, reader: Reader) -> None:
+        """Remember the registers of the record in hand for ``load_noted_regs()``."""
+        check_registers(self.has_la57, reader)
+        self.noted[reader.cpu] = (reader.cr0, reader.cr3, reader.cr4, reader.efer, reader.pkru)
+
+
+class BareMachine(NotedRegisters):
     """Physical memory that is the guest's own, and CPUs that walk its tables."""
 
     def __init__(self, header: Header) -> None:
+        super().__init__(header)
         # Devices below 4 GiB may have memory that the map shows later.
         top = max(_DEVICE_MEMORY, header.memory_end, *(region.gpa + region.size for region in header.memory))
         self.memory = PhysicalMemory(top // PAGE_SIZE)
@@ -94,9 +75,7 @@ class BareMachine:
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
         self.cr4_mask = U64
-        self.has_la57 = header.has("la57")
         self.world: World | None = None
-        self.noted: dict[int, tuple[int, int, int, int, int]] = {}
 
     def hpa_of(self, gpa: int) -> Hpa:
         """Where ``gpa`` is: at home."""
@@ -104,11 +83,6 @@ class BareMachine:
 
     def change_map(self, reader: Reader) -> None:
         """A map change means nothing to walks."""
-
-    def note_regs(self, reader: Reader) -> None:
-        """Remember the registers of the record in hand for :meth:`load_noted_regs`."""
-        check_registers(self, reader)
-        self.noted[reader.cpu] = (reader.cr0, reader.cr3, reader.cr4, reader.efer, reader.pkru)
 
     def load_noted_regs(self) -> None:
         """Give the CPUs the registers that were noted last."""
@@ -120,11 +94,12 @@ class BareMachine:
             cpu.flush_all()
 
 
-class GuestMachine:
+class GuestMachine(NotedRegisters):
     """A world whose VM has the recorded machine's memory and CPUs."""
 
     def __init__(self, header: Header, params: Params) -> None:
-        if header.has("la57"):
+        super().__init__(header)
+        if self.has_la57:
             params = replace(params, host_levels=5)
         if params.host_maxphyaddr < header.maxphyaddr:
             raise RecordingError(
@@ -137,7 +112,6 @@ class GuestMachine:
         self.vm = self.world.vm
         # KVM offers no protection keys without nested paging.
         self.cr4_mask = U64 if params.npt else U64 & ~CR4_PKE
-        self.has_la57 = header.has("la57")
         self.end = 1 << header.maxphyaddr
         self.backing: dict[str, Backing] = {}
         for name, size in sizes.items():
@@ -149,7 +123,6 @@ class GuestMachine:
             self._add(region)
         self.vcpus = [self._create_vcpu(header) for _ in range(header.cpus)]
         self.cpus = [vcpu.cpu for vcpu in self.vcpus]
-        self.noted: dict[int, tuple[int, int, int, int, int]] = {}
 
     def _create_vcpu(self, header: Header) -> Vcpu:
         vcpu = self.world.create_vcpu()
@@ -229,11 +202,6 @@ class GuestMachine:
             return False
         changed = int.from_bytes(held, "little") ^ int.from_bytes(data, "little")
         return changed & ~_PAGE_ACCESSED_DIRTY != 0
-
-    def note_regs(self, reader: Reader) -> None:
-        """Remember the registers of the record in hand for :meth:`load_noted_regs`."""
-        check_registers(self, reader)
-        self.noted[reader.cpu] = (reader.cr0, reader.cr3, reader.cr4, reader.efer, reader.pkru)
 
     def load_noted_regs(self) -> None:
         """Give the vCPUs the registers that were noted last."""

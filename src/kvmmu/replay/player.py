@@ -5,9 +5,7 @@ Each access goes TLB, hardware walk of the tables that kvm built, fault path; th
 that backs the recorded gpa. Stores to guest tables are made where the guest's own store would go, emulated where kvm
 protects the table. Bare machines (``--mmu none``) have no kvm: their CPUs walk the guest's tables.
 
-Where the guest edits entries that its TLB may hold and does not flush, two machines may translate differently and both
-be right. Only then :mod:`kvmmu.replay.lawful` is asked: if both translations are lawful, the access is counted in
-``tlb_differences``, and stores go where the machine's went; else it is a mismatch.
+Whether what differs is a mismatch is decided by :mod:`kvmmu.replay.referee`.
 """
 
 from __future__ import annotations
@@ -21,9 +19,7 @@ from ..hw.cpu import Cpu
 from ..kvm import sregs
 from ..kvm.emulate import complete_mmio_read, emulate
 from ..kvm.guestmem import gpa_to_hpa
-from ..kvm.insn import insn_invlpg, insn_invpcid, mov_cr0, mov_cr3, mov_cr4, wrmsr_efer, wrpkru
-from ..kvm.mmu.gptewrite import unprotect_gfn
-from ..kvm.mmu.track import is_anything_shadowed
+from ..kvm.insn import insn_invlpg, insn_invpcid
 from ..kvm.outcome import (
     RUN_EMULATE,
     RUN_FAULT,
@@ -35,7 +31,6 @@ from ..kvm.outcome import (
 )
 from ..kvm.run import access
 from ..kvm.vcpu import Vcpu
-from ..kvm.vm import Vm
 from ..record.format import (
     K_ACCESS,
     K_INVLPG,
@@ -45,71 +40,47 @@ from ..record.format import (
     K_PAGE,
     K_REGS,
     K_STORE,
-    W_CR0,
-    W_CR3,
-    W_CR4,
-    W_EFER,
     W_INIT,
     W_PKRU,
 )
 from ..record.reader import Reader
-from .lawful import Judge
-from .machine import check_registers, clean_pdptes
-from .result import MODEL_EMULATED, MODEL_FAULT, MODEL_HIT, STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH
+from .referee import Referee
+from .registers import change_bare_register, change_register, check_registers, clean_pdptes
+from .result import MODEL_EMULATED, MODEL_HIT, STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH
 
 
-class Player:
+class Player(Referee):
     """Plays ``reader`` into ``machine`` (``machine.build_machine()``)."""
 
     __slots__ = (
         "accesses",
-        "bare",
         "break_cause",
         "counts",
         "cpus",
         "cr4_mask",
         "emulated_stores",
-        "judge",
-        "machine",
-        "memory",
-        "mismatches",
+        "has_la57",
         "on_record",
-        "problem",
-        "reader",
         "smm_records",
         "stop_at_mismatch",
         "stores",
-        "tlb_differences",
         "vcpus",
-        "vm",
     )
 
     def __init__(self, reader: Reader, machine: Any) -> None:
-        self.reader = reader
-        self.machine = machine
-        self.bare = machine.vm is None
-        self.memory = machine.memory
-        self.vm: Vm | None = machine.vm
+        Referee.__init__(self, reader, machine)
         self.vcpus: list[Vcpu] = machine.vcpus
         self.cpus: list[Cpu] = machine.cpus
         self.cr4_mask = machine.cr4_mask
+        self.has_la57 = machine.has_la57
         self.counts = [0] * 16
         self.accesses = 0
         self.stores = 0
-        self.mismatches = 0
         self.emulated_stores = 0
         self.smm_records = 0
-        self.tlb_differences = 0
-        self.judge: Judge | None = None
         self.break_cause = 0
         self.stop_at_mismatch = True
         self.on_record: Any = None
-        self.problem = ""
-
-    def close(self) -> None:
-        """Close what :mod:`kvmmu.replay.lawful` reads, if it was asked; the reader is the caller's."""
-        if self.judge is not None:
-            self.judge.past.close()
 
     def nr_records(self, kind: int) -> int:
         """Records of ``kind`` played so far."""
@@ -120,20 +91,24 @@ class Player:
 
         After STOP_MISMATCH ``problem`` says what is wrong with the record that the reader holds.
         """
-        while self.reader.position < limit:
-            kind = self.reader.next()
+        reader = self.reader
+        mismatches = self.mismatches
+        self.problem = ""
+        while reader.position < limit:
+            kind = reader.next()
             if kind == 0:
                 return STOP_END
             if self.on_record is not None:
-                self.on_record(self.reader.position - 1)
+                self.on_record(reader.position - 1)
             self.counts[kind] += 1
-            if self.reader.smm:
+            if reader.smm:
                 self.smm_records += 1
                 continue
-            self.problem = ""
             self.play_record(kind)
-            if self.problem and self.stop_at_mismatch:
-                return STOP_MISMATCH
+            if self.mismatches != mismatches:
+                mismatches = self.mismatches
+                if self.stop_at_mismatch:
+                    return STOP_MISMATCH
             if self.break_cause and self.is_break():
                 return STOP_BREAK
         return STOP_LIMIT
@@ -165,8 +140,7 @@ class Player:
     def play_record(self, kind: int) -> int:
         """Play the record in hand, of ``kind``."""
         if kind == K_PAGE:
-            self.play_page()
-            return self.clean_pdptes_in(self.reader.gpa >> 12)
+            return self.play_page()
         if kind == K_MAP:
             self.machine.change_map(self.reader)
             return 0
@@ -182,62 +156,6 @@ class Player:
             return self.play_regs()
         return self.play_invalidation(kind)
 
-    def fail(self, problem: str) -> int:
-        """Note a mismatch: what is wrong with the record in hand."""
-        self.problem = problem
-        self.mismatches += 1
-        return 0
-
-    def disagree(self, how: int, where: int, problem: str) -> bool:
-        """Model and machine translate the access in hand differently: are both right?
-
-        The model ended at hpa ``where`` (MODEL_HIT), with an exception (MODEL_FAULT), or kvm made the access at gpa
-        ``where`` (MODEL_EMULATED). If both are lawful, count that, let the machine's store happen, and return True;
-        else note the mismatch ``problem``.
-        """
-        if not self.is_lawful(how, where):
-            self.fail(problem)
-            return False
-        self.tlb_differences += 1
-        if how == MODEL_EMULATED and self.reader.access & ACCESS_WRITE:
-            # What kvm stored where the machine did not: tables get back what they held.
-            held = self.judge.past.content(where, min(self.reader.size or 8, 4096 - (where & 0xFFF)))  # type: ignore[union-attr]
-            if held is not None:
-                self.store_unseen(where, held)
-        if self.reader.kind == K_STORE:
-            self.store_unseen(self.reader.gpa, self.reader.payload())
-        return True
-
-    def is_lawful(self, how: int, where: int) -> bool:
-        """Whether the machine and the model, which ended as :meth:`disagree` says, both did what the CPU may do."""
-        if self.judge is None:
-            self.judge = Judge(self.reader.path, self.reader.header)
-        found_gpa = False
-        found_where = how == MODEL_FAULT
-        for page in self.judge.permitted(self.reader):
-            if how == MODEL_FAULT and page.is_current:
-                return False
-            if page.gpa == self.reader.gpa:
-                found_gpa = True
-            elif how != MODEL_FAULT and where == (page.gpa if how == MODEL_EMULATED else self.home_of(page.gpa)):
-                found_where = True
-            if found_gpa and found_where:
-                return True
-        return False
-
-    def home_of(self, gpa: int) -> int:
-        """Where ``gpa`` is in physical memory; NO_HPA: in no memory."""
-        if self.bare:
-            return gpa
-        return gpa_to_hpa(self.vm.slots_of(0), self.vm.mm, gpa, False)  # type: ignore[union-attr, arg-type]
-
-    def store_unseen(self, gpa: int, data: bytes) -> int:
-        """Store as a device would: not by an access of the guest's. kvm must not go on mirroring what changes."""
-        hpa = self.machine.hpa_of(gpa)
-        if self.vm is not None and is_anything_shadowed(self.vm) and self.machine.differs(hpa, data):
-            unprotect_gfn(self.vm, gpa >> 12)  # type: ignore[arg-type]
-        return self.memory.write(hpa, data)  # type: ignore[no-any-return]
-
     def verify_hpa(self, vcpu: Vcpu) -> bool:
         """The access went to vcpu.cpu.hpa: whether the store of the record in hand, if it is one, must still be made
         there. No: it went to another place than the recorded gpa's, lawfully.
@@ -249,14 +167,6 @@ class Player:
         if expected == NO_HPA:
             problem = "memory is mapped where the machine found a device"
         return not self.disagree(MODEL_HIT, vcpu.cpu.hpa, problem)
-
-    def fail_exception(self, status: int, what: str) -> int:
-        """The access ended without a hit and without emulation (``status``, a RUN_* word)."""
-        problem = f"the guest gets an exception for {what} that the machine made"
-        if status == RUN_FAULT:
-            self.disagree(MODEL_FAULT, 0, problem)
-            return 0
-        return self.fail(problem)
 
     def make_access(self, vcpu: Vcpu) -> int:
         """Let ``vcpu`` make the access of the record in hand; return how it ended (RUN_*)."""
@@ -364,42 +274,52 @@ class Player:
     def play_page(self) -> int:
         """The table at gpa is now known to hold these bytes.
 
-        What differs was written unseen: kvm must not go on mirroring the old content.
+        What differs was written unseen: kvm must not go on mirroring the old content. PDPTEs in use that the table holds
+        bring QEMU's A bits along.
         """
-        return self.store_unseen(self.reader.gpa, self.reader.payload())
-
-    def clean_pdptes_in(self, gfn: int) -> int:
-        """A snapshot that holds PDPTEs in use brings QEMU's A bits along."""
+        self.store_unseen(self.reader.gpa, self.reader.payload())
         for cpu in self.cpus:
             holder = cpu if self.bare else self.vcpus[cpu.number]
-            if holder.cr3 >> 12 == gfn:
+            if holder.cr3 >> 12 == self.reader.gpa >> 12:
                 clean_pdptes(self.machine, holder.cr0, holder.cr3, holder.cr4, holder.efer)
         return 0
 
     def play_regs(self) -> int:
         """Execute the recorded register change; the registers must come out as the machine's."""
         reader = self.reader
-        vcpu = self.vcpus[reader.cpu]
-        cr4 = reader.cr4 & self.cr4_mask
-        check_registers(self.machine, reader)
+        check_registers(self.has_la57, reader)
         clean_pdptes(self.machine, reader.cr0, reader.cr3, reader.cr4, reader.efer)
-        ret = 0
-        if reader.what == W_CR3:
-            ret = mov_cr3(vcpu, reader.cr3)
-        elif reader.what == W_CR0:
-            ret = mov_cr0(vcpu, reader.cr0)
-        elif reader.what == W_CR4:
-            ret = mov_cr4(vcpu, cr4)
-        elif reader.what == W_EFER:
-            ret = wrmsr_efer(vcpu, reader.efer)
-        if reader.pkru != vcpu.pkru:
-            wrpkru(vcpu, reader.pkru)
-        if vcpu.cr0 != reader.cr0 or vcpu.cr3 != reader.cr3 or vcpu.cr4 != cr4 or vcpu.efer != reader.efer:
+        if self.bare:
+            ret = change_bare_register(self.cpus[reader.cpu], reader)
+        else:
+            ret = change_register(self.vcpus[reader.cpu], reader, reader.cr4 & self.cr4_mask)
+        if not self.has_registers():
             if ret == 0 and reader.what != W_INIT and reader.what != W_PKRU:
                 return self.fail("the registers differ from the machine's after this instruction")
-            sregs.set_sregs(vcpu, reader.cr0, reader.cr3, cr4, reader.efer)
+            self.load_registers()
         if ret:
-            return self.fail("kvm refuses a register value that the machine took")
+            who = "the CPU" if self.bare else "kvm"
+            return self.fail(f"{who} refuses a register value that the machine took")
+        return 0
+
+    def has_registers(self) -> bool:
+        """Whether the model's registers are those of the record in hand."""
+        reader = self.reader
+        cr4 = reader.cr4 & self.cr4_mask
+        if self.bare:
+            cpu = self.cpus[reader.cpu]
+            return cpu.cr0 == reader.cr0 and cpu.cr3 == reader.cr3 and cpu.cr4 == cr4 and cpu.efer == reader.efer
+        vcpu = self.vcpus[reader.cpu]
+        return vcpu.cr0 == reader.cr0 and vcpu.cr3 == reader.cr3 and vcpu.cr4 == cr4 and vcpu.efer == reader.efer
+
+    def load_registers(self) -> int:
+        """Give the model the registers of the record in hand, all at once and with a flush."""
+        reader = self.reader
+        if self.bare:
+            cpu = self.cpus[reader.cpu]
+            cpu.load_guest(reader.cr0, reader.cr3, reader.cr4, reader.efer)
+            return cpu.flush_all()
+        sregs.set_sregs(self.vcpus[reader.cpu], reader.cr0, reader.cr3, reader.cr4 & self.cr4_mask, reader.efer)
         return 0
 
     def play_invalidation(self, kind: int) -> int:
@@ -415,7 +335,7 @@ class Player:
         """The machine without a hypervisor: the CPU walks the guest's tables."""
         cpu = self.cpus[self.reader.cpu]
         if kind == K_REGS:
-            return self.play_bare_regs()
+            return self.play_regs()
         if kind == K_INVLPG:
             return cpu.invlpg(self.reader.gva)  # type: ignore[arg-type]
         if kind == K_INVPCID:
@@ -430,29 +350,4 @@ class Player:
             return 0
         if kind == K_STORE:
             return self.store_record(cpu.hpa)
-        return 0
-
-    def play_bare_regs(self) -> int:
-        """Execute the recorded register change on a CPU without a hypervisor."""
-        reader = self.reader
-        cpu = self.cpus[reader.cpu]
-        check_registers(self.machine, reader)
-        clean_pdptes(self.machine, reader.cr0, reader.cr3, reader.cr4, reader.efer)
-        ret = 0
-        if reader.what == W_CR3:
-            ret = cpu.write_cr3(reader.cr3)
-        elif reader.what == W_CR0:
-            ret = cpu.write_cr0(reader.cr0)
-        elif reader.what == W_CR4:
-            ret = cpu.write_cr4(reader.cr4)
-        elif reader.what == W_EFER:
-            ret = cpu.write_efer(reader.efer)
-        cpu.write_pkru(reader.pkru)
-        if cpu.cr0 != reader.cr0 or cpu.cr3 != reader.cr3 or cpu.cr4 != reader.cr4 or cpu.efer != reader.efer:
-            if ret == 0 and reader.what != W_INIT and reader.what != W_PKRU:
-                return self.fail("the registers differ from the machine's after this instruction")
-            cpu.load_guest(reader.cr0, reader.cr3, reader.cr4, reader.efer)
-            cpu.flush_all()
-        if ret:
-            return self.fail("the CPU refuses a register value that the machine took")
         return 0

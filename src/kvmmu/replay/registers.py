@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Recorded register changes: refused if no CPU holds such registers, made fit for one, and executed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..addr import Hpa
+from ..errors import RecordingError
+from ..hw.bits import CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, EFER_LMA
+from ..hw.cpu import Cpu
+from ..kvm.insn import mov_cr0, mov_cr3, mov_cr4, wrmsr_efer, wrpkru
+from ..kvm.vcpu import Vcpu
+from ..record.format import W_CR0, W_CR3, W_CR4, W_EFER
+from ..record.reader import Reader
+
+if TYPE_CHECKING:
+    from .machine import BareMachine, GuestMachine
+
+# Bits 1, 2 and 5 to 8 of a PDPTE are reserved on every CPU; QEMU sets A (bit 5) there, and looks at none of them.
+_PDPTE_RESERVED = 0x1E6
+
+
+def clean_pdptes(machine: GuestMachine | BareMachine, cr0: int, cr3: int, cr4: int, efer: int) -> int:
+    """Clear the reserved low bits of the four PDPTEs of a guest in PAE mode, where QEMU lets them pass: A, which it
+    sets itself, and what the guest has put there (a 64-bit kernel's entries on a CPU without long mode). Return 0.
+    """
+    if not cr0 & CR0_PG or not cr4 & CR4_PAE or efer & EFER_LMA:
+        return 0
+    table = machine.hpa_of(cr3 & 0xFFFF_FFE0)
+    for place in range(table, table + 32, 8):
+        entry = machine.memory.read_once(Hpa(place))
+        if entry & _PDPTE_RESERVED:
+            machine.memory.write_once(Hpa(place), entry & ~_PDPTE_RESERVED)
+    return 0
+
+
+def check_registers(has_la57: bool, reader: Reader) -> int:
+    """Refuse registers that no CPU (``has_la57``: none with 5-level paging) holds together; return 0.
+
+    :class:`RecordingError` names the record in hand.
+    """
+    if reader.cr0 & CR0_PG and not reader.cr0 & CR0_PE:
+        return _refuse(reader, "CR0.PG without CR0.PE")
+    if reader.efer & EFER_LMA and not reader.cr0 & CR0_PG:
+        return _refuse(reader, "EFER.LMA without CR0.PG")
+    if reader.efer & EFER_LMA and not reader.cr4 & CR4_PAE:
+        return _refuse(reader, "EFER.LMA without CR4.PAE")
+    if reader.cr4 & CR4_LA57 and not has_la57:
+        return _refuse(reader, "CR4.LA57, which the header's CPU lacks,")
+    return 0
+
+
+def _refuse(reader: Reader, wrong: str) -> int:
+    raise RecordingError(
+        f"{reader.path} contradicts itself at record {reader.position - 1}: CPU {reader.cpu} has {wrong}"
+        f" (cr0 {reader.cr0:#x}, cr4 {reader.cr4:#x}, efer {reader.efer:#x}), no CPU can"
+    )
+
+
+def change_register(vcpu: Vcpu, reader: Reader, cr4: int) -> int:
+    """Let kvm handle the register change in hand, whose CR4 is ``cr4`` without what the machine does not offer.
+
+    Return what kvm's handler returns: not 0 if it refuses.
+    """
+    ret = 0
+    if reader.what == W_CR3:
+        ret = mov_cr3(vcpu, reader.cr3)
+    elif reader.what == W_CR0:
+        ret = mov_cr0(vcpu, reader.cr0)
+    elif reader.what == W_CR4:
+        ret = mov_cr4(vcpu, cr4)
+    elif reader.what == W_EFER:
+        ret = wrmsr_efer(vcpu, reader.efer)
+    if reader.pkru != vcpu.pkru:
+        wrpkru(vcpu, reader.pkru)
+    return ret
+
+
+def change_bare_register(cpu: Cpu, reader: Reader) -> int:
+    """:func:`change_register` of a CPU without a hypervisor."""
+    ret = 0
+    if reader.what == W_CR3:
+        ret = cpu.write_cr3(reader.cr3)
+    elif reader.what == W_CR0:
+        ret = cpu.write_cr0(reader.cr0)
+    elif reader.what == W_CR4:
+        ret = cpu.write_cr4(reader.cr4)
+    elif reader.what == W_EFER:
+        ret = cpu.write_efer(reader.efer)
+    cpu.write_pkru(reader.pkru)
+    return ret
