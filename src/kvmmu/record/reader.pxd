@@ -2,7 +2,7 @@
 cimport cython
 
 from ..addr cimport u8, u32, u64, gva_t, gpa_t
-from .columns cimport Columns
+from .cursors cimport Cursors
 from .known cimport KnownFrames
 
 cdef int CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MMIO, K_PAGE, K_REGS, K_STORE, MAP_IO, MAP_RAM
@@ -12,7 +12,7 @@ cdef u64 CACHE_MIX, END_FRAME, MAX_MEMORY_FRAMES, U32, U64
 cdef int _NUMBERS
 
 @cython.final
-cdef class Reader(Columns):
+cdef class Reader(Cursors):
     # Known when the file is open.
     cdef readonly object header     # format.Header
     cdef readonly object trailer    # format.Trailer, or None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Decode a recording, record by record, without one Python object per record.
 
-:meth:`Reader.next` decodes one record into the reader's own fields, and moves the cursors of the columns
-(:mod:`~kvmmu.record.columns`) that it uses. ``docs/recording-format.md`` describes the records.
+:meth:`Reader.next` decodes one record into the reader's own fields, and moves the cursors
+(:mod:`~kvmmu.record.cursors`) of the columns that it uses. ``docs/recording-format.md`` describes the records.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Self
 
 from ..page_types import U32, U64
 from .blocks import BlockFile
-from .columns import Columns
+from .cursors import Cursors
 from .format import (
     CACHE_MIX,
     CACHE_SHIFT,
@@ -42,7 +42,7 @@ from .known import KnownFrames
 _NUMBERS = 5
 
 
-class Reader(Columns):
+class Reader(Cursors):
     """Reads the recording ``path`` from its first record to its last.
 
     ``header`` and ``trailer`` (None when the file has none) are known from the start, ``total`` (number of records)
@@ -93,7 +93,7 @@ class Reader(Columns):
     )
 
     def __init__(self, path: str, salvage: bool = False) -> None:
-        Columns.__init__(self, str(path))
+        Cursors.__init__(self, str(path))
         self.blocks = BlockFile(self.path, salvage)
         header: Header = self.blocks.header
         trailer: Trailer | None = self.blocks.trailer

@@ -6,7 +6,7 @@ from ..addr cimport u8, u64
 cdef int MAX_PHYSICAL_BITS
 cdef u64 END_FRAME, U64
 
-cdef class Columns:
+cdef class Cursors:
     cdef readonly str path
     cdef readonly u64 position      # records delivered so far
     cdef const u8[::1] raw          # the block

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The columns of a block of records: where the next value of each is, and how a value is spelled.
+"""Where the next value of each column of a block is, and how a value is spelled; the counterpart of ``columns``.
 
 A block's columns lie in one buffer, one behind the other. Each has a cursor, which what reads a value moves on, and an
 end. Nothing looks whether a cursor is still within its column before it reads (the buffer ends with padding); whoever
-reads compares the two afterwards, and calls :meth:`Columns.overrun`. ``docs/recording-format.md`` describes them.
+reads compares the two afterwards, and calls :meth:`Cursors.overrun`. ``docs/recording-format.md`` describes them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .blocks import PADDING
 from .format import COLUMN_LENGTHS, END_FRAME, MAX_PHYSICAL_BITS
 
 
-class Columns:
-    """The block in hand of the recording ``path``, empty at first. ``position`` counts the records read so far."""
+class Cursors:
+    """The columns of the block in hand of the recording ``path``, empty at first. ``position`` counts the records read so far."""
 
     __slots__ = (
         "at_content",
