@@ -104,6 +104,7 @@ COMPILED = [
     "kvm/mmu/unsync",
     "kvm/mmu/walker",
     "kvm/mmu/zap",
+    "record/columns",
     "record/encoder",
     "record/known",
     "record/reader",
@@ -134,6 +135,7 @@ SELDOM = [
     "kvm/mmu/mmutrace",
     "kvm/mmu/roots",
     "kvm/mmu/setup",
+    "record/columns",
     "record/encoder",
 ]
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from ..addr import Gpa
 from ..errors import ConfigError, GuestMisuse, RecordingError
+from ..guest.layout import tables_mode
 from ..guest.ranges import Mapping
-from ..guest.tables import GuestTables, tables_mode
+from ..guest.tables import GuestTables
 from ..host.bits import NO_HPA
 from ..hw.bits import EFER_NX
 from ..hw.cpu import Cpu
