@@ -52,10 +52,16 @@ class Difference:
 
 @dataclass(slots=True)
 class Outcome:
-    """How much a replay compared, and the differences; one in the events ends the replay."""
+    """How much a replay compared, and the differences; one in the events ends the replay.
+
+    ``nr_faults``: exits for page faults where the model's own CPU was seen to fault alike; ``nr_dumps_skipped``: of
+    ``nr_dumps``, those of a root that was freed meanwhile, which hold whatever came to lie there.
+    """
 
     transcript: str
     nr_exits: int = 0
+    nr_faults: int = 0
+    nr_dumps_skipped: int = 0
     nr_events: int = 0
     nr_dumps: int = 0
     nr_counters: int = 0
@@ -96,16 +102,22 @@ class Comparison:
         self.place = "before the first mark"
         self.loaded_root = (Hpa(0), 0)
         self.nr_dirty_logs = 0
+        # Line -> number of the step that begins there.
+        self._numbers = {step.number: i for i, step in enumerate(transcript.steps)}
 
     def name_slot(self, slot_id: int) -> None:
         """Name hosts' addresses in ``slot_id`` as the transcript does."""
         slot = self.vmm.slots[slot_id]
         self.normaliser.set_slot(slot_id, slot.gpa, slot.size if slot.is_used else 0, slot.hva)
 
+    def text_after(self, step: Step) -> str:
+        """The text of the step behind ``step``; "" behind the last."""
+        number = self._numbers[step.number] + 1
+        return self.transcript.steps[number].text if number < len(self.transcript.steps) else ""
+
     def note_refusal(self, step: Step, error: KvmIoctlError) -> None:
         """The model refuses an ioctl: :class:`Parted` unless the VMM noted the same refusal."""
-        number = self.transcript.steps.index(step) + 1
-        answer = self.transcript.steps[number].text if number < len(self.transcript.steps) else ""
+        answer = self.text_after(step)
         if not answer.endswith(f" errno={error.errno}"):
             raise Parted("an ioctl", answer or "no refusal", str(error)) from None
 
@@ -139,6 +151,7 @@ class Comparison:
         recorded = self.transcript.dumps[self.outcome.nr_dumps]
         self.outcome.nr_dumps += 1
         if not self._is_root_alive():
+            self.outcome.nr_dumps_skipped += 1
             return
         different = compare_tables(recorded, dump_tables(self.vmm.world.vm, *self.loaded_root))
         if different is not None:
