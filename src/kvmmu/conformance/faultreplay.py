@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..addr import Gva
-from ..errors import KvmBug, KvmIoctlError, RecordingError
+from ..errors import KvmBug, KvmIoctlError, KvmmuError, RecordingError
 from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG, GP_VECTOR, UD_VECTOR
 from ..kvm import emulate, run, sregs
 from ..kvm.bits import ACCESS_NOT_PT_INSN
@@ -46,7 +46,7 @@ _STOPS = ("hlt", "internal", "exit")
 
 
 def replay_file(folder: Path, name: str, mode: str) -> Outcome:
-    """Play the transcript ``NAME.MODE`` of the scenario ``NAME.scn`` in ``folder``.
+    """Play the recording ``NAME.MODE`` of the scenario ``NAME.scn`` in ``folder``.
 
     :raises RecordingError: what cannot be read, and what the model cannot play.
     """
@@ -93,11 +93,18 @@ class FaultReplay:
                 self._play(step, following)
                 self.compare.compare_events(step, self.events)
             except Parted as parted:
-                self.compare.differ(step, parted.what, parted.expected, parted.got, parted.context)
-                break
+                self.compare.part(step, parted)
+                return self.outcome
             except KvmBug as bug:
-                self.compare.differ(step, "the model broke an invariant", step.text, str(bug))
-                break
+                self.compare.part(step, Parted("the model broke an invariant", step.text, str(bug)))
+                return self.outcome
+            except RecordingError:
+                raise
+            except (KvmmuError, ValueError, IndexError, KeyError) as error:
+                place = f"{self.outcome.transcript}: line {step.number} of the trace"
+                reason = f": {error}" if isinstance(error, KvmmuError) else ""
+                raise RecordingError(f"{place} cannot be played: {step.text!r}{reason}") from None
+        self.compare.finish()
         return self.outcome
 
     # Inputs.
@@ -232,6 +239,7 @@ class FaultReplay:
 
     # Results and counters are printed, then the VM ends.
     def _end(self, step: Step) -> None:
+        self.compare.place = "the end"
         self.compare.compare_results(step, self.last_op, self.unknown_results)
         self.compare.compare_counters(step)
         self.vmm.world.close()

@@ -36,14 +36,27 @@ _U32 = 0xFFFF_FFFF
 
 
 class Parted(Exception):
-    """The model cannot follow the transcript any further: what was recorded, what the model does instead."""
+    """The model cannot follow the transcript any further: what was recorded, what the model does instead.
 
-    def __init__(self, what: str, expected: str, got: str, context: tuple[str, ...] = ()) -> None:
+    Of events: ``before`` are the last that were equal, ``recorded`` and ``model`` how each side goes on.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        expected: str,
+        got: str,
+        before: tuple[str, ...] = (),
+        recorded: tuple[str, ...] = (),
+        model: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.expected = expected
         self.got = got
-        self.context = context
+        self.before = before
+        self.recorded = recorded
+        self.model = model
 
 
 class AgedPdptes:

@@ -8,6 +8,7 @@ the registers of the scenario's mode.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from collections.abc import Callable
 
@@ -24,6 +25,15 @@ from .scenario import OPCODES, Scenario, SlotLine, number_of
 
 #: Physical address bits of the transcripts' host.
 HOST_MAXPHYADDR = 40
+#: How kvm was loaded, by the mode in a file's name.
+PARAMETERS: dict[str, dict[str, bool]] = {
+    "shadow": {"npt": False},
+    "tdp": {"npt": True, "tdp_mmu": True},
+    "tdplegacy": {"npt": True, "tdp_mmu": False},
+    "shadownx": {"npt": False, "nx_huge_pages": True},
+    "tdpnx": {"npt": True, "tdp_mmu": True, "nx_huge_pages": True},
+    "tdplegacynx": {"npt": True, "tdp_mmu": False, "nx_huge_pages": True},
+}
 #: Where the guest's list of operations begins, and the size of an entry.
 OPS = 0x4000
 OP_SIZE = 32
@@ -36,6 +46,8 @@ _USER_VECTOR = 30
 #: Width of the guest's code by mode.
 WIDTHS = {"long": 64, "pae": 32, "pse32": 32, "prot": 32, "real": 16}
 _HUGE = 2 << 20
+# More than any recorder's host had.
+_MAX_MEMORY = 1 << 36
 # Null, code, data, user code, user data, TSS.
 _LONG_GDT = [0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF]
 _FLAT_GDT = [0, 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00CF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF]
@@ -49,6 +61,22 @@ _REGISTERS = {
     "real": (0x10, 0, 0),
 }
 _CR3 = 0x10000
+
+
+# A mode's parameters that the model has no word for: those it knows no other value of may be left out.
+_ONLY_VALUES = {"tdp_mmu": False, "nx_huge_pages": False}
+
+
+def _params_of(mode: str) -> Params:
+    settings = PARAMETERS.get(mode)
+    if settings is None:
+        raise RecordingError(f"mode {mode!r}; known are {', '.join(PARAMETERS)}")
+    known = {field.name for field in dataclasses.fields(Params)}
+    for name, value in settings.items():
+        if name not in known and _ONLY_VALUES.get(name) != value:
+            raise RecordingError(f"mode {mode!r}: the model has no {name}={value}")
+    given = {name: value for name, value in settings.items() if name in known}
+    return dataclasses.replace(Params(host_maxphyaddr=HOST_MAXPHYADDR), **given)  # type: ignore[arg-type]
 
 
 class Slot:
@@ -65,20 +93,20 @@ class Slot:
 
 
 class Vmm:
-    """The world of ``scenario`` with kvm loaded as ``mode``: shadow (``npt=0``) or tdplegacy (``npt=1 tdp_mmu=0``).
+    """The world of ``scenario`` with kvm loaded as ``mode``, one of :data:`PARAMETERS`.
 
     :raises RecordingError: a scenario that asks for what the model has not.
     """
 
     def __init__(self, scenario: Scenario, mode: str) -> None:
-        if mode not in ("shadow", "tdplegacy"):
-            raise RecordingError(f"mode {mode!r}: transcripts of shadow and tdplegacy can be played")
+        params = _params_of(mode)
         for name, _ in scenario.caps:
             raise RecordingError(f"{scenario.name}: cap {name}: the model cannot do this")
         self.scenario = scenario
-        self.is_nested = mode == "tdplegacy"
-        params = Params(npt=self.is_nested, host_maxphyaddr=HOST_MAXPHYADDR)
+        self.is_nested = params.npt
         size = sum(slot.size for slot in scenario.slots)
+        if size > _MAX_MEMORY:
+            raise RecordingError(f"{scenario.name}: slots of {size:#x} bytes: a recording has at most {_MAX_MEMORY:#x}")
         # Huge backing needs whole free blocks; kvm's tables and rmaps come from the same frames.
         self.world = World(params, (size >> PAGE_SHIFT) + (64 << 20 >> PAGE_SHIFT))
         self.slots: dict[int, Slot] = {}
