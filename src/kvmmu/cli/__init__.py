@@ -30,7 +30,7 @@ from .output import Interrupted, complain, one_line
 from .status import Status, describe_statuses, status_of
 
 #: Every command, in the order of ``kvmmu --help``.
-COMMANDS = ("run", "record", "recordings", "info", "dump", "tables", "cut", "params", "decode")
+COMMANDS = ("run", "record", "recordings", "info", "dump", "tables", "cut", "params", "decode", "conformance")
 
 
 class _Command(TyperCommand):
