@@ -179,6 +179,7 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
         started = time.perf_counter()
         try:
             result.stopped = _play(player, until, options, result, counter, progress)
+            player.settle()
         except KeyboardInterrupt:
             result.stopped = "interrupted"
         result.seconds = time.perf_counter() - started

@@ -65,6 +65,7 @@ def play_to(reader: Reader, mmu: str, at: int | None) -> Player:
     while reader.position < end:
         if player.play(min(end, reader.position + PROGRESS_RECORDS)) == STOP_END:
             break
+    player.settle()
     return player
 
 
