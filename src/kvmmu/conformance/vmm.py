@@ -9,6 +9,7 @@ registers of the scenario's mode.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..addr import Gpa, Hpa, Hva
 from ..errors import RecordingError, UserError
@@ -20,6 +21,14 @@ from ..params import Params
 from ..world import World
 from .scenario import OPCODES, Scenario, SlotLine, number_of
 
+#: Modes of the transcripts -> how kvm was loaded.
+MODES = {
+    "shadow": Params(npt=False),
+    "tdp": Params(npt=True),
+    "tdplegacy": Params(npt=True, tdp_mmu=False),
+    "shadownx": Params(npt=False, nx_huge_pages=True),
+    "tdpnx": Params(npt=True, nx_huge_pages=True),
+}
 #: Physical address bits of the transcripts' host.
 HOST_MAXPHYADDR = 40
 #: Where the guest's list of operations begins, and the size of an entry.
@@ -63,19 +72,19 @@ class Slot:
 
 
 class Vmm:
-    """The world of ``scenario`` with kvm loaded as ``mode``: shadow (``npt=0``) or tdplegacy (``npt=1 tdp_mmu=0``).
+    """The world of ``scenario`` with kvm loaded as ``mode``, one of :data:`MODES`.
 
     :raises RecordingError: a scenario that asks for what the model has not.
     """
 
     def __init__(self, scenario: Scenario, mode: str) -> None:
-        if mode not in ("shadow", "tdplegacy"):
-            raise RecordingError(f"mode {mode!r}: transcripts of shadow and tdplegacy can be played")
+        if mode not in MODES:
+            raise RecordingError(f"mode {mode!r}: transcripts of {', '.join(MODES)} can be played")
         for name, _ in scenario.caps:
             raise RecordingError(f"{scenario.name}: cap {name}: the model cannot do this")
         self.scenario = scenario
-        self.is_nested = mode == "tdplegacy"
-        params = Params(npt=self.is_nested, host_maxphyaddr=HOST_MAXPHYADDR)
+        self.is_nested = mode != "shadow"
+        params = replace(MODES[mode], host_maxphyaddr=HOST_MAXPHYADDR)
         size = sum(slot.size for slot in scenario.slots)
         # Huge backing needs whole free blocks; kvm's tables and rmaps come from the same frames.
         self.world = World(params, (size >> PAGE_SHIFT) + (64 << 20 >> PAGE_SHIFT))
