@@ -15,6 +15,7 @@ from ..addr import Gpa, Hpa, Hva
 from ..errors import RecordingError, UserError
 from ..hw.bits import CR4_LA57, CR4_PCIDE, CR4_PKE
 from ..kvm import regions, sregs
+from ..kvm.mmu import dirty
 from ..kvm.regions import UserMemoryRegion
 from ..page_types import PAGE_SHIFT, PAGE_SIZE
 from ..params import Params
@@ -81,13 +82,16 @@ class Vmm:
         if mode not in MODES:
             raise RecordingError(f"mode {mode!r}: transcripts of {', '.join(MODES)} can be played")
         for name, _ in scenario.caps:
-            raise RecordingError(f"{scenario.name}: cap {name}: the model cannot do this")
+            if name != "manual_dirty":
+                raise RecordingError(f"{scenario.name}: cap {name}: the model cannot do this")
         self.scenario = scenario
         self.is_nested = mode != "shadow"
         params = replace(MODES[mode], host_maxphyaddr=HOST_MAXPHYADDR)
         size = sum(slot.size for slot in scenario.slots)
         # Huge backing needs whole free blocks; kvm's tables and rmaps come from the same frames.
         self.world = World(params, (size >> PAGE_SHIFT) + (64 << 20 >> PAGE_SHIFT))
+        for _, flags in scenario.caps:
+            dirty.set_manual_protect(self.world.vm, flags)
         self.slots: dict[int, Slot] = {}
         for line in scenario.slots:
             self._add_slot(line)
@@ -267,11 +271,17 @@ def _sreg(vmm: Vmm, words: tuple[str, ...]) -> None:
     sregs.set_sregs(vcpu, **values)
 
 
+def _cleardirty(vmm: Vmm, words: tuple[str, ...]) -> None:
+    slot_id, first, pages = map(number_of, words)
+    dirty.clear_dirty_log(vmm.world.vm, slot_id, first, pages, b"\xff" * (-(-pages // 64) * 8))
+
+
 def _look(vmm: Vmm, words: tuple[str, ...]) -> None:
     """The VMM only looks: nothing changes."""
 
 
 _ACTIONS: dict[str, Callable[[Vmm, tuple[str, ...]], None]] = {
+    "cleardirty": _cleardirty,
     "delete": _delete,
     "dontneed": _dontneed,
     "dumpspt": _look,

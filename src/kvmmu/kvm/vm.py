@@ -18,7 +18,12 @@ from ..page_types import NOTHING, ONE
 from ..params import Params
 from ..sync import Gate, Mutex, Rcu, RwLock, Srcu
 from ..tracepoint import Trace
-from .bits import KVM_ADDRESS_SPACE_NUM, KVM_NUM_MMU_PAGES_BUCKETS
+from .bits import (
+    KVM_ADDRESS_SPACE_NUM,
+    KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    KVM_NUM_MMU_PAGES_BUCKETS,
+)
 from .invalidation import Invalidation
 from .memslots import Memslot, Memslots
 from .mmu.bits import SPTE_MAXPHYADDR
@@ -49,6 +54,7 @@ class Vm:
         "host_maxphyaddr",
         "indirect_shadow_pages",
         "invalidation",
+        "manual_dirty_log_protect",
         "max_gfn",
         "memory",
         "memslots",
@@ -110,6 +116,7 @@ class Vm:
         self.memslots = [Memslots(as_id) for as_id in range(KVM_ADDRESS_SPACE_NUM)]
         self.nr_memslot_pages = 0
         self.nr_memslots_dirty_logging = 0
+        self.manual_dirty_log_protect = 0
         self.has_shadow_roots = False
         self.invalidation = Invalidation(gate, self.mmu_lock, Mutex("mn_invalidate_lock", gate, RANK_LEAF))
         self.n_used_mmu_pages = 0
@@ -142,6 +149,14 @@ class Vm:
     def is_write_tracking_enabled(self) -> bool:
         """Whether memslots count the guest tables in each gfn: without nested paging, or with the first shadow root."""
         return not self.tdp_enabled or self.is_shadow_root_allocated()
+
+    def is_log_manual(self) -> bool:
+        """Whether reading a dirty log clears nothing: KVM_CLEAR_DIRTY_LOG does."""
+        return self.manual_dirty_log_protect & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE != 0
+
+    def is_log_initially_set(self) -> bool:
+        """Whether a slot's log begins with every page written, so that nothing needs protection before it is cleared."""
+        return self.manual_dirty_log_protect & KVM_DIRTY_LOG_INITIALLY_SET != 0
 
     def has_rmaps(self) -> bool:
         """Whether memslots have reverse maps: the TDP MMU needs none, so with it only once there was a shadow root."""
