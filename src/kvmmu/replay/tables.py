@@ -104,7 +104,7 @@ def kvm_tables(player: Player, cr3: int | None = None) -> list[Tables]:
     """
     vm = player.vm
     if vm is None:
-        raise ConfigError("--of kvm: --mmu none has no kvm; take --mmu shadow or --mmu tdp-legacy")
+        raise ConfigError("--of kvm: --mmu none has no kvm; take --mmu shadow or --mmu tdp")
     if cr3 is not None:
         return [_tables_of_cr3(player, cr3)]
     found: dict[int, Tables] = {}
