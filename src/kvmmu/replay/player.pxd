@@ -9,7 +9,7 @@ from ..kvm.run cimport access
 from ..kvm.vcpu cimport Vcpu
 from ..record.reader cimport Reader
 from .referee cimport Referee
-from .registers cimport change_bare_register, change_register, check_registers, clean_pdptes
+from .registers cimport change_register, check_registers, clean_pdptes, has_registers, load_registers
 
 cdef int HW_HIT, MODEL_EMULATED, MODEL_HIT, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE, K_REGS, K_STORE
 cdef int RUN_EMULATE, RUN_FAULT, RUN_HIT, STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH, W_INIT, W_PKRU
@@ -29,6 +29,7 @@ cdef class Player(Referee):
     cdef readonly u64 stores
     cdef readonly u64 emulated_stores
     cdef readonly u64 smm_records   # left out: made in system management mode, which the model does not have
+    cdef bint map_waits             # MAP records were played that kvm's slots do not follow yet
     cdef public u64 break_cause     # CAUSE_* to stop at; 0: none
     cdef public bint stop_at_mismatch
     cdef public object on_record    # called with the position before each record is played, or None
@@ -39,6 +40,8 @@ cdef class Player(Referee):
     @cython.locals(kind=int)
     cpdef int fast_forward(self, u64 limit) except -1
     cdef int play_record(self, int kind) except -1
+    cdef int change_map(self) except -1
+    cpdef int settle(self) except -1
     @cython.locals(vcpu=Vcpu)
     cdef bint is_break(self) except -1
     cdef int make_access(self, Vcpu vcpu) except -1
@@ -61,11 +64,7 @@ cdef class Player(Referee):
     cdef int verify_unfetchable(self, Vcpu vcpu, int outcome) except -1
     @cython.locals(cpu=Cpu)
     cdef int play_page(self) except -1
-    @cython.locals(ret=int, reader=Reader)
+    @cython.locals(ret=int, reader=Reader, cpu=Cpu, vcpu=Vcpu, cr4=u64)
     cdef int play_regs(self) except -1
-    @cython.locals(cpu=Cpu, vcpu=Vcpu, reader=Reader, cr4=u64)
-    cdef bint has_registers(self) except -1
-    @cython.locals(cpu=Cpu, reader=Reader)
-    cdef int load_registers(self) except -1
     @cython.locals(vcpu=Vcpu)
     cdef int play_invalidation(self, int kind) except -1

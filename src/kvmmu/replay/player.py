@@ -16,7 +16,6 @@ from ..addr import Hpa
 from ..host.bits import NO_HPA
 from ..hw.bits import ACCESS_AC, ACCESS_FETCH, ACCESS_WRITE, HW_HIT, UD_VECTOR, X86_EFLAGS_AC
 from ..hw.cpu import Cpu
-from ..kvm import sregs
 from ..kvm.emulate import complete_mmio_read, emulate
 from ..kvm.guestmem import gpa_to_hpa
 from ..kvm.insn import insn_invlpg, insn_invpcid
@@ -45,7 +44,7 @@ from ..record.format import (
 )
 from ..record.reader import Reader
 from .referee import Referee
-from .registers import change_bare_register, change_register, check_registers, clean_pdptes
+from .registers import change_register, check_registers, clean_pdptes, has_registers, load_registers
 from .result import MODEL_EMULATED, MODEL_HIT, STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH
 
 
@@ -60,6 +59,7 @@ class Player(Referee):
         "cr4_mask",
         "emulated_stores",
         "has_la57",
+        "map_waits",
         "on_record",
         "smm_records",
         "stop_at_mismatch",
@@ -78,6 +78,7 @@ class Player(Referee):
         self.stores = 0
         self.emulated_stores = 0
         self.smm_records = 0
+        self.map_waits = False
         self.break_cause = 0
         self.stop_at_mismatch = True
         self.on_record: Any = None
@@ -104,6 +105,8 @@ class Player(Referee):
             if reader.smm:
                 self.smm_records += 1
                 continue
+            if self.map_waits and kind != K_MAP:
+                self.settle()
             self.play_record(kind)
             if self.mismatches != mismatches:
                 mismatches = self.mismatches
@@ -122,13 +125,28 @@ class Player(Referee):
             if self.reader.smm:
                 continue
             if kind == K_PAGE or kind == K_STORE:
+                self.settle()
                 self.store_record(self.machine.hpa_of(self.reader.gpa))
             elif kind == K_REGS:
                 self.machine.note_regs(self.reader)
             elif kind == K_MAP:
-                self.machine.change_map(self.reader)
+                self.change_map()
+        self.settle()
         self.machine.load_noted_regs()
         return STOP_LIMIT
+
+    def change_map(self) -> int:
+        """The map changes; kvm hears of it when something else happens (see :mod:`.machine`)."""
+        self.machine.change_map(self.reader)
+        self.map_waits = True
+        return 0
+
+    def settle(self) -> int:
+        """Let kvm's slots follow the map; who looks at the machine after :meth:`play` calls it first."""
+        if self.map_waits:
+            self.map_waits = False
+            self.machine.commit_map()
+        return 0
 
     def is_break(self) -> bool:
         """Whether the record in hand raised a fault of the cause that the user waits for."""
@@ -142,8 +160,7 @@ class Player(Referee):
         if kind == K_PAGE:
             return self.play_page()
         if kind == K_MAP:
-            self.machine.change_map(self.reader)
-            return 0
+            return self.change_map()
         if self.bare:
             return self.play_bare(kind)
         if kind == K_ACCESS:
@@ -287,39 +304,18 @@ class Player(Referee):
     def play_regs(self) -> int:
         """Execute the recorded register change; the registers must come out as the machine's."""
         reader = self.reader
+        cpu = self.cpus[reader.cpu]
+        vcpu = None if self.bare else self.vcpus[reader.cpu]
+        cr4 = reader.cr4 & self.cr4_mask
         check_registers(self.has_la57, reader)
         clean_pdptes(self.machine, reader.cr0, reader.cr3, reader.cr4, reader.efer)
-        if self.bare:
-            ret = change_bare_register(self.cpus[reader.cpu], reader)
-        else:
-            ret = change_register(self.vcpus[reader.cpu], reader, reader.cr4 & self.cr4_mask)
-        if not self.has_registers():
+        ret = change_register(cpu, vcpu, reader, cr4)
+        if not has_registers(cpu, vcpu, reader, cr4):
             if ret == 0 and reader.what != W_INIT and reader.what != W_PKRU:
                 return self.fail("the registers differ from the machine's after this instruction")
-            self.load_registers()
+            load_registers(cpu, vcpu, reader, cr4)
         if ret:
-            who = "the CPU" if self.bare else "kvm"
-            return self.fail(f"{who} refuses a register value that the machine took")
-        return 0
-
-    def has_registers(self) -> bool:
-        """Whether the model's registers are those of the record in hand."""
-        reader = self.reader
-        cr4 = reader.cr4 & self.cr4_mask
-        if self.bare:
-            cpu = self.cpus[reader.cpu]
-            return cpu.cr0 == reader.cr0 and cpu.cr3 == reader.cr3 and cpu.cr4 == cr4 and cpu.efer == reader.efer
-        vcpu = self.vcpus[reader.cpu]
-        return vcpu.cr0 == reader.cr0 and vcpu.cr3 == reader.cr3 and vcpu.cr4 == cr4 and vcpu.efer == reader.efer
-
-    def load_registers(self) -> int:
-        """Give the model the registers of the record in hand, all at once and with a flush."""
-        reader = self.reader
-        if self.bare:
-            cpu = self.cpus[reader.cpu]
-            cpu.load_guest(reader.cr0, reader.cr3, reader.cr4, reader.efer)
-            return cpu.flush_all()
-        sregs.set_sregs(self.vcpus[reader.cpu], reader.cr0, reader.cr3, reader.cr4 & self.cr4_mask, reader.efer)
+            return self.fail(f"{'the CPU' if self.bare else 'kvm'} refuses a register value that the machine took")
         return 0
 
     def play_invalidation(self, kind: int) -> int:

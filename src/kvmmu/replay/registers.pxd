@@ -17,6 +17,6 @@ cpdef int clean_pdptes(object machine, u64 cr0, u64 cr3, u64 cr4, u64 efer) exce
 cpdef int check_registers(bint has_la57, Reader reader) except -1
 cdef int _refuse(Reader reader, str wrong) except -1
 @cython.locals(ret=int)
-cpdef int change_register(Vcpu vcpu, Reader reader, u64 cr4) except -1
-@cython.locals(ret=int)
-cpdef int change_bare_register(Cpu cpu, Reader reader) except -1
+cpdef int change_register(Cpu cpu, Vcpu vcpu, Reader reader, u64 cr4) except -1
+cpdef bint has_registers(Cpu cpu, Vcpu vcpu, Reader reader, u64 cr4) except -1
+cpdef int load_registers(Cpu cpu, Vcpu vcpu, Reader reader, u64 cr4) except -1

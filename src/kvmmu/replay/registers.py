@@ -9,6 +9,7 @@ from ..addr import Hpa
 from ..errors import RecordingError
 from ..hw.bits import CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, EFER_LMA
 from ..hw.cpu import Cpu
+from ..kvm import sregs
 from ..kvm.insn import mov_cr0, mov_cr3, mov_cr4, wrmsr_efer, wrpkru
 from ..kvm.vcpu import Vcpu
 from ..record.format import W_CR0, W_CR3, W_CR4, W_EFER
@@ -58,35 +59,38 @@ def _refuse(reader: Reader, wrong: str) -> int:
     )
 
 
-def change_register(vcpu: Vcpu, reader: Reader, cr4: int) -> int:
-    """Let kvm handle the register change in hand, whose CR4 is ``cr4`` without what the machine does not offer.
+def change_register(cpu: Cpu, vcpu: Vcpu | None, reader: Reader, cr4: int) -> int:
+    """Execute the register change in hand, whose CR4 is ``cr4`` without what the machine does not offer.
 
-    Return what kvm's handler returns: not 0 if it refuses.
+    ``vcpu`` is None for a bare ``cpu``. Return what kvm's or the CPU's instruction returns: not 0 if it refuses.
     """
     ret = 0
     if reader.what == W_CR3:
-        ret = mov_cr3(vcpu, reader.cr3)
+        ret = cpu.write_cr3(reader.cr3) if vcpu is None else mov_cr3(vcpu, reader.cr3)
     elif reader.what == W_CR0:
-        ret = mov_cr0(vcpu, reader.cr0)
+        ret = cpu.write_cr0(reader.cr0) if vcpu is None else mov_cr0(vcpu, reader.cr0)
     elif reader.what == W_CR4:
-        ret = mov_cr4(vcpu, cr4)
+        ret = cpu.write_cr4(cr4) if vcpu is None else mov_cr4(vcpu, cr4)
     elif reader.what == W_EFER:
-        ret = wrmsr_efer(vcpu, reader.efer)
-    if reader.pkru != vcpu.pkru:
+        ret = cpu.write_efer(reader.efer) if vcpu is None else wrmsr_efer(vcpu, reader.efer)
+    if vcpu is None:
+        cpu.write_pkru(reader.pkru)
+    elif reader.pkru != vcpu.pkru:
         wrpkru(vcpu, reader.pkru)
     return ret
 
 
-def change_bare_register(cpu: Cpu, reader: Reader) -> int:
-    """:func:`change_register` of a CPU without a hypervisor."""
-    ret = 0
-    if reader.what == W_CR3:
-        ret = cpu.write_cr3(reader.cr3)
-    elif reader.what == W_CR0:
-        ret = cpu.write_cr0(reader.cr0)
-    elif reader.what == W_CR4:
-        ret = cpu.write_cr4(reader.cr4)
-    elif reader.what == W_EFER:
-        ret = cpu.write_efer(reader.efer)
-    cpu.write_pkru(reader.pkru)
-    return ret
+def has_registers(cpu: Cpu, vcpu: Vcpu | None, reader: Reader, cr4: int) -> bool:
+    """Whether the control registers are those of the record in hand."""
+    if vcpu is None:
+        return cpu.cr0 == reader.cr0 and cpu.cr3 == reader.cr3 and cpu.cr4 == cr4 and cpu.efer == reader.efer
+    return vcpu.cr0 == reader.cr0 and vcpu.cr3 == reader.cr3 and vcpu.cr4 == cr4 and vcpu.efer == reader.efer
+
+
+def load_registers(cpu: Cpu, vcpu: Vcpu | None, reader: Reader, cr4: int) -> int:
+    """Give the model the control registers of the record in hand, all at once, with a flush. Return 0."""
+    if vcpu is not None:
+        sregs.set_sregs(vcpu, reader.cr0, reader.cr3, cr4, reader.efer)
+        return 0
+    cpu.load_guest(reader.cr0, reader.cr3, cr4, reader.efer)
+    return cpu.flush_all()
