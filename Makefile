@@ -41,8 +41,8 @@ lint: $(VENV)/.installed ## ruff, mypy, cython-lint
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint src
 
-bench: $(BUILT) ## measure what README claims
-	$(REQUIRE) $(BIN)/python -m benchmarks $(ARGS)
+bench: $(BUILT) ## measure what README claims (BASE=DIR: against another built tree, in ROUNDS=9 alternating rounds)
+	$(REQUIRE) $(BIN)/python -m benchmarks $(if $(BASE),--base $(BASE)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
 explore: $(BUILT) ## the enumerations and long state machines that are not in make test
 	HYPOTHESIS_PROFILE=deep $(PYTEST) -m deep $(ARGS)

@@ -46,6 +46,8 @@ COMPILED = [
     "sync",
     "tracepoint",
     "hw/cpu",
+    "hw/floors",
+    "hw/kept",
     "hw/memory",
     "hw/paging",
     "hw/regs",

@@ -32,11 +32,9 @@ HOT = {
     "hw/memory": ("read",),
     "hw/paging": (),
     "hw/tdp": (),
-    "hw/tlb": (
-        *("_floor_of", "flush_space", "flush_non_global", "flush_pcid", "flush_current", "invlpg_space"),
-        # The TLB without bounds is a dictionary.
-        *("_probe_kept", "_keep", "_sweep", "_forget_kept"),
-    ),
+    "hw/floors": ("floor_of", "flush_space", "flush_non_global", "flush_pcid", "flush_current"),
+    # The TLB without bounds, hw/kept, is a dictionary.
+    "hw/tlb": ("invlpg_space", "_sweep"),
     "kvm/emulate": (),
     "kvm/guestmem": (),
     "kvm/dirtylog": (),
@@ -72,9 +70,16 @@ HOT = {
     "kvm/run": (),
     "kvm/vcpu": (),
     "ranges": (),
+    "record/cursors": ("load",),
     # The map and the set of tables are asked when the small caches before them do not know.
     "record/known": ("find_range", "change", "is_table", "add_table"),
-    "record/reader": ("payload", "_load_block", "_check_memory", "_read_map"),
+    "record/reader": ("payload", "_load_block", "_read_map"),
+    # Map changes, snapshots of tables, and what kvm emulates are played through Python.
+    "replay/player": (
+        *("fast_forward", "change_map", "settle", "play_page", "store_data", "fail", "fail_exception"),
+        *("is_break", "play_access", "play_store", "play_mmio", "emulate_until_done", "verify_unfetchable"),
+    ),
+    "replay/registers": ("clean_pdptes", "_refuse", "load_registers"),
     # A checker is told, and waited for, through calls from Python to Python.
     "sync": ("announce", "wait"),
 }
@@ -123,7 +128,7 @@ def _cold_lines(tree: ast.Module, cold: tuple[str, ...]) -> Iterator[int]:
 
 def _is_contradiction(node: ast.AST) -> bool:
     # A method that raises, called as a statement.
-    return isinstance(node, ast.Expr) and ast.unparse(node.value).startswith("self._contradict(")
+    return isinstance(node, ast.Expr) and ast.unparse(node.value).startswith(("self.contradict(", "self._contradict("))
 
 
 def _translate(package: pathlib.Path, room: str) -> str:

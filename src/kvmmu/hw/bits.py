@@ -93,6 +93,11 @@ ACCESS_AC = 256
 #: A supervisor access that the CPU makes by itself (GDT, TSS ...), at any CPL: SMAP ignores EFLAGS.AC. Excludes USER.
 ACCESS_IMPLICIT = 512
 
+#: The owner of a TLB entry, one number: address space (ASID or VPID), PCID, whether it is global (then without PCID).
+TLB_SPACE_SHIFT = 13
+TLB_PCID_SHIFT = 1
+TLB_GLOBAL_OWNER = 1
+
 # A translation as one word: what the walker found, and what the TLB keeps. Bits 51:12 are the host frame.
 TR_WRITABLE = 2
 TR_USER = 4
