@@ -95,6 +95,7 @@ class Player(Referee):
         reader = self.reader
         mismatches = self.mismatches
         self.problem = ""
+        self.note_slots()
         while reader.position < limit:
             kind = reader.next()
             if kind == 0:
@@ -146,6 +147,7 @@ class Player(Referee):
         if self.map_waits:
             self.map_waits = False
             self.machine.commit_map()
+            self.note_slots()
         return 0
 
     def is_break(self) -> bool:
@@ -174,10 +176,8 @@ class Player(Referee):
         return self.play_invalidation(kind)
 
     def verify_hpa(self, vcpu: Vcpu) -> bool:
-        """The access went to vcpu.cpu.hpa: whether the store of the record in hand, if it is one, must still be made
-        there. No: it went to another place than the recorded gpa's, lawfully.
-        """
-        expected = gpa_to_hpa(vcpu.memslots(), self.vm.mm, self.reader.gpa, False)  # type: ignore[union-attr, arg-type]
+        """Verify where the access went; False: elsewhere, lawfully, and the machine's store, if it is one, was made."""
+        expected = gpa_to_hpa(self.slots, self.vm.mm, self.reader.gpa, False)  # type: ignore[union-attr, arg-type]
         if vcpu.cpu.hpa == expected:
             return True
         problem = "the access goes to another frame than the machine's"

@@ -4,6 +4,7 @@ cimport cython
 from ..addr cimport u64, hpa_t
 from ..hw.memory cimport PhysicalMemory
 from ..kvm.guestmem cimport gpa_to_hpa
+from ..kvm.memslots cimport Memslots
 from ..kvm.mmu.gptewrite cimport unprotect_gfn
 from ..kvm.mmu.track cimport is_anything_shadowed
 from ..kvm.vm cimport Vm
@@ -18,11 +19,13 @@ cdef class Referee:
     cdef readonly bint bare         # no kvm: the CPUs walk the guest's own tables
     cdef readonly PhysicalMemory memory
     cdef readonly Vm vm             # None when bare
+    cdef Memslots slots             # kvm's, outside of SMM; None when bare
     cdef readonly u64 mismatches
     cdef readonly u64 tlb_differences # the machine's translation and the model's differ, both are lawful
     cdef public object judge        # lawful.Judge, once one was needed, or None
     cdef readonly str problem       # what is wrong with the last record that was a mismatch
 
+    cdef int note_slots(self) except -1
     cdef int fail(self, object problem) except -1
     cdef bint disagree(self, int how, u64 where, object problem) except -1
     @cython.locals(found_gpa=bint, found_where=bint)

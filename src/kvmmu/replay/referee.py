@@ -12,6 +12,7 @@ from typing import Any
 
 from ..hw.bits import ACCESS_WRITE
 from ..kvm.guestmem import gpa_to_hpa
+from ..kvm.memslots import Memslots
 from ..kvm.mmu.gptewrite import unprotect_gfn
 from ..kvm.mmu.track import is_anything_shadowed
 from ..kvm.outcome import RUN_FAULT
@@ -25,7 +26,18 @@ from .result import MODEL_EMULATED, MODEL_FAULT, MODEL_HIT
 class Referee:
     """Counts what is wrong with the records of ``reader``, which are played into ``machine``."""
 
-    __slots__ = ("bare", "judge", "machine", "memory", "mismatches", "problem", "reader", "tlb_differences", "vm")
+    __slots__ = (
+        "bare",
+        "judge",
+        "machine",
+        "memory",
+        "mismatches",
+        "problem",
+        "reader",
+        "slots",
+        "tlb_differences",
+        "vm",
+    )
 
     def __init__(self, reader: Reader, machine: Any) -> None:
         self.reader = reader
@@ -37,11 +49,19 @@ class Referee:
         self.tlb_differences = 0
         self.judge: Judge | None = None
         self.problem = ""
+        self.slots: Memslots | None = None
+        self.note_slots()
 
     def close(self) -> None:
         """Close what :mod:`kvmmu.replay.lawful` reads, if it was asked; the reader is the caller's."""
         if self.judge is not None:
             self.judge.past.close()
+
+    def note_slots(self) -> int:
+        """Look up the memslots that recorded gpas are translated by; the player says when they changed. Return 0."""
+        if self.vm is not None:
+            self.slots = self.vm.slots_of(0)
+        return 0
 
     def fail(self, problem: str) -> int:
         """Note a mismatch: what is wrong with the record in hand."""
@@ -90,7 +110,7 @@ class Referee:
         """Where ``gpa`` is in physical memory; NO_HPA: in no memory."""
         if self.bare:
             return gpa
-        return gpa_to_hpa(self.vm.slots_of(0), self.vm.mm, gpa, False)  # type: ignore[union-attr, arg-type]
+        return gpa_to_hpa(self.slots, self.vm.mm, gpa, False)  # type: ignore[union-attr, arg-type]
 
     def store_unseen(self, gpa: int, data: bytes) -> int:
         """Store as a device would: not by an access of the guest's. kvm must not go on mirroring what changes."""
