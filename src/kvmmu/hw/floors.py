@@ -2,10 +2,10 @@
 """Whose entries a TLB holds, and since when they count: owners, the clock, and the floors that flushes leave.
 
 The owner of an entry is the address space (ASID or VPID), the PCID and the global bit; a global entry has no PCID. The
-stamp of an entry is the TLB's clock at its fill. A flush moves the clock and notes it as the *floor* of what it flushes;
-an entry lives while its stamp is not below the floor that applies to it. So every flush is O(1). Floors that the current
-context needs are kept in ``floor`` and ``global_floor``; :meth:`Floors.switch` exchanges them. Clocks and floors have
-64 bits and never wrap.
+stamp of an entry is the TLB's clock at its fill. A flush moves the clock and notes it as the *floor* of what it
+flushes; an entry lives while its stamp is not below the floor that applies to it. So every flush is O(1). Floors that
+the current context needs are kept in ``floor`` and ``global_floor``; :meth:`Floors.switch` exchanges them. Clocks and
+floors have 64 bits and never wrap.
 """
 
 from __future__ import annotations

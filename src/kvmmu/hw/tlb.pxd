@@ -45,7 +45,6 @@ cdef class Tlb(Floors):
     cdef bint _is_dead(self, s64 index) noexcept
     @cython.locals(level=int, translation=u64)
     cdef u64 _find_kept(self, gva_t gva) except? 0x5A5A5A5A
-    @cython.locals(owner=u64)
     cdef int _sweep(self) except -1
     cpdef int flush_all(self) except -1
     cpdef int invlpg(self, gva_t gva) except -1

@@ -18,7 +18,7 @@ from .format import COLUMN_LENGTHS, END_FRAME, MAX_PHYSICAL_BITS
 
 
 class Cursors:
-    """The columns of the block in hand of the recording ``path``, empty at first. ``position`` counts the records read so far."""
+    """The block in hand of the recording ``path``, empty at first. ``position`` counts the records read so far."""
 
     __slots__ = (
         "at_content",
@@ -67,7 +67,7 @@ class Cursors:
         at = self.at_number
         byte = self.raw[at]
         at += 1
-        value = byte & 127
+        value: int = byte & 127
         shift = 7
         while byte >= 128 and shift < 70:
             byte = self.raw[at]
@@ -82,7 +82,7 @@ class Cursors:
         at = self.at_page
         byte = self.raw[at]
         at += 1
-        value = byte & 127
+        value: int = byte & 127
         shift = 7
         while byte >= 128 and shift < 70:
             byte = self.raw[at]
@@ -97,7 +97,7 @@ class Cursors:
         self.at_offset = at + 2
         if self.at_page > self.end_page or at + 2 > self.end_offset:
             self.overrun()
-        low = self.raw[at]
+        low: int = self.raw[at]
         return ((page << 12) & U64) | (low << 4) | (self.raw[at + 1] & 15)
 
     def read_frame(self) -> int:
@@ -105,7 +105,7 @@ class Cursors:
         at = self.at_frame
         byte = self.raw[at]
         at += 1
-        value = byte & 127
+        value: int = byte & 127
         shift = 7
         while byte >= 128 and shift < 70:
             byte = self.raw[at]

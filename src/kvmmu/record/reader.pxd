@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 
-from ..addr cimport u8, u32, u64, gva_t, gpa_t
+from ..addr cimport u32, u64, gva_t, gpa_t
 from .cursors cimport Cursors
 from .known cimport KnownFrames
 

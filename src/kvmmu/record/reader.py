@@ -136,7 +136,7 @@ class Reader(Cursors):
             return 0
         token = self.raw[self.at_token]
         self.at_token += 1
-        kind = token & 7
+        kind: int = token & 7
         if token & 128:
             self._read_state()
         self.cpu = self.state_cpu

@@ -51,7 +51,7 @@ def build_machine(header: Header, params: Params | None) -> GuestMachine | BareM
 class NotedRegisters:
     """What the registers of each CPU of a machine were at last, while records are not played but taken over.
 
-    The registers of CPU number n are ``noted[n]``: cr0, cr3, cr4, efer, pkru. ``has_la57``: the CPUs have 5-level paging.
+    Those of CPU number n are ``noted[n]``: cr0, cr3, cr4, efer, pkru. ``has_la57``: the CPUs have 5-level paging.
     """
 
     def __init__(self, header: Header) -> None:

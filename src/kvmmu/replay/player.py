@@ -291,8 +291,8 @@ class Player(Referee):
     def play_page(self) -> int:
         """The table at gpa is now known to hold these bytes.
 
-        What differs was written unseen: kvm must not go on mirroring the old content. PDPTEs in use that the table holds
-        bring QEMU's A bits along.
+        What differs was written unseen: kvm must not go on mirroring the old content. PDPTEs in use that it holds bring
+        QEMU's A bits along.
         """
         self.store_unseen(self.reader.gpa, self.reader.payload())
         for cpu in self.cpus:

@@ -10,7 +10,7 @@ from ..kvm.mmu.track cimport is_anything_shadowed
 from ..kvm.vm cimport Vm
 from ..record.reader cimport Reader
 
-cdef int K_STORE, MODEL_EMULATED, MODEL_FAULT, MODEL_HIT, RUN_FAULT
+cdef int K_STORE, MODEL_EMULATED, MODEL_FAULT, RUN_FAULT
 cdef u64 ACCESS_WRITE
 
 cdef class Referee:

@@ -20,7 +20,7 @@ from ..kvm.vm import Vm
 from ..record.format import K_STORE
 from ..record.reader import Reader
 from .lawful import Judge
-from .result import MODEL_EMULATED, MODEL_FAULT, MODEL_HIT
+from .result import MODEL_EMULATED, MODEL_FAULT
 
 
 class Referee:

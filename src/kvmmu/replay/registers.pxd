@@ -11,6 +11,7 @@ cdef int W_CR0, W_CR3, W_CR4, W_EFER
 cdef u64 CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, EFER_LMA
 
 cdef u64 _PDPTE_RESERVED
+cdef u64 _PDPTES
 
 @cython.locals(entry=u64)
 cpdef int clean_pdptes(object machine, u64 cr0, u64 cr3, u64 cr4, u64 efer) except -1

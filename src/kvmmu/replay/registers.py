@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Bits 1, 2 and 5 to 8 of a PDPTE are reserved on every CPU; QEMU sets A (bit 5) there, and looks at none of them.
 _PDPTE_RESERVED = 0x1E6
+# Bits of CR3 that say where the PDPTEs are.
+_PDPTES = 0xFFFF_FFE0
 
 
 def clean_pdptes(machine: GuestMachine | BareMachine, cr0: int, cr3: int, cr4: int, efer: int) -> int:
@@ -28,7 +30,7 @@ def clean_pdptes(machine: GuestMachine | BareMachine, cr0: int, cr3: int, cr4: i
     """
     if not cr0 & CR0_PG or not cr4 & CR4_PAE or efer & EFER_LMA:
         return 0
-    table = machine.hpa_of(cr3 & 0xFFFF_FFE0)
+    table = machine.hpa_of(cr3 & _PDPTES)
     for place in range(table, table + 32, 8):
         entry = machine.memory.read_once(Hpa(place))
         if entry & _PDPTE_RESERVED:
