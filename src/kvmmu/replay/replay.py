@@ -21,7 +21,6 @@ from ..params import Params
 from ..record.bundled import RECORDINGS
 from ..record.format import KIND_NAMES
 from ..record.reader import Reader
-from ..trace.files import EventWriter
 from .breakpoint import examine_fault
 from .intervals import IntervalCounter, count_faults
 from .machine import BareMachine, GuestMachine, build_machine
@@ -171,6 +170,9 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
         player.break_cause = cause
         stack.callback(player.close)
         if options.events is not None and machine.vm is not None:
+            # The texts of all tracepoints take a tenth of the time in which a command starts.
+            from ..trace.files import EventWriter
+
             writer = stack.enter_context(EventWriter(options.events))
             machine.vm.trace.attach(writer)
 
