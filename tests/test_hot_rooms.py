@@ -115,7 +115,8 @@ def _cold_lines(tree: ast.Module, cold: tuple[str, ...]) -> Iterator[int]:
         if isinstance(node, ast.Raise) or _is_contradiction(node):
             yield from range(node.lineno, (node.end_lineno or node.lineno) + 1)
         elif isinstance(node, ast.If) and re.search(
-            r"\btrace\.on\b|\bgate\.armed\b|^self\.armed$|^event is not None$|^self\.on_record is not None$", ast.unparse(node.test)
+            r"\btrace\.on\b|\bgate\.armed\b|^self\.armed$|^event is not None$|^self\.on_record is not None$",
+            ast.unparse(node.test),
         ):
             yield from range(node.body[0].lineno, (node.body[-1].end_lineno or 0) + 1)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("gate.wait"):
