@@ -13,6 +13,9 @@ KVM_ADDRESS_SPACE_NUM = 2
 KVM_MEM_LOG_DIRTY_PAGES = 1
 KVM_MEM_READONLY = 2
 KVM_MEMSLOT_INVALID = 1 << 16
+#: What KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 asks for: a log that reading does not clear; one that begins full.
+KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE = 1
+KVM_DIRTY_LOG_INITIALLY_SET = 2
 #: Slots that user space may make; ids from here to KVM_MEM_SLOTS_NUM are KVM's own.
 KVM_USER_MEM_SLOTS = 32764
 KVM_MEM_SLOTS_NUM = 32767
