@@ -183,7 +183,7 @@ class Tlb:
         self.hits -= 1
         self.misses += 1
         if self.keep_all:
-            self.kept.pop(self.hit_key, None)  # type: ignore[arg-type]
+            self.kept.pop(self.hit_key, None)  # type: ignore[arg-type]  # find() has set it
         else:
             self.slots[self.hit_index + 2] = 0
         return 0

@@ -195,13 +195,13 @@ class Memslot:
 
     def nr_disallowed(self, gfn: Gfn, level: int) -> int:
         """``disallow_lpage`` count of the block of ``level`` (2 or 3) that holds ``gfn``; needs the arrays."""
-        return self.disallow_lpage[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]
+        return self.disallow_lpage[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]  # words of an array made on demand
 
     def rmap_word(self, gfn: Gfn, level: int) -> int:
         """Rmap head word of ``gfn`` at ``level``; 0 also while no rmaps are in use."""
         if self.rmap is None:
             return 0
-        return self.rmap[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]
+        return self.rmap[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]  # words of an array made on demand
 
     def nr_dirty_words(self) -> int:
         """64-bit words in the dirty bitmap, its scratch half not counted."""
