@@ -7,3 +7,4 @@ cdef class Policy:
     cdef readonly bint flush_on_reuse   # flush and sync whenever a cached root is used again
     cdef readonly bint exit_on_emulation_error  # what cannot be emulated ends KVM_RUN at any CPL, without #UD
     cdef readonly bint slot_zap_all     # a slot that goes or moves takes all shadow pages along
+    cdef readonly bint range_flush      # ranges of gfns are flushed alone, where nested paging is used

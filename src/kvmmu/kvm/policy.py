@@ -17,16 +17,17 @@ class Policy:
     All fields are booleans, and none changes.
     """
 
-    __slots__ = ("exit_on_emulation_error", "flush_on_reuse", "mmio_caching", "slot_zap_all")
+    __slots__ = ("exit_on_emulation_error", "flush_on_reuse", "mmio_caching", "range_flush", "slot_zap_all")
 
     def __init__(self, params: Params, *, mmio_caching: bool) -> None:
         self.mmio_caching = mmio_caching
         self.flush_on_reuse = params.flush_on_reuse
         self.exit_on_emulation_error = params.exit_on_emulation_error
         self.slot_zap_all = params.slot_zap_all
+        self.range_flush = params.range_flush
 
     def __repr__(self) -> str:
         return (
             f"<Policy mmio_caching {self.mmio_caching} flush_on_reuse {self.flush_on_reuse} exit_on_emulation_error"
-            f" {self.exit_on_emulation_error} slot_zap_all {self.slot_zap_all}>"
+            f" {self.exit_on_emulation_error} slot_zap_all {self.slot_zap_all} range_flush {self.range_flush}>"
         )

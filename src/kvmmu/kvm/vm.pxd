@@ -14,7 +14,7 @@ from .vendor cimport Vendor
 from .mmu.spte cimport SpteFormat
 from .mmu.page cimport ShadowPage
 
-cdef u64 ONE
+cdef u64 KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, ONE
 
 cdef class Vm:
     # The parties around it.
@@ -42,6 +42,7 @@ cdef class Vm:
     cdef readonly list memslots
     cdef public u64 nr_memslot_pages
     cdef public int nr_memslots_dirty_logging
+    cdef public u64 manual_dirty_log_protect    # KVM_DIRTY_LOG_* bits that the process asked for
     cdef bint has_shadow_roots              # a shadow root was made: every slot has its arrays
     cdef readonly Invalidation invalidation # by the host
     # Shadow pages.
@@ -58,6 +59,8 @@ cdef class Vm:
     cdef readonly VmStat stat
 
     cpdef bint is_write_tracking_enabled(self) except -1
+    cpdef bint is_log_manual(self) noexcept
+    cpdef bint is_log_initially_set(self) noexcept
     @cython.locals(allocated=bint)
     cpdef bint is_shadow_root_allocated(self) except -1
     cpdef int set_shadow_root_allocated(self) except -1

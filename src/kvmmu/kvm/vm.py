@@ -18,7 +18,12 @@ from ..page_types import NOTHING, ONE
 from ..params import Params
 from ..sync import Gate, Mutex, RwLock, Srcu
 from ..tracepoint import Trace
-from .bits import KVM_ADDRESS_SPACE_NUM, KVM_NUM_MMU_PAGES_BUCKETS
+from .bits import (
+    KVM_ADDRESS_SPACE_NUM,
+    KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    KVM_NUM_MMU_PAGES_BUCKETS,
+)
 from .invalidation import Invalidation
 from .memslots import Memslot, Memslots
 from .mmu.bits import SPTE_MAXPHYADDR
@@ -49,6 +54,7 @@ class Vm:
         "host_maxphyaddr",
         "indirect_shadow_pages",
         "invalidation",
+        "manual_dirty_log_protect",
         "max_gfn",
         "memory",
         "memslots",
@@ -103,6 +109,7 @@ class Vm:
         self.memslots = [Memslots(as_id) for as_id in range(KVM_ADDRESS_SPACE_NUM)]
         self.nr_memslot_pages = 0
         self.nr_memslots_dirty_logging = 0
+        self.manual_dirty_log_protect = 0
         self.has_shadow_roots = False
         self.invalidation = Invalidation(gate, self.mmu_lock, Mutex("mn_invalidate_lock", gate, RANK_LEAF))
         self.n_used_mmu_pages = 0
@@ -119,7 +126,7 @@ class Vm:
 
     def __repr__(self) -> str:
         mmu = "npt" if self.tdp_enabled else "shadow"
-        nr_slots = sum(len(slots.slots) for slots in self.memslots)
+        nr_slots = sum(slots.nr_slots() for slots in self.memslots)
         return (
             f"<Vm {mmu} vcpus {len(self.vcpus)} slots {nr_slots}"
             f" shadow pages {self.n_used_mmu_pages} of {self.n_max_mmu_pages}>"
@@ -128,6 +135,14 @@ class Vm:
     def is_write_tracking_enabled(self) -> bool:
         """Whether memslots count the guest tables in each gfn: without nested paging, or with the first shadow root."""
         return not self.tdp_enabled or self.is_shadow_root_allocated()
+
+    def is_log_manual(self) -> bool:
+        """Whether reading a dirty log clears nothing: KVM_CLEAR_DIRTY_LOG does."""
+        return self.manual_dirty_log_protect & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE != 0
+
+    def is_log_initially_set(self) -> bool:
+        """Whether a slot's log begins with every page written, so that nothing needs protection before it is cleared."""
+        return self.manual_dirty_log_protect & KVM_DIRTY_LOG_INITIALLY_SET != 0
 
     def is_shadow_root_allocated(self) -> bool:
         """Whether a shadow root was ever made, and so every slot has its arrays (``kvm_shadow_root_allocated``)."""

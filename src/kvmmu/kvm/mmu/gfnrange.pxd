@@ -2,12 +2,13 @@
 cimport cython
 from ...addr cimport u64, gfn_t, hpa_t
 from ..memslots cimport Memslot
-from ..requests cimport flush_remote_tlbs
+from ..requests cimport flush_remote_tlbs_memslot
 from ..vm cimport Vm
 from .hugepage cimport max_mapping_level
 from .page cimport ShadowPage
 from .pages cimport first_gfn_sp, next_gfn_sp, sp_gfn, sptep_to_sp
-from .rmap cimport (drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect, zap_rmap)
+from .rmap cimport (drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect,
+                    write_protect_gfn, zap_rmap)
 from .role cimport role_direct, role_level, role_smm
 from .spte cimport is_last, is_shadow_present
 from .zap cimport flush_or_zap, prepare_zap
@@ -23,6 +24,7 @@ cpdef int zap_memslot(Vm vm, Memslot slot) except -1
 cpdef list mapped_rmaps(Vm vm, Memslot slot, int level, u64 first, u64 last)
 @cython.locals(flush=bint)
 cpdef bint write_protect_slot(Vm vm, Memslot slot) except -1
+cpdef bint protect_gfn(Vm vm, Memslot slot, gfn_t gfn, int min_level) except -1
 @cython.locals(changed=bint)
 cpdef bint collapse_slot(Vm vm, Memslot slot) except -1
 @cython.locals(i=int, gfn=gfn_t)

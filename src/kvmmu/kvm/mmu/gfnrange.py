@@ -13,13 +13,13 @@ from __future__ import annotations
 from ...addr import Gfn
 from ...page_types import ENTRIES, ONE
 from ..memslots import Memslot
-from ..requests import flush_remote_tlbs
+from ..requests import flush_remote_tlbs_memslot
 from ..vm import Vm
 from .bits import KVM_MAX_HUGEPAGE_LEVEL
 from .hugepage import max_mapping_level
 from .page import ShadowPage
 from .pages import first_gfn_sp, next_gfn_sp, sp_gfn, sptep_to_sp
-from .rmap import drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect, zap_rmap
+from .rmap import drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect, write_protect_gfn, zap_rmap
 from .role import role_direct, role_level, role_smm
 from .spte import is_last, is_shadow_present
 from .zap import flush_or_zap, prepare_zap
@@ -107,6 +107,15 @@ def write_protect_slot(vm: Vm, slot: Memslot) -> bool:
     return flush
 
 
+def protect_gfn(vm: Vm, slot: Memslot, gfn: Gfn, min_level: int) -> bool:
+    """Take W and MMU-writable from what maps ``gfn`` of ``slot`` at ``min_level`` and above; ``mmu_lock`` exclusive.
+
+    Return whether TLBs must be flushed.
+    """
+    vm.mmu_lock.assert_exclusive()
+    return write_protect_gfn(vm, slot, gfn, min_level) if slot.rmap_array is not None else False
+
+
 def collapse_slot(vm: Vm, slot: Memslot) -> bool:
     """Zap every leaf of ``slot`` that a larger page could replace; takes ``mmu_lock`` exclusively.
 
@@ -117,7 +126,7 @@ def collapse_slot(vm: Vm, slot: Memslot) -> bool:
     vm.mmu_lock.write_lock()
     changed = zap_collapsible(vm, slot)
     if changed:
-        flush_remote_tlbs(vm)
+        flush_remote_tlbs_memslot(vm, slot)
     vm.mmu_lock.write_unlock()
     return changed
 
@@ -125,7 +134,8 @@ def collapse_slot(vm: Vm, slot: Memslot) -> bool:
 def write_protect_masked(vm: Vm, slot: Memslot, base_gfn: Gfn, mask: int) -> int:
     """Take W from the 4K leaves of the gfns whose bit is set in ``mask`` (bit 0: ``base_gfn``); the caller flushes.
 
-    ``mmu_lock`` held exclusively. Larger leaves are left alone: a logged slot has none that can be written.
+    ``mmu_lock`` held exclusively. Larger leaves are left alone: a logged slot has none that can be written, unless its log began with
+    every page written; those are protected first (``dirty.enable_log_masked``).
     """
     vm.mmu_lock.assert_exclusive()
     if slot.rmap_array is None:
