@@ -42,7 +42,7 @@ from setuptools.errors import CompileError
 #: Every compiled room, party by party. ``tests/test_headers.py`` holds it equal to the set of ``.pxd`` files.
 COMPILED = [
     "addr",
-    "ranges",
+    "intervaltree",
     "sync",
     "tracepoint",
     "hw/cpu",

@@ -23,10 +23,19 @@ KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
 #: Bit of a generation: an update is in progress.
 KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63
 
+#: What KVM_ENABLE_CAP can turn on, and the options of it: reading a dirty log clears nothing (KVM_CLEAR_DIRTY_LOG
+#: does); a log begins with every page written.
+KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 = 168
+KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE = 1
+KVM_DIRTY_LOG_INITIALLY_SET = 2
+
 #: First address that belongs to the host's kernel (4-level paging): no hva is here or above.
 PAGE_OFFSET = 0xFFFF_8880_0000_0000
 KVM_HVA_ERR_BAD = Hva(PAGE_OFFSET)
 KVM_HVA_ERR_RO_BAD = Hva(PAGE_OFFSET + 4096)
+
+#: What an operation of the hardware answers that it does not have: a negative errno.
+EOPNOTSUPP = -95
 
 #: No guest physical address.
 INVALID_GPA = Gpa(0xFFFF_FFFF_FFFF_FFFF)

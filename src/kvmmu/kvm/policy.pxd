@@ -12,3 +12,4 @@ cdef class Policy:
     cdef readonly bint eager_page_split     # huge pages are split when logging begins (TDP MMU only)
     cdef readonly bint nx_huge_pages    # huge leaves are never executable
     cdef readonly u64 nx_recovery_ratio # one in so many forced tables goes at a recovery; 0: none
+    cdef readonly bint range_flush      # ranges of gfns are flushed alone, where nested paging is used
