@@ -50,6 +50,7 @@ COMPILED = [
     "hw/paging",
     "hw/regs",
     "hw/runner",
+    "hw/stage2",
     "hw/tdp",
     "hw/tlb",
     "host/frames",
@@ -130,6 +131,7 @@ OFTEN = ["hw/cpu", "hw/memory", "hw/paging", "hw/tdp", "hw/tlb", "record/known",
 #: Rooms that run once per register change, guest, exception or event that somebody watches: they get less.
 SELDOM = [
     "tracepoint",
+    "hw/stage2",
     "kvm/exception",
     "kvm/insn",
     "kvm/kvmtrace",

@@ -14,7 +14,9 @@ from .reading import MAX_MAXPHYADDR, Machine, Reading, bit_names, bits
 
 #: Paging modes by the names that ``--mode`` takes.
 MODE_NAMES = {
-    mode.name.replace(" ", "-").lower(): mode for mode in MODES if mode.levels and not mode.name.startswith("NPT")
+    mode.name.replace(" ", "-").lower(): mode
+    for mode in MODES
+    if mode.levels and not mode.name.startswith(("NPT", "EPT"))
 }
 _SIZES = {1: "4K", 2: "2M", 3: "1G"}
 

@@ -319,7 +319,7 @@ class Mm:
         vma = self.find_vma(hva)
         if vma is None:
             return 0
-        return vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
+        return self.table.load(vma, hva)
 
     def mapping_level(self, hva: Hva) -> int:
         """Size of the mapping that covers ``hva``: 1 = 4K, 2 = 2M, 3 = 1G; 1 also when there is none."""
@@ -358,7 +358,7 @@ class Mm:
         vma = self.find_vma(hva)
         if vma is None:
             return NO_HPA
-        hpte = vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
+        hpte = self.table.load(vma, hva)
         if hpte & HPTE_PRESENT == 0 or (write and hpte & HPTE_WRITABLE == 0):
             if self.fault_in(hva, write) != 0:
                 return NO_HPA
