@@ -84,6 +84,10 @@ class Limits:
     maxphyaddr: int
     has_nx: bool
     has_gbpages: bool
+    #: 4M entries have address bits 39 to 32.
+    has_pse36: bool = True
+    #: Bit 8 of guest entries of level 4 and 5 is reserved (AMD).
+    has_reserved_bit8: bool = False
 
 
 def bit_range(low: int, high: int) -> int:
@@ -102,7 +106,7 @@ def reserved_bits(mode: PagingMode, level: int, is_large: bool, limits: Limits) 
     Source: Intel SDM, the tables of paging-structure entry formats.
     """
     if mode.entry_size == 4:
-        return _reserved_32bit(is_large, limits.maxphyaddr)
+        return _reserved_32bit(is_large, limits)
     if mode.has_pdptrs:
         high = bit_range(limits.maxphyaddr, 62) | _reserved_nx(limits)
         if level == 3:
@@ -113,7 +117,7 @@ def reserved_bits(mode: PagingMode, level: int, is_large: bool, limits: Limits) 
         return high | bit_range(13, 11 + mode.index_bits * (level - 1))
     if level > 1 and not is_large_level(mode, level, limits):
         high |= bit_range(7, 7)
-    if level > 3 and mode.has_reserved_bit8:
+    if level > 3 and (mode.has_reserved_bit8 or limits.has_reserved_bit8):
         high |= bit_range(8, 8)
     return high
 
@@ -124,5 +128,7 @@ def _reserved_nx(limits: Limits) -> int:
 
 
 # Only 4M entries have reserved bits: those between the address bits that PSE-36 moved and bit 22.
-def _reserved_32bit(is_large: bool, maxphyaddr: int) -> int:
-    return bit_range(min(maxphyaddr, 40) - 19, 21) if is_large else 0
+def _reserved_32bit(is_large: bool, limits: Limits) -> int:
+    if not is_large:
+        return 0
+    return bit_range(min(limits.maxphyaddr, 40) - 19 if limits.has_pse36 else 13, 21)

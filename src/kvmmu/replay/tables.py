@@ -25,7 +25,7 @@ from ..kvm.mmu.shadowwalk import is_dummy_root
 from ..kvm.vcpu import Vcpu
 from ..page_types import INVALID_PAGE
 from ..record.reader import Reader
-from .machine import build_machine
+from .machine import build_machine, features_of
 from .player import Player
 from .replay import PROGRESS_RECORDS, Options
 from .result import STOP_END
@@ -157,7 +157,7 @@ def _mode_name(vcpu: Vcpu) -> str:
 
 def _limits(player: Player, has_nx: bool) -> Limits:
     header = player.reader.header
-    return Limits(header.maxphyaddr, has_nx=has_nx, has_gbpages=header.has("pdpe1gb"))
+    return features_of(header).limits(has_nx=has_nx, widest=header.maxphyaddr)
 
 
 def _has_memory(player: Player, gpa: int) -> bool:
