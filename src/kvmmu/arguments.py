@@ -101,7 +101,7 @@ def data_bytes(data: Any, size: Any) -> bytes:
 
     :raises GuestMisuse: neither, or a number that does not fit.
     """
-    if type(data) is int:
+    if type(data) is int or (isinstance(data, int) and not isinstance(data, bool)):
         number("size", size, PAGE_SIZE, 1)
         if not 0 <= data < 1 << (8 * size):
             raise GuestMisuse(f"value {data:#x} does not fit into {size} bytes")

@@ -58,11 +58,6 @@ from ..hw.bits import (
     describe_flags,
 )
 from ..hw.modes import (
-    MODE_4LEVEL,
-    MODE_5LEVEL,
-    MODE_32BIT,
-    MODE_32BIT_PSE,
-    MODE_PAE,
     MODES,
     Limits,
     PagingMode,
@@ -78,13 +73,7 @@ SIZE_1G = 1 << 30
 #: What ``map()`` gives a page, and the tables above it, unless told otherwise.
 DEFAULT_FLAGS = PT_PRESENT | PT_WRITABLE | PT_USER
 
-_MODES = {
-    "2-level": MODES[MODE_32BIT],
-    "2-level-pse": MODES[MODE_32BIT_PSE],
-    "pae": MODES[MODE_PAE],
-    "4-level": MODES[MODE_4LEVEL],
-    "5-level": MODES[MODE_5LEVEL],
-}
+_MODES = {mode.name: mode for mode in MODES if mode.levels and mode.is_guests}
 #: The modes by name.
 MODE_NAMES = tuple(_MODES)
 
@@ -163,9 +152,8 @@ def tables_mode(mode: PagingMode) -> str:
 
     :raises GuestMisuse: no guest has such tables of its own.
     """
-    for name, row in _MODES.items():
-        if row.number == mode.number:
-            return name
+    if mode.name in _MODES:
+        return mode.name
     raise GuestMisuse(f"paging mode {mode.name}: there are {', '.join(_MODES)}")
 
 

@@ -151,8 +151,7 @@ def _is_cr3(holder: Vcpu | Cpu, mode: PagingMode, cr3: int) -> bool:
 
 
 def _mode_name(vcpu: Vcpu) -> str:
-    mode = paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer)
-    return tables_mode(mode) if mode.levels else "none"
+    return paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer).name
 
 
 def _limits(player: Player, has_nx: bool) -> Limits:

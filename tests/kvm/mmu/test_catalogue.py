@@ -232,7 +232,7 @@ def test_15_smap_toggle_resets_the_context() -> None:
 
 
 def test_18_quadrant_of_an_emulated_write() -> None:
-    """A store to a 32-bit directory updated the same entry of every quadrant."""
+    """A store to a 2-level directory updated the same entry of every quadrant."""
     guest = Guest("2-level")
     far = VA + 256 * 0x40_0000
     guest.tables.map(VA, DATA)
