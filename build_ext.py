@@ -41,7 +41,9 @@ from setuptools.errors import CompileError
 
 #: Every compiled room, party by party. ``tests/test_headers.py`` holds it equal to the set of ``.pxd`` files.
 COMPILED = [
+    "access",
     "addr",
+    "door",
     "intervaltree",
     "sync",
     "tracepoint",

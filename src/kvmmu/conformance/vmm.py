@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from ..addr import Gpa, Hpa, Hva
 from ..errors import KvmIoctlError, RecordingError, UserError
-from ..hw.bits import CR4_LA57, CR4_PCIDE, CR4_PKE
 from ..kvm import regions, sregs
+from ..kvm.cpuid import FEATURES, CpuFeatures
 from ..kvm.mmu import dirty
 from ..kvm.regions import UserMemoryRegion
 from ..page_types import PAGE_SHIFT, PAGE_SIZE
@@ -111,8 +111,7 @@ class Vmm:
         for poke in scenario.memory:
             self.poke(poke.gpa, poke.value.to_bytes(8, "little")[: poke.size])
         self._write_low_memory()
-        self.vcpu = self.world.create_vcpu()
-        self._set_cpuid()
+        self.vcpu = self.world.create_vcpu(self._features())
         self._set_registers()
 
     # Building.
@@ -153,12 +152,9 @@ class Vmm:
     def _poke_words(self, gpa: int, words: list[int]) -> None:
         self.poke(gpa, b"".join(word.to_bytes(8, "little") for word in words))
 
-    def _set_cpuid(self) -> None:
-        missing = self.scenario.without_cpuid
-        self.vcpu.set_cpuid(
-            HOST_MAXPHYADDR, gbpages="gbpages" not in missing, nx="nx" not in missing, pcid=False, amd_compatible=True
-        )
-        sregs.after_set_cpuid(self.vcpu)
+    def _features(self) -> CpuFeatures:
+        absent = dict.fromkeys(self.scenario.without_cpuid & {row.name for row in FEATURES}, False)
+        return replace(CpuFeatures(HOST_MAXPHYADDR, pcid=False, la57=False), **absent)
 
     def _set_registers(self) -> None:
         cr0, cr4, efer = _REGISTERS[self.scenario.mode]
@@ -168,16 +164,6 @@ class Vmm:
         )
         self.vcpu.rip = CODE
         self.vcpu.fetches_insns = True
-
-    def is_valid_cr4(self, value: int) -> bool:
-        """Whether the guest's CPUID has every feature that CR4 ``value`` turns on."""
-        unknown = CR4_LA57 | CR4_PCIDE
-        if not self.is_nested or "pku" in self.scenario.without_cpuid:
-            unknown |= CR4_PKE
-        for name, bit in (("smep", 1 << 20), ("smap", 1 << 21)):
-            if name in self.scenario.without_cpuid:
-                unknown |= bit
-        return not value & unknown
 
     # The VMM's own accesses.
 
