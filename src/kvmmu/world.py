@@ -27,7 +27,7 @@ from .hw.memory import PhysicalMemory
 from .kvm import guestmem, insn, regions, run, sregs
 from .kvm.bits import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
 from .kvm.mmu import audit as mmu_audit
-from .kvm.mmu import dirty, zap
+from .kvm.mmu import dirty, tdproots, zap
 from .kvm.mmu.notify import MmuNotifier
 from .kvm.mmu.page import ShadowPage
 from .kvm.outcome import RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_SHUTDOWN
@@ -452,6 +452,7 @@ class World:
         zap.zap_all(self.vm)
         for vcpu in list(self.vm.vcpus):
             run.destroy_vcpu(vcpu)
+        tdproots.uninit(self.vm)
         self._door.close()
 
 

@@ -197,10 +197,6 @@ class FrameAllocator:
         """Every owner that a frame has, by ascending pfn."""
         return [owner for owners in self.owners if owners is not None for owner in owners if owner is not None]
 
-    def is_reserved(self, pfn: Pfn) -> bool:
-        """Whether ``pfn`` is not the allocator's to hand out: reserved, or beyond the end of memory."""
-        return pfn >= self.nr_frames or self.flags[pfn] & PG_RESERVED != 0
-
     def mark_dirty(self, pfn: Pfn) -> int:
         """Note that the frame or its block was written to; :class:`KvmBug` if it is free."""
         self._must_be_in_use(pfn)

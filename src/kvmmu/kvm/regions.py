@@ -296,7 +296,8 @@ def _prepare_dirty_bitmap(vm: Vm, old: Memslot | None, new: Memslot) -> None:
 
 # Fresh arrays, also for a slot that moves: their indices and alignment depend on the place.
 def _alloc_metadata(vm: Vm, new: Memslot) -> None:
-    new.alloc_rmap()
+    if vm.has_rmaps():
+        new.alloc_rmap()
     new.alloc_lpage_info()
     if vm.is_write_tracking_enabled():
         new.alloc_write_track()

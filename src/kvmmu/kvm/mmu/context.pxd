@@ -35,10 +35,6 @@ cdef class Mmu:
     # Tables without a shadow page.
     cdef public hpa_t pae_root          # 0: not allocated
 
-    cpdef u64 pdptr(self, int index) noexcept
-    cpdef u32 permission_byte(self, int index) noexcept
-    cpdef u64 guest_rsvd_bits(self, u64 gpte, int level) noexcept
-    cpdef u64 shadow_rsvd_bits(self, u64 spte, int level) noexcept
 
 @cython.final
 cdef class EntryRules:
