@@ -23,6 +23,8 @@ import house
 #: change or invalidation, not per access or fault.
 HOT = {
     "addr": (),
+    # A node is made.
+    "intervaltree": ("insert",),
     "host/frames": ("alloc_block", "_alloc_slow", "_carve", "_break_down", "_free"),
     "host/mm": (),
     "host/mmfault": ("_try_map_block", "_break_cow"),

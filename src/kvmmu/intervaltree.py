@@ -168,12 +168,17 @@ def summarise(at: Interval) -> int:
     """Height and greatest number of ``at`` from its children's. Return 0."""
     at.height = 1
     at.max_last = at.last
-    for child in (at.left, at.right):
-        if child is not None:
-            if child.height >= at.height:
-                at.height = child.height + 1
-            if child.max_last > at.max_last:
-                at.max_last = child.max_last
+    child = at.left
+    if child is not None:
+        at.height = child.height + 1
+        if child.max_last > at.max_last:
+            at.max_last = child.max_last
+    child = at.right
+    if child is not None:
+        if child.height >= at.height:
+            at.height = child.height + 1
+        if child.max_last > at.max_last:
+            at.max_last = child.max_last
     return 0
 
 

@@ -246,6 +246,8 @@ class Mm:
     def _checked_end(self, start: Hva, nr_bytes: int) -> Hva:
         if start % PAGE_SIZE or nr_bytes <= 0 or nr_bytes % PAGE_SIZE:
             raise UserError(f"range {start:#x} + {nr_bytes:#x}: start and length must be multiples of 0x1000")
+        if start < 0 or start + nr_bytes > USER_END:
+            raise UserError(f"range {start:#x} + {nr_bytes:#x}: user addresses end at {USER_END:#x}")
         return Hva(start + nr_bytes)
 
     # Make hva a border between ranges (__split_vma). A page table block that the border falls into is split first,

@@ -13,7 +13,9 @@ KVM_ADDRESS_SPACE_NUM = 2
 KVM_MEM_LOG_DIRTY_PAGES = 1
 KVM_MEM_READONLY = 2
 KVM_MEMSLOT_INVALID = 1 << 16
-#: What KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 asks for: a log that reading does not clear; one that begins full.
+#: What KVM_ENABLE_CAP can turn on.
+KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 = 168
+#: What it asks for: a log that reading does not clear; one that begins full.
 KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE = 1
 KVM_DIRTY_LOG_INITIALLY_SET = 2
 #: Slots that user space may make; ids from here to KVM_MEM_SLOTS_NUM are KVM's own.
@@ -22,12 +24,6 @@ KVM_MEM_SLOTS_NUM = 32767
 KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
 #: Bit of a generation: an update is in progress.
 KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63
-
-#: What KVM_ENABLE_CAP can turn on, and the options of it: reading a dirty log clears nothing (KVM_CLEAR_DIRTY_LOG
-#: does); a log begins with every page written.
-KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 = 168
-KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE = 1
-KVM_DIRTY_LOG_INITIALLY_SET = 2
 
 #: First address that belongs to the host's kernel (4-level paging): no hva is here or above.
 PAGE_OFFSET = 0xFFFF_8880_0000_0000

@@ -63,6 +63,8 @@ cdef class Memslots:
     cdef readonly dict by_id
     cdef readonly Memslot last_used_slot    # hint of find()
 
+    @cython.locals(which=int, hva=hva_t)
+    cpdef int replace(self, Memslot old, Memslot new) except -1
     @cython.locals(slot=Memslot)
     cpdef Memslot find(self, gfn_t gfn)
     cpdef Memslot search(self, gfn_t gfn)

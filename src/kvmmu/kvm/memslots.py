@@ -279,8 +279,8 @@ class Memslots:
         """Give this set, which nobody sees yet, the generation that it is published with."""
         self.generation = generation
 
-    def replace(self, old: Memslot | None, new: Memslot | None) -> None:
-        """Take out ``old`` and put in ``new`` (None: nothing); nobody reads this set (``kvm_replace_memslot``).
+    def replace(self, old: Memslot | None, new: Memslot | None) -> int:
+        """Take out ``old`` and put in ``new`` (None: nothing); nobody reads this set (``kvm_replace_memslot``). Return 0.
 
         :class:`KvmBug` if ``old`` is not in the set.
         """
@@ -297,6 +297,7 @@ class Memslots:
             new.gfn_order[which] = self.gfn_tree.insert(new.base_gfn, new.end_gfn - 1, new)
             new.hva_order[which] = self.hva_tree.insert(hva, hva + (new.npages << PAGE_SHIFT) - 1, new)
             self.by_id[new.id] = new
+        return 0
 
     # Lookups.
 

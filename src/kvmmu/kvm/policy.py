@@ -34,11 +34,11 @@ class Policy:
         self.flush_on_reuse = params.flush_on_reuse
         self.exit_on_emulation_error = params.exit_on_emulation_error
         self.slot_zap_all = params.slot_zap_all
+        self.range_flush = params.range_flush
         self.tdp_mmu = params.npt and params.tdp_mmu
         self.eager_page_split = params.eager_page_split
         self.nx_huge_pages = params.nx_huge_pages
         self.nx_recovery_ratio = params.nx_huge_pages_recovery_ratio
-        self.range_flush = params.range_flush
 
     def __repr__(self) -> str:
         return (

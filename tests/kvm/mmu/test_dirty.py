@@ -336,7 +336,7 @@ def test_which_huge_pages_of_a_mask_are_protected(base: int, bits: int, expected
     slot = guest.vcpu.gfn_to_memslot(LARGE >> 12)
     assert slot is not None
     with held(world.vm):
-        dirty.enable_log_masked(world.vm, slot, (LARGE >> 12) + base, bits)
+        dirty.protect_again(world.vm, slot, (LARGE >> 12) + base, bits)
     protected = [i for i in range(2) if not world.walk(guest.vcpu, LARGE + (i << 21))[-1].spte & W]
     assert protected == expected
 

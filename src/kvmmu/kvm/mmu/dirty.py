@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Dirty logging by write protection, with the bitmap of a memslot: on, read, clear, off.
 
-Reading clears what it returns and protects those pages again; with *manual* protection (KVM_ENABLE_CAP) it only reads,
-and KVM_CLEAR_DIRTY_LOG clears and protects. A logged slot gets 4K leaves only: the TDP MMU splits huge pages ahead, all
-at once or, where logs begin with every page written and so nothing is protected at first, those of the pages that are
-cleared; what is huge still is split by the next write's fault. Reference: "Dirty logging" without PML; "Huge pages and
-the NX mitigation", collapse.
+Reading clears the log and protects its pages again, or (manual mode) a call of its own does that for some of them. A
+logged slot gets 4K leaves only: the TDP MMU splits huge pages ahead, all at once or, where the log begins full and so
+nothing is protected at first, those of the pages that are cleared; what is huge still is split by the next write's
+fault. Reference: "Dirty logging" without PML; "Huge pages and the NX mitigation", collapse.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 
-from ...addr import Gfn, pages_per_level
+from ...addr import Gfn
 from ...errors import KvmIoctlError
 from ..bits import (
     KVM_ADDRESS_SPACE_NUM,
@@ -36,15 +35,12 @@ from .gfnrange import (
     write_protect_slot,
 )
 
-#: Small pages in a large page of 2M.
-PAGES_PER_BLOCK = pages_per_level(2)
+_HUGE_LEVEL = 2
+_HUGE_PAGES = 512
 
 
 def slot_log_enabled(vm: Vm, slot: Memslot) -> None:
-    """``slot`` is logged from now on: no leaf of it stays writable; takes ``mmu_lock``.
-
-    A log that begins with every page written needs no protection yet.
-    """
+    """``slot`` is logged from now on: no leaf of it stays writable, unless its log begins full; takes ``mmu_lock``."""
     if vm.is_log_initially_set():
         return
     if vm.policy.eager_page_split:
@@ -76,20 +72,22 @@ def set_manual_protect(vm: Vm, options: int) -> None:
     vm.manual_dirty_log_protect = options
 
 
-def enable_log_masked(vm: Vm, slot: Memslot, base_gfn: Gfn, mask: int) -> None:
-    """Log again the writes to the gfns whose bit is set in ``mask``, not 0 (bit 0: ``base_gfn``); the caller flushes.
+def protect_again(vm: Vm, slot: Memslot, offset: int, mask: int) -> None:
+    """Let the next write of the pages in ``mask``, not 0 (bit 0: page ``offset`` of ``slot``), be logged again.
 
-    ``mmu_lock`` held exclusively, and yielded by a split.
+    ``mmu_lock`` held exclusively, and yielded by a split; the caller flushes.
     """
+    base_gfn = Gfn(slot.base_gfn + offset)
     if vm.is_log_initially_set():
+        # Nothing was protected when logging began, so huge pages may be writable still.
         first = Gfn(base_gfn + (mask & -mask).bit_length() - 1)
         last = Gfn(base_gfn + mask.bit_length() - 1)
         if vm.policy.eager_page_split:
             split_gfn_range(vm, slot, first, Gfn(last + 1))
-        protect_gfn(vm, slot, first, 2)
-        # The kernel's test: both byte addresses rounded up. So a last gfn that begins a block counts to the one below.
-        if -(-first // PAGES_PER_BLOCK) != -(-last // PAGES_PER_BLOCK):
-            protect_gfn(vm, slot, last, 2)
+        protect_gfn(vm, slot, first, _HUGE_LEVEL)
+        # As the kernel rounds: a last page on a border counts to the block below.
+        if -(-first // _HUGE_PAGES) != -(-last // _HUGE_PAGES):
+            protect_gfn(vm, slot, last, _HUGE_LEVEL)
     write_protect_masked(vm, slot, base_gfn, mask)
 
 
@@ -100,7 +98,7 @@ def take_words(vm: Vm, slot: Memslot) -> list[int]:
         word = take_dirty_word(vm, slot, index)
         words.append(word)
         if word:
-            enable_log_masked(vm, slot, Gfn(slot.base_gfn + (index << 6)), word)
+            protect_again(vm, slot, index << 6, word)
     return words
 
 
@@ -114,7 +112,7 @@ def clear_words(vm: Vm, slot: Memslot, first_page: int, words: Sequence[int]) ->
         cleared = clear_dirty_bits(vm, slot, index, mask) if mask else 0
         if cleared:
             flush = True
-            enable_log_masked(vm, slot, Gfn(slot.base_gfn + (index << 6)), cleared)
+            protect_again(vm, slot, index << 6, cleared)
     return flush
 
 
