@@ -52,6 +52,12 @@ class FakeVm:
     def is_write_tracking_enabled(self) -> bool:
         return self.tracks_writes
 
+    def has_rmaps(self) -> bool:
+        return True
+
+    def is_log_initially_set(self) -> bool:
+        return False
+
     def slots_of(self, as_id: int) -> Memslots:
         return self.memslots[as_id]
 
