@@ -41,8 +41,10 @@ from setuptools.errors import CompileError
 
 #: Every compiled room, party by party. ``tests/test_headers.py`` holds it equal to the set of ``.pxd`` files.
 COMPILED = [
+    "access",
     "addr",
-    "ranges",
+    "door",
+    "intervaltree",
     "sync",
     "tracepoint",
     "hw/cpu",

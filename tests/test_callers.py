@@ -26,6 +26,7 @@ KEPT = {
         "counters_frame",
         "current_ranges",
         "debugfs_write",
+        "enable_cap",
         "faults_frame",
         "intervals_frame",
         "kvm_write_guest",

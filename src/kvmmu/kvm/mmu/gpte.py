@@ -57,9 +57,9 @@ class GpteFormat:
 #: 4-byte entries: no NX, two levels.
 GPTE_2_LEVEL = GpteFormat("2-level", 4, 0)
 #: 8-byte entries below four PDPTEs, which are cached when CR3 is loaded.
-GPTE_PAE = GpteFormat("PAE", 8, PT_NX, has_pdptrs=True)
+GPTE_PAE = GpteFormat("pae", 8, PT_NX, has_pdptrs=True)
 #: 8-byte entries of 4 or 5 levels.
-GPTE_64 = GpteFormat("64-bit", 8, PT_NX)
+GPTE_64 = GpteFormat("4-level, 5-level", 8, PT_NX)
 
 
 def _ept(name: str, accessed_mask: int, dirty_mask: int) -> GpteFormat:

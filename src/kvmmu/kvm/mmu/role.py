@@ -9,7 +9,7 @@ page role in the low half, the extended role in the high half.
 bits    page role         note
 ======  ================  =====================================================================================
 0-3     level             of the shadow page
-4       has_4_byte_gpte   a 32-bit non-PAE guest table is behind it
+4       has_4_byte_gpte   a 2-level guest table is behind it
 5-6     quadrant          which part of that table
 7       direct            no guest table behind it
 8-10    access            inherited from upper guest levels, or of the huge gpte that a direct page splits

@@ -5,8 +5,8 @@ Called while nobody holds a lock; slow, interpreted, and without side effects. W
 numbers: I1 (the host's pages) and I8 (what may be written is logged) of the TDP MMU, I3 (protected guest tables), I4
 (unsync bits), I5 (rmaps and parent links, descriptors), I6 (write-track and large-page counts), I7 (lists, validity,
 root counts), I9 (writable triples, nothing frozen), I10 (MMIO sptes), I11 (counters), I14 (roles), I15 (no section of
-RCU is open), I16 (empty entries), and the accounting of frames. The translations themselves, and what TLBs hold, are the
-business of other oracles. Words are decoded here anew, apart from the single-spte predicates of ``spte``. Every check
+RCU is open), I16 (empty entries), the accounting of frames, and that TLBs hold nothing that the tables have not (of I1
+and I2). Words are decoded here anew, apart from the single-spte predicates of ``spte``. Every check
 adds to one :class:`~.survey.Survey`, so that each table is read once: the order of the checks is that of their needs.
 Source: reference "Invariants for a model checker / runtime audit".
 """
@@ -22,6 +22,7 @@ from .pages import check_active_list, check_hash, check_role
 from .rmaps import check_parents, check_rmaps, mmu_rmaps_stat
 from .survey import Audit, Survey
 from .tdp import check_nx_pages, check_tdp_mmu
+from .tlbs import check_tlbs
 from .tracking import check_tracking, check_unsync, note_shadowed
 
 if TYPE_CHECKING:
@@ -67,4 +68,5 @@ def find_violations(vm: Vm) -> Audit:
     check_roots(survey)
     check_counters(survey)
     check_frames(survey)
+    check_tlbs(survey)
     return survey.result

@@ -29,6 +29,7 @@ class Audit:
     nonleaves: int = 0
     mmio: int = 0
     rmap_entries: int = 0
+    tlb_entries: int = 0
     problems: list[str] = field(default_factory=list)
 
 
