@@ -134,8 +134,7 @@ class Reader:
         self.known = KnownFrames(header)
         self.raw = memoryview(bytearray(COLUMN_LENGTHS.size))
         self.left = 0
-        self.position = 0
-        self.kind = 0
+        self.position = self.kind = 0
         self.cpu = self.state_cpu = 0
         self.smm = False
         self.access = self.state_access = 0
