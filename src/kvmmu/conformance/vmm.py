@@ -112,6 +112,7 @@ class Vmm:
         # Huge backing needs whole free blocks; kvm's tables and rmaps come from the same frames.
         self.world = World(params, (size >> PAGE_SHIFT) + (64 << 20 >> PAGE_SHIFT))
         self.slots: dict[int, Slot] = {}
+        self.world.mm.table.has_huge_zero = True
         for line in scenario.slots:
             self._add_slot(line)
         for poke in scenario.memory:
