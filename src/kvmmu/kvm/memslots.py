@@ -280,9 +280,9 @@ class Memslots:
         self.generation = generation
 
     def replace(self, old: Memslot | None, new: Memslot | None) -> int:
-        """Take out ``old`` and put in ``new`` (None: nothing); nobody reads this set (``kvm_replace_memslot``). Return 0.
+        """Take out ``old`` and put in ``new`` (None: nothing); nobody reads this set (``kvm_replace_memslot``).
 
-        :class:`KvmBug` if ``old`` is not in the set.
+        Return 0. :class:`KvmBug` if ``old`` is not in the set.
         """
         which = self.node_index
         if old is not None:

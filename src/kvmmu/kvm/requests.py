@@ -100,7 +100,7 @@ def flush_remote_tlbs_range(vm: Vm, gfn: Gfn, nr_pages: int) -> int:
 def flush_remote_tlbs_gfn(vm: Vm, gfn: Gfn, level: int) -> int:
     """:func:`flush_remote_tlbs_range` of the naturally aligned ``level`` block around ``gfn``."""
     size: int = pages_per_level(level)
-    return flush_remote_tlbs_range(vm, gfn & ~(size - 1), size)  # type: ignore[arg-type]
+    return flush_remote_tlbs_range(vm, gfn & ~(size - 1), size)
 
 
 def flush_remote_tlbs_memslot(vm: Vm, slot: Memslot) -> int:

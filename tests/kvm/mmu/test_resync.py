@@ -28,8 +28,8 @@ from kvm.mmu.machines import (
 )
 from kvmmu.guest.tables import SIZE_2M
 from kvmmu.kvm.mmu import resync
-from kvmmu.kvm.requests import flush_remote_tlbs
 from kvmmu.kvm.mmu.page import ShadowPage
+from kvmmu.kvm.requests import flush_remote_tlbs
 
 A, D, NX, PAT = 0x20, 0x40, 1 << 63, 0x80
 RESERVED = 1 << 46

@@ -2,9 +2,9 @@
 """Audit of the CPUs' TLBs: no entry but what kvm's tables still say, unless a flush is on its way (I1, I2).
 
 Whatever kvm takes back from its tables it flushes before anybody may rely on it. So between two operations each live
-translation of a vCPU must be in its tables: the same frame, and no right that they do not give. A flush that was counted
-and not made, or made of the wrong range, shows here. What the guest itself left unflushed is no excuse: tables that
-change for its sake are flushed as well.
+translation of a vCPU must be in its tables: the same frame, and no right that they do not give. A flush that was
+counted and not made, or made of the wrong range, shows here. What the guest itself left unflushed is no excuse: tables
+that change for its sake are flushed as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from ....hw.bits import (
     PT_WRITABLE,
     TR_EXECUTABLE,
     TR_HOST_WRITABLE,
-    TR_LEVEL_SHIFT,
     TR_USER,
     TR_WRITABLE,
     describe_translation,
@@ -109,7 +108,9 @@ def _check(survey: Survey, vcpu: Vcpu, entries: list[tuple[int, int, int, int]],
         if not any(_allows(survey, spte, translation) for spte in sptes):
             what = f"vCPU {vcpu.vcpu_id}, gva {gva:#x} (owner {owner:#x}): the TLB {describe_translation(translation)}"
             have = ", ".join(f"{spte:#x}" for spte in sptes) or "none"
-            survey.bad("I2" if sptes else "I1", f"{what}; entries of that frame in kvm's tables: {have}; no flush is due")
+            survey.bad(
+                "I2" if sptes else "I1", f"{what}; entries of that frame in kvm's tables: {have}; no flush is due"
+            )
 
 
 # Whether a leaf gives every right of a translation that was made from it. Under nested paging the guest's own tables
