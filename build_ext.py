@@ -41,7 +41,9 @@ from setuptools.errors import CompileError
 
 #: Every compiled room, party by party. ``tests/test_headers.py`` holds it equal to the set of ``.pxd`` files.
 COMPILED = [
+    "access",
     "addr",
+    "door",
     "intervaltree",
     "sync",
     "tracepoint",
@@ -50,6 +52,7 @@ COMPILED = [
     "hw/paging",
     "hw/regs",
     "hw/runner",
+    "hw/stage2",
     "hw/tdp",
     "hw/tlb",
     "host/frames",
@@ -130,6 +133,7 @@ OFTEN = ["hw/cpu", "hw/memory", "hw/paging", "hw/tdp", "hw/tlb", "record/known",
 #: Rooms that run once per register change, guest, exception or event that somebody watches: they get less.
 SELDOM = [
     "tracepoint",
+    "hw/stage2",
     "kvm/exception",
     "kvm/insn",
     "kvm/kvmtrace",

@@ -273,3 +273,35 @@ class AddressSpace(RuleBasedStateMachine):
 
 TestAddressSpace = AddressSpace.TestCase
 TestAddressSpace.settings = settings(max_examples=25, stateful_step_count=25)
+
+
+def test_a_fixed_mapping_takes_the_place_of_what_is_there() -> None:
+    mm, chain = make()
+    hva = mm.mmap(0x4000, populate=True)
+    free = mm.frames.nr_free
+    mm.mmap_fixed(hva + 0x1000, 0x2000)
+    assert chain.ranges() == [(hva + 0x1000, hva + 0x3000)]
+    assert mm.frames.nr_free == free + 2
+    assert [bool(mm.hpte(hva + n)) for n in range(0, 0x4000, 0x1000)] == [True, False, False, True]
+    assert mm.fault_in(hva + 0x1000, True) == VM_FAULT_OK
+    # Where nothing is mapped nobody needs to hear of it, and later mappings begin where they would have.
+    mm.munmap(hva, 0x1000)
+    chain.events.clear()
+    mm.mmap_fixed(hva, 0x1000)
+    assert not chain.events
+    assert mm.mmap(0x1000) > hva + 0x4000
+
+
+def test_huge_pages_can_be_forbidden_and_allowed_for_a_range() -> None:
+    mm, chain = make()
+    hva = mm.mmap(3 * M2, page_level=2)
+    mm.allow_huge(hva + M2, M2, 1)
+    mm.populate(hva, 3 * M2)
+    assert [mm.mapping_level(hva + n * M2) for n in range(3)] == [2, 1, 2]
+    mm.allow_huge(hva, 3 * M2, 1)
+    assert mm.mapping_level(hva) == 2
+    mm.dontneed(hva, 3 * M2)
+    mm.allow_huge(hva, M2, 2)
+    mm.populate(hva, 2 * M2)
+    assert [mm.mapping_level(hva + n * M2) for n in range(2)] == [2, 1]
+    assert len(chain.ranges()) == 3

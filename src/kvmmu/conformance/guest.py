@@ -29,7 +29,7 @@ from ..hw.bits import (
 from ..kvm import insn, sregs
 from ..page_types import PAGE_SIZE
 from .program import Access, Execution, modified, op_of
-from .vmm import CODE, OP_SIZE, OPS, Vmm
+from .vmm import CODE, DESCRIPTORS, OP_SIZE, OPS, STACK_END, Vmm
 
 _PDPT_MASK = 0xFFFF_FFE0
 _U32 = 0xFFFF_FFFF
@@ -229,7 +229,9 @@ class Guest:
         """
         status, gva = self._fault_of(access, address, code, rip)
         cpu = self.vcpu.cpu
-        if gva is None:
+        is_delivery = self.vmm.is_nested and status == HW_PAGE_FAULT and DESCRIPTORS <= address < STACK_END
+        if gva is None or is_delivery:
+            # The guest's own, or a #PF, for which the CPU reads descriptors and writes to the stack.
             return False
         # QEMU's walk leaves P out of a code with RSVD.
         want = f"{address:#x} error code {code | (PFERR_PRESENT if code & PFERR_RSVD else 0):#x}"

@@ -98,6 +98,35 @@ class Mm:
             raise UserError(f"mmap of {nr_bytes:#x} bytes at {start:#x}: there is no such gap below {USER_END:#x}")
         return Hva(start)
 
+    def mmap_fixed(self, start: Hva, nr_bytes: int) -> None:
+        """``mmap(MAP_FIXED)`` of fresh anonymous memory in small pages at ``start``, over what is there.
+
+        :class:`UserError` unless the range is page aligned.
+        """
+        end = self._checked_end(start, nr_bytes)
+        if any(vma.start < end and start < vma.end for vma in self.vmas):
+            self.munmap(start, nr_bytes)
+        next_hva, self.next_hva = self.next_hva, start
+        try:
+            self.mmap(nr_bytes, align=PAGE_SIZE)
+        finally:
+            self.next_hva = next_hva
+
+    def allow_huge(self, start: Hva, nr_bytes: int, page_level: int) -> None:
+        """``MADV_HUGEPAGE`` (``page_level`` 2) or ``MADV_NOHUGEPAGE`` (1): the largest page of later faults there.
+
+        Huge pages that are there stay, but those that the range's ends cut. :class:`UserError` unless the range is
+        page aligned.
+        """
+        end = self._checked_end(start, nr_bytes)
+        for hva in (start, end):
+            vma = self.find_vma(hva)
+            if vma is not None and vma.page_level != page_level:
+                self._cut(hva)
+        for vma in self.vmas:
+            if start <= vma.start and vma.end <= end:
+                vma.page_level = page_level
+
     def populate(self, start: Hva, nr_bytes: int) -> None:
         """Back ``[start, start + nr_bytes)`` as a write (in a read-only range: a read) of each page would.
 
@@ -292,7 +321,7 @@ class Mm:
         vma = self.find_vma(hva)
         if vma is None:
             return 0
-        return vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
+        return self.table.load(vma, hva)
 
     def mapping_level(self, hva: Hva) -> int:
         """Size of the mapping that covers ``hva``: 1 = 4K, 2 = 2M, 3 = 1G; 1 also when there is none."""
@@ -331,7 +360,7 @@ class Mm:
         vma = self.find_vma(hva)
         if vma is None:
             return NO_HPA
-        hpte = vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
+        hpte = self.table.load(vma, hva)
         if hpte & HPTE_PRESENT == 0 or (write and hpte & HPTE_WRITABLE == 0):
             if self.fault_in(hva, write) != 0:
                 return NO_HPA

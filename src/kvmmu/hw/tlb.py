@@ -320,7 +320,7 @@ class Tlb:
                 owner = self.slots[index + 1]
                 stamp = self.slots[index + 2]
                 is_live = stamp != 0 and stamp >= self._floor_of(owner)
-                if is_live and not (self.used_pieces and self._is_cut(vpn << (9 * level + 3), index)):  # type: ignore[arg-type]
+                if is_live and not (self.used_pieces and self._is_cut(Gva(vpn << (9 * level + 3)), index)):
                     found.append((level, vpn, owner, self.slots[index + 3]))
         return sorted(found)
 

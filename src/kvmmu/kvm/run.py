@@ -103,6 +103,7 @@ def enter(vcpu: Vcpu) -> int:
         try:
             status = prepare_entry(vcpu, is_announced)
             if status == 0:
+                vcpu.has_run = True
                 enter_guest_mode(vcpu)
         finally:
             vcpu_put(vcpu)

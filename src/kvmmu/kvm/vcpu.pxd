@@ -35,13 +35,15 @@ cdef class Vcpu:
     cdef public u64 rflags              # EFLAGS.AC matters
     cdef public u64 rip
     cdef public bint smm
-    # The guest's CPUID, as far as paging asks.
-    cdef public int maxphyaddr
-    cdef public bint has_gbpages
-    cdef public bint has_nx
-    cdef public bint has_pcid
-    cdef public bint amd_compatible
-    cdef public u64 reserved_gpa_bits
+    # The guest's CPUID, as far as paging asks (cpuid.CpuFeatures), and what follows from it.
+    cdef readonly object features
+    cdef readonly int maxphyaddr
+    cdef readonly bint has_gbpages
+    cdef readonly bint amd_compatible
+    cdef readonly u64 reserved_gpa_bits
+    cdef readonly u64 cr4_guest_rsvd_bits
+    cdef readonly u64 efer_guest_rsvd_bits
+    cdef public bint has_run            # it has entered the guest: its CPUID stays what it is
     cdef readonly object guest_walk     # the walker.GuestWalk of the fault in hand
     cdef public int fault_cause         # CAUSE_* of the last fault
     cdef u64 fault_counts[16]           # page-fault exits by CAUSE_*

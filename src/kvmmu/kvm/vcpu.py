@@ -14,6 +14,7 @@ from ..hw.cpu import Cpu, CpuRunner
 from ..hw.runner import Runner
 from ..page_types import ONE, U64
 from .bits import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, RESET_CR0
+from .cpuid import CpuFeatures
 from .memslots import Memslot, Memslots
 from .mmu.context import Mmu
 from .stats import VcpuStat
@@ -30,7 +31,9 @@ class Vcpu:
         "cr2",
         "cr3",
         "cr4",
+        "cr4_guest_rsvd_bits",
         "efer",
+        "efer_guest_rsvd_bits",
         "exception_address",
         "exception_error_code",
         "exception_has_error",
@@ -41,13 +44,13 @@ class Vcpu:
         "exit_address",
         "fault_cause",
         "fault_counts",
+        "features",
         "fetches_insns",
         "gate",
         "guest_mmu",
         "guest_walk",
         "has_gbpages",
-        "has_nx",
-        "has_pcid",
+        "has_run",
         "last_retry_addr",
         "last_retry_eip",
         "last_used_slot",
@@ -97,7 +100,8 @@ class Vcpu:
         self.rflags = 2
         self.rip: Address = 0
         self.smm = False
-        self.set_cpuid(vm.host_maxphyaddr)
+        self.set_cpuid(CpuFeatures())
+        self.has_run = False
         self.guest_walk = guest_walk
         self.fault_cause = 0
         self.fault_counts = [0] * 16
@@ -123,25 +127,16 @@ class Vcpu:
         self.last_retry_eip = 0
         self.last_retry_addr = 0
 
-    def set_cpuid(
-        self,
-        maxphyaddr: int,
-        *,
-        gbpages: bool = True,
-        nx: bool = True,
-        pcid: bool = True,
-        amd_compatible: bool = True,
-    ) -> None:
-        """The guest's CPUID as far as paging asks; the caller resets the MMU (``sregs.after_set_cpuid()``).
-
-        ``maxphyaddr`` in bits, 32 to 52; ``amd_compatible`` makes bit 8 of upper entries reserved.
-        """
-        self.maxphyaddr = maxphyaddr
-        self.has_gbpages = gbpages
-        self.has_nx = nx
-        self.has_pcid = pcid
-        self.amd_compatible = amd_compatible
-        self.reserved_gpa_bits = U64 & ~((ONE << maxphyaddr) - 1)
+    def set_cpuid(self, features: CpuFeatures) -> None:
+        """The guest's CPUID as far as paging asks; the caller resets the MMU (``sregs.after_set_cpuid()``)."""
+        self.features = features
+        self.maxphyaddr = self.vm.host_maxphyaddr if features.maxphyaddr is None else features.maxphyaddr
+        self.reserved_gpa_bits = U64 & ~((ONE << self.maxphyaddr) - 1)
+        # Hardware that walks the guest's tables by itself cannot be told to have no 1G pages.
+        self.has_gbpages = features.has_cpuid and (self.vm.tdp_enabled or features.gbpages)
+        self.amd_compatible = features.amd
+        self.cr4_guest_rsvd_bits = features.cr4_guest_rsvd_bits
+        self.efer_guest_rsvd_bits = features.efer_guest_rsvd_bits
 
     def nr_faults(self, cause: int) -> int:
         """Page-fault exits with this cause (CAUSE_*) so far."""

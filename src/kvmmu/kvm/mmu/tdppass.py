@@ -50,7 +50,7 @@ def zap_leafs_below(vm: Vm, root: ShadowPage, start_gfn: Gfn, end_gfn: Gfn, flus
 
     ``flush``: one is pending already. Return whether one is when this is done; a yield flushes what is pending.
     """
-    end: Gfn = min(end_gfn, vm.max_gfn + 1)  # type: ignore[assignment]
+    end: Gfn = min(end_gfn, vm.max_gfn + 1)
     it = make_iter()
     vm.rcu.read_lock()
     it.start(vm.memory, root, 1, start_gfn)
@@ -205,7 +205,7 @@ def write_protect_mask_below(vm: Vm, root: ShadowPage, base_gfn: Gfn, mask: int)
         first += 1
     it = make_iter()
     vm.rcu.read_lock()
-    it.start(vm.memory, root, 1, base_gfn + first)  # type: ignore[arg-type]
+    it.start(vm.memory, root, 1, base_gfn + first)
     while it.valid and it.gfn < base_gfn + 64 and mask:
         if is_leaf(it) and it.level == 1 and (mask >> (it.gfn - base_gfn)) & ONE:
             mask &= ~(ONE << (it.gfn - base_gfn))

@@ -99,7 +99,7 @@ def take_root(vcpu: Vcpu) -> int:
         else:
             root = alloc_table(vm)
             clear_table(vm, root)
-            init_table(vm, root, NOTHING, mmu.root_role, NOTHING)  # type: ignore[arg-type]
+            init_table(vm, root, NOTHING, mmu.root_role, NOTHING)
             link_root(vm, root)
         vm.tdp_mmu_pages_lock.unlock()
     vm.mmu_lock.read_unlock()
@@ -193,9 +193,9 @@ def zap_root(vm: Vm, root: ShadowPage) -> int:
 
 def zap_level(vm: Vm, root: ShadowPage, level: int) -> int:
     """Empty every present entry of ``level`` below ``root``, leaf or table."""
-    end: Gfn = vm.max_gfn + 1  # type: ignore[assignment]
+    end: Gfn = vm.max_gfn + 1
     it = make_iter()
-    it.start(vm.memory, root, level, NOTHING)  # type: ignore[arg-type]
+    it.start(vm.memory, root, level, NOTHING)
     while it.valid and it.gfn < end:
         if yield_walk(vm, it, False) or not is_shadow_present(it.old_spte) or it.level > level:
             it.next(vm.memory)
