@@ -152,7 +152,7 @@ def test_a_log_that_is_not_there(number: int, error: int) -> None:
 
 
 def test_every_level_of_a_slot_is_protected() -> None:
-    guest = Guest("4-level", "host_page=2m", "tdp_mmu=off", npt=True)
+    guest = Guest("4-level", "host_page=2m", npt=True)
     guest.tables.map(VA, LARGE, SIZE_2M, RW | AD)
     assert guest.write(VA) == "done"
     leaf = guest.world.walk(guest.vcpu, LARGE)[-1]
@@ -166,7 +166,7 @@ def test_every_level_of_a_slot_is_protected() -> None:
 
 def small_then_large() -> tuple[Guest, Memslot]:
     """A guest whose large page was mapped small while it was logged."""
-    guest = Guest("4-level", "host_page=2m", npt=True)
+    guest = Guest("4-level", "host_page=2m", "tdp_mmu=off", npt=True)
     guest.tables.map(VA, LARGE, SIZE_2M, RW | AD)
     guest.world.set_region(UserMemoryRegion(0, 1, 0, MEMORY, guest.hva))
     for page in (0, 9):
