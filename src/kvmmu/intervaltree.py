@@ -130,7 +130,7 @@ def removed(at: Interval | None, start: int, order: int) -> Interval | None:
 
 
 def balanced(at: Interval) -> Interval:
-    """The subtree ``at``, whose children are balanced and differ by at most 2, made so that they differ by at most 1."""
+    """The subtree ``at``, whose children are balanced and differ by 2 at most, made so that they differ by 1."""
     lean = height_of(at.left) - height_of(at.right)
     if lean > 1:
         if height_of(at.left.left) < height_of(at.left.right):  # type: ignore[union-attr]
