@@ -34,7 +34,7 @@ class Rig:
         self.world = World(Params(npt=npt), nr_frames=4096)
         self.hva = self.world.add_slot(0, 0, 8 << 20, flags=1)
         self.world.add_slot(1, 16 << 20, 1 << 20, flags=2)
-        self.world.on_event(lambda event: None)
+        self.world.on_event(str)
         self.tables = self.world.tables("4-level", 0x10000)
         self.tables.map_range(_GVA, _GPA, 0x10000)
         self.tables.map_range(0x7000_0000_0000, 0, 0x20_0000)
@@ -154,7 +154,9 @@ def main() -> None:
         rig = Rig(kind == "npt")
         for path, value in crawl(rig.world).items():
             for name in names_of(value):
-                for what, wrong in wrong_values(rig.world.mm if value is not rig.world.mm else rig.world.frames).items():
+                for what, wrong in wrong_values(
+                    rig.world.mm if value is not rig.world.mm else rig.world.frames
+                ).items():
                     out[f"{kind} {path}.{name} = {what} ({type(value).__name__})"] = outcome(rig, value, name, wrong)
     json.dump(out, sys.stdout)
 

@@ -35,6 +35,19 @@ class Params:
     """Every parameter of one world. Raises :class:`~kvmmu.errors.ConfigError` for a value that no machine has."""
 
     npt: bool = _parameter(True, "nested paging; off: shadow paging", "kvm_amd.npt")
+    tdp_mmu: bool = _parameter(True, "nested paging by the TDP MMU; off: by the legacy direct MMU", "kvm.tdp_mmu")
+    eager_page_split: bool = _parameter(
+        True, "the TDP MMU splits huge pages when a slot begins to be logged", "kvm.eager_page_split"
+    )
+    nx_huge_pages: bool = _parameter(
+        False, "no executable huge pages, against the iTLB multihit bug of a CPU", "kvm.nx_huge_pages"
+    )
+    nx_huge_pages_recovery_ratio: int = _parameter(
+        60,
+        "one in so many tables that nx_huge_pages forced is zapped at a recovery; 0: none",
+        "kvm.nx_huge_pages_recovery_ratio",
+        range(2**32),
+    )
     mmio_caching: bool = _parameter(True, "remember MMIO addresses in reserved-bit sptes", "kvm.mmio_caching")
     flush_on_reuse: bool = _parameter(False, "sync and flush when a cached root is used again", "kvm.flush_on_reuse")
     nr_mmu_pages: int = _parameter(

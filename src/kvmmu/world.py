@@ -20,7 +20,7 @@ from .ioctls import Ioctls
 from .kvm import run
 from .kvm.cpuid import CpuFeatures
 from .kvm.mmu import audit as mmu_audit
-from .kvm.mmu import zap
+from .kvm.mmu import tdproots, zap
 from .kvm.mmu.page import ShadowPage
 from .kvm.vcpu import Vcpu
 from .look import SpteElement
@@ -143,6 +143,7 @@ class World(Ioctls, Instructions):
         zap.zap_all(self.vm)
         for vcpu in list(self.vm.vcpus):
             run.destroy_vcpu(vcpu)
+        tdproots.uninit(self.vm)
         self._door.close()
 
 

@@ -32,9 +32,9 @@ def command(
     mmu: Annotated[
         str,
         typer.Option(
-            metavar="none|shadow|tdp-legacy",
-            help="none: no kvm, the CPU walks the guest's own tables; shadow: shadow paging; tdp-legacy: nested paging "
-            "with the legacy direct MMU.",
+            metavar="none|shadow|tdp|tdp-legacy",
+            help="none: no kvm, the CPU walks the guest's own tables; shadow: shadow paging; tdp: nested paging with "
+            "the TDP MMU; tdp-legacy: nested paging with the legacy direct MMU.",
         ),
     ] = "shadow",
     settings: Annotated[

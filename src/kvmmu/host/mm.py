@@ -146,6 +146,21 @@ class Mm:
             self.table.unmap(vma, first, last)
             self.chain.range_end(first, last)
 
+    def clear_flush_young(self, start: Hva, nr_bytes: int) -> bool:
+        """Whether the guest used ``[start, start + nr_bytes)`` since this was last asked; it is forgotten, in TLBs too.
+
+        :class:`UserError` unless all of the page-aligned range is mapped. What the process itself did is not known.
+        """
+        return self.chain.clear_flush_young(start, self._checked_end(start, nr_bytes))
+
+    def clear_young(self, start: Hva, nr_bytes: int) -> bool:
+        """:meth:`clear_flush_young` without a flush: what a TLB still translates may go unnoticed the next time."""
+        return self.chain.clear_young(start, self._checked_end(start, nr_bytes))
+
+    def test_young(self, hva: Hva) -> bool:
+        """Whether the guest used the page at ``hva``; nothing is forgotten."""
+        return self.chain.test_young(Hva(hva & ~(PAGE_SIZE - 1)))
+
     def mprotect(self, start: Hva, nr_bytes: int, writable: bool) -> None:
         """Allow or forbid writes to ``[start, start + nr_bytes)``.
 

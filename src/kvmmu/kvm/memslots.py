@@ -17,7 +17,7 @@ from typing import Any
 
 from ..addr import Gfn, Hva
 from ..host.frames import zeroed_array
-from ..page_types import LEVEL_BITS, ONE, PAGE_SHIFT
+from ..page_types import LEVEL_BITS, ONE, PAGE_SHIFT, U64
 from ..ranges import Ranges
 from ..sync import Gate
 from .bits import (
@@ -108,9 +108,12 @@ class Memslot:
             self.write_track_array = zeroed_array("H", self.npages)
             self._bind()
 
-    def alloc_dirty_bitmap(self) -> None:
-        """Give the slot a clean dirty bitmap and, behind it, scratch of the same size."""
+    def alloc_dirty_bitmap(self, all_set: bool = False) -> None:
+        """Give the slot a dirty bitmap, clean or (``all_set``) full, and behind it scratch of the same size."""
         self.dirty_array = zeroed_array("Q", 2 * self.nr_dirty_words())
+        if all_set:
+            for index in range(self.nr_dirty_words()):
+                self.dirty_array[index] = U64 >> max(0, 64 * (index + 1) - self.npages)
         self._bind()
 
     def use_dirty_bitmap_of(self, other: Memslot | None) -> None:

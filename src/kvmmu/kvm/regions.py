@@ -263,7 +263,7 @@ def _prepare_memory_region(vm: Vm, old: Memslot | None, new: Memslot | None, cha
     if new is None:
         return
     try:
-        _prepare_dirty_bitmap(old, new)
+        _prepare_dirty_bitmap(vm, old, new)
         if change is _Change.FLAGS_ONLY and old is not None:
             new.share_arch(old)
             return
@@ -275,18 +275,19 @@ def _prepare_memory_region(vm: Vm, old: Memslot | None, new: Memslot | None, cha
 
 
 # A slot that stays logged keeps its bitmap.
-def _prepare_dirty_bitmap(old: Memslot | None, new: Memslot) -> None:
+def _prepare_dirty_bitmap(vm: Vm, old: Memslot | None, new: Memslot) -> None:
     if not new.is_dirty_logged():
         new.use_dirty_bitmap_of(None)
     elif old is not None and old.dirty_array is not None:
         new.use_dirty_bitmap_of(old)
     else:
-        new.alloc_dirty_bitmap()
+        new.alloc_dirty_bitmap(vm.is_log_initially_set())
 
 
 # Fresh arrays, also for a slot that moves: their indices and alignment depend on the place.
 def _alloc_metadata(vm: Vm, new: Memslot) -> None:
-    new.alloc_rmap()
+    if vm.has_rmaps():
+        new.alloc_rmap()
     new.alloc_lpage_info()
     if vm.is_write_tracking_enabled():
         new.alloc_write_track()

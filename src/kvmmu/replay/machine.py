@@ -2,7 +2,9 @@
 """The machine that a recording is played into, built from the facts in its header.
 
 RAM becomes memslots on shared memory of the process, ROM read-only slots; when a gpa range changes its meaning the
-slots change with it. A bare machine is the same memory with the guest's CPUs on it and no hypervisor.
+slots change with it. As a VMM does, the machine gathers changes that nothing happens between, and then asks kvm for
+those of its slots that are others than before: first deletions, then creations. A bare machine is the same memory with
+the guest's CPUs on it and no hypervisor.
 """
 
 from __future__ import annotations
@@ -143,6 +145,9 @@ class BareMachine:
     def change_map(self, reader: Reader) -> None:
         """A map change means nothing to walks."""
 
+    def commit_map(self) -> None:
+        """Nothing waits."""
+
     def note_regs(self, reader: Reader) -> None:
         """Remember the registers of the record in hand for :meth:`load_noted_regs`."""
         check_registers(self, reader)
@@ -183,7 +188,10 @@ class GuestMachine:
         for name, size in sizes.items():
             self.backing[name] = Backing(self.world, params.host_page_level, size)
         self.map = MemoryMap(header, joins=False)
-        self.slots: dict[int, list[int]] = {}
+        # Numbers of the slots of each range; ranges that lose theirs, and get some, with the next commit_map().
+        self.slots: dict[Region, list[int]] = {}
+        self.gone: dict[Region, None] = {}
+        self.come: dict[Region, None] = {}
         self.free_numbers = [0]
         for region in self.map.regions:
             self._add(region)
@@ -198,7 +206,7 @@ class GuestMachine:
         if backing is None:
             backing = self.backing[region.memory] = Backing(self.world, 1, 0)
         gpa = region.gpa
-        numbers = self.slots[region.gpa] = []
+        numbers = self.slots[region] = []
         for hva, size in backing.pieces(region.offset, region.size):
             number = self.free_numbers.pop()
             if not self.free_numbers:
@@ -209,30 +217,37 @@ class GuestMachine:
 
     # Take the slots of a range away.
     def _remove(self, region: Region) -> None:
-        for number in self.slots.pop(region.gpa):
+        for number in self.slots.pop(region):
             self.world.delete_slot(number)
             self.free_numbers.append(number)
 
     def change_map(self, reader: Reader) -> None:
-        """Play the MAP record in hand: cut its range out of the slots and put in what it means now.
+        """Play the MAP record in hand: its range is cut out of the map, and put in with what it means now.
 
-        What lies beyond the guest's physical addresses means nothing. Raises :class:`RecordingError` for more memory
-        or more ranges than the format allows.
+        The slots follow with :meth:`commit_map`. What lies beyond the guest's physical addresses means nothing. Raises
+        :class:`RecordingError` for more memory or more ranges than the format allows.
         """
         size = min(reader.map_size, self.end - reader.gpa)
         change = Change(reader.gpa, size, reader.map_kind, reader.map_memory, reader.map_offset)
         if size <= 0 or self.map.holds(change):
             return
         before = self.map.between(reader.gpa, reader.gpa + size)
-        for region in before:
-            self._remove(region)
         self.map.change(change)
         start = min([reader.gpa, *(region.gpa for region in before)])
         end = max([reader.gpa + size, *(region.gpa + region.size for region in before)])
-        for region in self.map.between(start, end):
-            self._add(region)
+        _move(before, self.come, self.gone)
+        _move(self.map.between(start, end), self.gone, self.come)
         if len(self.map.regions) > MAX_RANGES:
             raise RecordingError(f"{reader.path}: its memory map has more than {MAX_RANGES} ranges")
+
+    def commit_map(self) -> None:
+        """Let kvm's slots follow the map. A range that went and came back meanwhile keeps its slots."""
+        gone, self.gone = self.gone, {}
+        come, self.come = self.come, {}
+        for region in gone:
+            self._remove(region)
+        for region in come:
+            self._add(region)
 
     def hpa_of(self, gpa: int) -> Hpa:
         """Where ``gpa`` is in host memory, faulted in if need be."""
@@ -270,6 +285,15 @@ class GuestMachine:
             sregs.set_sregs(self.vcpus[number], cr0, cr3, cr4 & self.cr4_mask, efer)
             self.vcpus[number].pkru = pkru
             self.vcpus[number].cpu.write_pkru(pkru)
+
+
+# Ranges leave `source`, as far as they are in it, and are in `target` otherwise: who goes and comes back has done neither.
+def _move(regions: list[Region], source: dict[Region, None], target: dict[Region, None]) -> None:
+    for region in regions:
+        if region in source:
+            del source[region]
+        else:
+            target[region] = None
 
 
 class Backing:

@@ -30,7 +30,7 @@ from .mismatch import describe_mismatch
 from .player import Player
 from .result import STOP_BREAK, STOP_END, STOP_MISMATCH, Fault, Result, ShadowPages
 
-MMUS = ("none", "shadow", "tdp-legacy")
+MMUS = ("none", "shadow", "tdp", "tdp-legacy")
 #: Records between two audits, and between two calls of the progress function.
 AUDIT_RECORDS = 100_000
 PROGRESS_RECORDS = 20_000
@@ -122,10 +122,14 @@ class Options:
         if self.cpu is not None:
             parse_cpu(self.cpu, CpuFeatures())
         params = Params().with_settings(self.settings)
-        if any(setting.split("=")[0].strip() in ("npt", "kvm_amd.npt") for setting in self.settings):
-            choice = self.spelling.option("mmu")
-            raise ConfigError(f"npt: {given('mmu', self.mmu)} decides that; choose the MMU with {choice}")
-        return replace(params, npt=self.mmu == "tdp-legacy")
+        for setting in self.settings:
+            name = setting.split("=")[0].strip()
+            if name in ("npt", "kvm_amd.npt", "tdp_mmu", "kvm.tdp_mmu"):
+                choice = self.spelling.option("mmu")
+                raise ConfigError(
+                    f"{name.split('.')[-1]}: {given('mmu', self.mmu)} decides that; choose the MMU with {choice}"
+                )
+        return replace(params, npt=self.mmu != "shadow", tdp_mmu=self.mmu == "tdp")
 
     def cause(self) -> int:
         """Number of ``break_cause``; 0: none. :class:`ConfigError` for a cause that does not exist."""
@@ -190,6 +194,7 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
         started = time.perf_counter()
         try:
             result.stopped = _play(player, until, options, result, counter, progress)
+            player.settle()
         except KeyboardInterrupt:
             result.stopped = "interrupted"
         result.seconds = time.perf_counter() - started

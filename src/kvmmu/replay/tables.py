@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from ..addr import Gpa
 from ..errors import ConfigError, GuestMisuse, RecordingError
+from ..guest.layout import tables_mode
 from ..guest.ranges import Mapping
-from ..guest.tables import GuestTables, tables_mode
+from ..guest.tables import GuestTables
 from ..host.bits import NO_HPA
 from ..hw.bits import EFER_NX
 from ..hw.cpu import Cpu
@@ -64,6 +65,7 @@ def play_to(reader: Reader, mmu: str, at: int | None) -> Player:
     while reader.position < end:
         if player.play(min(end, reader.position + PROGRESS_RECORDS)) == STOP_END:
             break
+    player.settle()
     return player
 
 
@@ -102,7 +104,7 @@ def kvm_tables(player: Player, cr3: int | None = None) -> list[Tables]:
     """
     vm = player.vm
     if vm is None:
-        raise ConfigError("--of kvm: --mmu none has no kvm; take --mmu shadow or --mmu tdp-legacy")
+        raise ConfigError("--of kvm: --mmu none has no kvm; take --mmu shadow or --mmu tdp")
     if cr3 is not None:
         return [_tables_of_cr3(player, cr3)]
     found: dict[int, Tables] = {}

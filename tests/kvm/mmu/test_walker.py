@@ -365,9 +365,6 @@ def test_the_walk_records_every_level() -> None:
     assert (gw.level, gw.max_level) == (1, 4)
     assert [gw.gpte(level) for level in (4, 3, 2, 1)] == entries
     assert [gw.gpte_gpa(level) for level in (4, 3, 2, 1)] == path.places
-    assert [gw.table_frame(level) for level in (4, 3, 2, 1)] == [1, 2, 3, 4]
-    # What the levels above allow: all, all, no write, neither write nor fetch.
-    assert [gw.access_above(level) for level in (4, 3, 2, 1)] == [7, 7, 5, 4]
     assert gw.pte_access == 4
 
 
@@ -710,24 +707,6 @@ def test_a_changed_or_vanished_gpte_is_noticed_at_every_level(mode: str) -> None
         assert w.is_gpte_changed(world.vcpu, world.vcpu.root_mmu, world.gw, level)
 
 
-@pytest.mark.parametrize("mode", ["32", "4"])
-def test_the_group_around_a_leaf_is_kept_for_prefetch(mode: str) -> None:
-    world = World()
-    size = MODES[mode][2]
-    path = path_of(mode)
-    world.set_mode(mode)
-    build(world, path, tables(path, 0x5000 | P | A | D, P | W | U | A))
-    assert world.walk(path.addr)
-    group = path.places[-1] // (8 * size) * (8 * size)
-    own = (path.places[-1] - group) // size
-    for i in range(8):
-        if i != own:
-            world.store(group + i * size, 0x9000 | i, size)
-    assert not w.is_gpte_changed(world.vcpu, world.vcpu.root_mmu, world.gw, 1)
-    kept = [world.gw.prefetch_pte(i) for i in range(8)]
-    assert kept == [0x5000 | P | A | D if i == own else 0x9000 | i for i in range(8)]
-
-
 # ------------------------------------------------------------------------------------------- PDPTRs
 
 
@@ -739,7 +718,7 @@ def test_pdptrs_are_loaded_checked_and_compared() -> None:
         world.store(0x3020 + i * 8, 0x1000 * i | (P if i else 0))
     # Bits 4:0 of CR3 are ignored.
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3020 | 0x18) == PDPTRS_CHANGED
-    assert [world.vcpu.mmu.pdptr(i) for i in range(4)] == [0, 0x1001, 0x2001, 0x3001]
+    assert [w.read_pdptr(world.vcpu, world.vcpu.root_mmu, i) for i in range(4)] == [0, 0x1001, 0x2001, 0x3001]
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3020) == PDPTRS_SAME
     world.store(0x3038, 0x5001)
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3020) == PDPTRS_CHANGED
@@ -755,7 +734,7 @@ def test_a_present_pdpte_with_a_reserved_bit_is_refused_and_changes_nothing(bit:
     world.store(0x3000, 0x8001)
     world.store(0x3018, 0x1001 | 1 << bit)
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3000) == PDPTRS_BAD
-    assert [world.vcpu.mmu.pdptr(i) for i in range(4)] == [0x7001, 0, 0, 0]
+    assert [w.read_pdptr(world.vcpu, world.vcpu.root_mmu, i) for i in range(4)] == [0x7001, 0, 0, 0]
     # One that is not present may hold anything.
     world.store(0x3018, 0x1000 | 1 << bit)
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3000) == PDPTRS_CHANGED

@@ -85,22 +85,6 @@ class Mmu:
         self.pdptrs = [0] * 4
         self.pae_root: Hpa = NOTHING
 
-    def pdptr(self, index: int) -> int:
-        """PDPTE ``index`` (0 to 3) of a PAE guest, as it was when CR3 was loaded."""
-        return self.pdptrs[index & 3]
-
-    def permission_byte(self, index: int) -> int:
-        """Faulting access triples, a bit each, of accesses with PFEC bits 4:1 equal to ``index`` (0 to 15)."""
-        return self.permissions[index & 15]
-
-    def guest_rsvd_bits(self, gpte: int, level: int) -> int:
-        """Bits that must be 0 in a guest entry at ``level`` (1 to 5) with bit 7 as in ``gpte``."""
-        return self.guest_rsvd[_rsvd_index(gpte, level)]
-
-    def shadow_rsvd_bits(self, spte: int, level: int) -> int:
-        """Bits that must be 0 in an spte at ``level`` (1 to 5) with bit 7 as in ``spte``."""
-        return self.shadow_rsvd[_rsvd_index(spte, level)]
-
     def prev_root(self, index: int) -> tuple[Hpa, Gpa]:
         """Root address and CR3 of previous root ``index`` (0 to 2, most recent first)."""
         return self.prev_hpa[index], self.prev_pgd[index]

@@ -136,11 +136,6 @@ def role_with_level(role: int, level: int) -> int:
     return (role & ~ROLE_LEVEL_MASK) | level
 
 
-def role_with_access(role: int, access: int) -> int:
-    """``role`` with another ``access`` triple."""
-    return (role & ~ROLE_ACCESS_MASK) | (access << ROLE_ACCESS_SHIFT)
-
-
 def role_with_quadrant(role: int, quadrant: int) -> int:
     """``role`` of another ``quadrant``, 0 to 3."""
     return (role & ~ROLE_QUADRANT_MASK) | (quadrant << ROLE_QUADRANT_SHIFT)
@@ -274,11 +269,6 @@ def cpu_role_pke(cpu_role: int) -> bool:
     return (cpu_role & EXT_CR4_PKE) != 0
 
 
-def cpu_role_lma(cpu_role: int) -> bool:
-    """EFER.LMA."""
-    return (cpu_role & EXT_EFER_LMA) != 0
-
-
 def describe_role(word: int) -> str:
     """The page role ``word``, every field by name: ``level 4 quadrant 0 access wux smm 0 direct efer_nx cr0_wp``.
 
@@ -307,16 +297,3 @@ def _describe_flags(word: int, known: int, flags: tuple[tuple[str, int], ...]) -
     if word & ~known:
         text += f" bits {word & ~known:#x}"
     return text
-
-
-def role_text(word: int) -> str:
-    """The page role as the kernel's tracepoints print it: ``l4 8-byte q0 direct wux nxe ad``.
-
-    Source: reference "Tracepoints, system kvmmmu", the part of ``<SP>`` between gfn and root count.
-    """
-    return (
-        f"l{role_level(word)} {4 if role_has_4_byte_gpte(word) else 8}-byte q{role_quadrant(word)}"
-        f"{' direct' if role_direct(word) else ''} {ACC_NAMES[role_access(word)]}"
-        f"{' invalid' if role_invalid(word) else ''} {'' if word & ROLE_EFER_NX else '!'}nxe"
-        f" {'!' if role_ad_disabled(word) else ''}ad"
-    )

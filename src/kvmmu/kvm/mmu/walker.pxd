@@ -51,9 +51,6 @@ cdef class GuestWalk:
 
     cpdef u64 gpte(self, int level) noexcept
     cpdef gpa_t gpte_gpa(self, int level) noexcept
-    cpdef gfn_t table_frame(self, int level) noexcept
-    cpdef u32 access_above(self, int level) noexcept
-    cpdef u64 prefetch_pte(self, int i) noexcept
 
 @cython.locals(outcome=int)
 cpdef bint walk_addr(Vcpu vcpu, Mmu mmu, GuestWalk gw, gva_t addr, u64 access) except -1

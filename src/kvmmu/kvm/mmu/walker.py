@@ -125,18 +125,6 @@ class GuestWalk:
         """Where the entry at ``level`` lies."""
         return self.pte_gpa[level]
 
-    def table_frame(self, level: int) -> Gfn:
-        """Guest frame of the table at ``level``."""
-        return self.table_gfn[level]
-
-    def access_above(self, level: int) -> int:
-        """Access triple that the levels above ``level`` allow."""
-        return self.pt_access[level]
-
-    def prefetch_pte(self, i: int) -> int:
-        """Entry ``i`` (0 to 7) of the group that :func:`is_gpte_changed` read around the level-1 entry."""
-        return self.prefetch_ptes[i]
-
     def __repr__(self) -> str:
         entries = " ".join(f"{self.ptes[level]:#x}" for level in range(self.max_level, max(self.level, 1) - 1, -1))
         if self.error_code:
