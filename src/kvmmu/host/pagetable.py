@@ -12,7 +12,8 @@ bits    meaning of an hpte (0: nothing is mapped)
 
 Each mapping holds one reference to its page, except mappings of the zero page and of the huge zero page. The words
 lie in the ranges (``vma``); which tables a real host would have allocated above them is kept here, because the
-notifier chain hears of some changes only where there are tables. Source: reference section "What a model must supply around KVM".
+notifier chain hears of some changes only where there are tables. Source: reference section "What a model must supply
+around KVM".
 """
 
 from __future__ import annotations
