@@ -388,7 +388,7 @@ class FaultReplay:
         if not self._decode(exit_):
             return
         value = self._operand("cr4")
-        if not self.vmm.is_valid_cr4(value) or sregs.set_cr4(self.vcpu, value):
+        if sregs.set_cr4(self.vcpu, value):
             queue_exception(self.vcpu, GP_VECTOR, True, 0)
 
     # The MSR is written before the instruction is skipped.

@@ -15,7 +15,7 @@ from .comparison import Difference, Outcome, comparable
 from .faultreplay import FaultReplay
 from .scenario import Scenario, read_scenario
 from .transcript import Transcript, read_transcript
-from .vmm import PARAMETERS
+from .vmm import MODES
 
 #: A mode of the command line -> modes in files' names.
 FAMILIES = {
@@ -73,10 +73,10 @@ def split_name(path: Path) -> tuple[str, str]:
             if suffix == ".scn":
                 return stem, ""
             name, _, mode = stem.rpartition(".")
-            if name and mode in PARAMETERS:
+            if name and mode in MODES:
                 return name, mode
             break
-    modes = ", ".join(PARAMETERS)
+    modes = ", ".join(MODES)
     raise RecordingError(f"{path}: names are NAME.scn, NAME.MODE.norm[.xz] and NAME.MODE.res[.xz]; modes are {modes}")
 
 
@@ -135,7 +135,7 @@ def _add(
             problems[f"{folder / name}.{recording.mode}: there is no scenario {name}.scn beside it"] = None
             del found[recording]
         return
-    wanted = PARAMETERS if mode is None else FAMILIES[mode]
+    wanted = MODES if mode is None else FAMILIES[mode]
     if not any((folder, name, other) in files for other in wanted):
         of = f" in mode {mode}" if mode else ""
         problems[f"{folder / name}.scn: nothing was recorded of it{of}"] = None

@@ -8,14 +8,15 @@ the registers of the scenario's mode.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..addr import Gpa, Hpa, Hva
 from ..errors import KvmIoctlError, RecordingError, UserError
-from ..hw.bits import CR4_LA57, CR4_PCIDE, CR4_PKE
 from ..kvm import regions, sregs
+from ..kvm.cpuid import FEATURES, CpuFeatures
+from ..kvm.mmu import dirty
 from ..kvm.regions import UserMemoryRegion
 from ..page_types import PAGE_SHIFT, PAGE_SIZE
 from ..params import Params
@@ -23,17 +24,17 @@ from ..world import World
 from .guestcode import BYTES, PLACES
 from .scenario import OPCODES, Scenario, SlotLine, number_of
 
+#: How kvm was loaded, by the mode in a file's name.
+MODES = {
+    "shadow": Params(npt=False),
+    "tdp": Params(npt=True),
+    "tdplegacy": Params(npt=True, tdp_mmu=False),
+    "shadownx": Params(npt=False, nx_huge_pages=True),
+    "tdpnx": Params(npt=True, nx_huge_pages=True),
+    "tdplegacynx": Params(npt=True, tdp_mmu=False, nx_huge_pages=True),
+}
 #: Physical address bits of the transcripts' host.
 HOST_MAXPHYADDR = 40
-#: How kvm was loaded, by the mode in a file's name.
-PARAMETERS: dict[str, dict[str, bool]] = {
-    "shadow": {"npt": False},
-    "tdp": {"npt": True, "tdp_mmu": True},
-    "tdplegacy": {"npt": True, "tdp_mmu": False},
-    "shadownx": {"npt": False, "nx_huge_pages": True},
-    "tdpnx": {"npt": True, "tdp_mmu": True, "nx_huge_pages": True},
-    "tdplegacynx": {"npt": True, "tdp_mmu": False, "nx_huge_pages": True},
-}
 #: Where the guest's list of operations begins, and the size of an entry.
 OPS = 0x4000
 OP_SIZE = 32
@@ -65,20 +66,10 @@ _REGISTERS = {
 _CR3 = 0x10000
 
 
-# A mode's parameters that the model has no word for: those it knows no other value of may be left out.
-_ONLY_VALUES = {"tdp_mmu": False, "nx_huge_pages": False}
-
-
 def _params_of(mode: str) -> Params:
-    settings = PARAMETERS.get(mode)
-    if settings is None:
-        raise RecordingError(f"mode {mode!r}; known are {', '.join(PARAMETERS)}")
-    known = {field.name for field in dataclasses.fields(Params)}
-    for name, value in settings.items():
-        if name not in known and _ONLY_VALUES.get(name) != value:
-            raise RecordingError(f"mode {mode!r}: the model has no {name}={value}")
-    given = {name: value for name, value in settings.items() if name in known}
-    return dataclasses.replace(Params(host_maxphyaddr=HOST_MAXPHYADDR), **given)  # type: ignore[arg-type]
+    if mode not in MODES:
+        raise RecordingError(f"mode {mode!r}; known are {', '.join(MODES)}")
+    return replace(MODES[mode], host_maxphyaddr=HOST_MAXPHYADDR)
 
 
 class Slot:
@@ -95,7 +86,7 @@ class Slot:
 
 
 class Vmm:
-    """The world of ``scenario`` with kvm loaded as ``mode``, one of :data:`PARAMETERS`.
+    """The world of ``scenario`` with kvm loaded as ``mode``, one of :data:`MODES`.
 
     :raises RecordingError: a scenario that asks for what the model has not.
     """
@@ -103,7 +94,8 @@ class Vmm:
     def __init__(self, scenario: Scenario, mode: str) -> None:
         params = _params_of(mode)
         for name, _ in scenario.caps:
-            raise RecordingError(f"{scenario.name}: cap {name}: the model cannot do this")
+            if name != "manual_dirty":
+                raise RecordingError(f"{scenario.name}: cap {name}: the model cannot do this")
         self.scenario = scenario
         self.is_nested = params.npt
         size = sum(slot.size for slot in scenario.slots)
@@ -111,6 +103,8 @@ class Vmm:
             raise RecordingError(f"{scenario.name}: slots of {size:#x} bytes: a recording has at most {_MAX_MEMORY:#x}")
         # Huge backing needs whole free blocks; kvm's tables and rmaps come from the same frames.
         self.world = World(params, (size >> PAGE_SHIFT) + (64 << 20 >> PAGE_SHIFT))
+        for _, flags in scenario.caps:
+            dirty.set_manual_protect(self.world.vm, flags)
         self.slots: dict[int, Slot] = {}
         self.world.mm.table.has_huge_zero = True
         for line in scenario.slots:
@@ -118,8 +112,7 @@ class Vmm:
         for poke in scenario.memory:
             self.poke(poke.gpa, poke.value.to_bytes(8, "little")[: poke.size])
         self._write_low_memory()
-        self.vcpu = self.world.create_vcpu()
-        self._set_cpuid()
+        self.vcpu = self.world.create_vcpu(self._features())
         self._set_registers()
 
     # Building.
@@ -160,12 +153,9 @@ class Vmm:
     def _poke_words(self, gpa: int, words: list[int]) -> None:
         self.poke(gpa, b"".join(word.to_bytes(8, "little") for word in words))
 
-    def _set_cpuid(self) -> None:
-        missing = self.scenario.without_cpuid
-        self.vcpu.set_cpuid(
-            HOST_MAXPHYADDR, gbpages="gbpages" not in missing, nx="nx" not in missing, pcid=False, amd_compatible=True
-        )
-        sregs.after_set_cpuid(self.vcpu)
+    def _features(self) -> CpuFeatures:
+        absent = dict.fromkeys(self.scenario.without_cpuid & {row.name for row in FEATURES}, False)
+        return replace(CpuFeatures(HOST_MAXPHYADDR, pcid=False, la57=False), **absent)
 
     def _set_registers(self) -> None:
         cr0, cr4, efer = _REGISTERS[self.scenario.mode]
@@ -175,16 +165,6 @@ class Vmm:
         )
         self.vcpu.rip = CODE
         self.vcpu.fetches_insns = True
-
-    def is_valid_cr4(self, value: int) -> bool:
-        """Whether the guest's CPUID has every feature that CR4 ``value`` turns on."""
-        unknown = CR4_LA57 | CR4_PCIDE
-        if not self.is_nested or "pku" in self.scenario.without_cpuid:
-            unknown |= CR4_PKE
-        for name, bit in (("smep", 1 << 20), ("smap", 1 << 21)):
-            if name in self.scenario.without_cpuid:
-                unknown |= bit
-        return not value & unknown
 
     # The VMM's own accesses.
 
@@ -386,7 +366,17 @@ def _look(vmm: Vmm, words: tuple[str, ...]) -> str:
     return ""
 
 
+def _cleardirty(vmm: Vmm, words: tuple[str, ...]) -> str:
+    slot_id, first, pages = map(number_of, words)
+    try:
+        dirty.clear_dirty_log(vmm.world.vm, slot_id, first, pages, b"\xff" * (-(-pages // 64) * 8))
+    except KvmIoctlError as error:
+        return f"cleardirty errno={error.errno}"
+    return ""
+
+
 _ACTIONS: dict[str, Callable[[Vmm, tuple[str, ...]], str]] = {
+    "cleardirty": _cleardirty,
     "delete": _delete,
     "dontneed": _dontneed,
     "dumpspt": _look,

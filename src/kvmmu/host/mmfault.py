@@ -26,7 +26,7 @@ def handle_mm_fault(table: PageTable, chain: NotifierChain, vma: Vma, hva: Hva, 
     """
     if write and not vma.writable:
         return VM_FAULT_READ_ONLY
-    hpte = vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
+    hpte = table.load(vma, hva)
     if hpte & HPTE_PRESENT == 0:
         return _fill_hole(table, vma, hva, write)
     if write and hpte & HPTE_WRITABLE == 0:

@@ -71,6 +71,7 @@ class Player:
         "emulated_stores",
         "judge",
         "machine",
+        "map_waits",
         "memory",
         "mismatches",
         "on_record",
@@ -100,6 +101,7 @@ class Player:
         self.emulated_stores = 0
         self.smm_records = 0
         self.tlb_differences = 0
+        self.map_waits = False
         self.judge: Judge | None = None
         self.break_cause = 0
         self.stop_at_mismatch = True
@@ -131,6 +133,8 @@ class Player:
                 self.smm_records += 1
                 continue
             self.problem = ""
+            if self.map_waits and kind != K_MAP:
+                self.settle()
             self.play_record(kind)
             if self.problem and self.stop_at_mismatch:
                 return STOP_MISMATCH
@@ -147,13 +151,28 @@ class Player:
             if self.reader.smm:
                 continue
             if kind == K_PAGE or kind == K_STORE:
+                self.settle()
                 self.store_record(self.machine.hpa_of(self.reader.gpa))
             elif kind == K_REGS:
                 self.machine.note_regs(self.reader)
             elif kind == K_MAP:
-                self.machine.change_map(self.reader)
+                self.change_map()
+        self.settle()
         self.machine.load_noted_regs()
         return STOP_LIMIT
+
+    def change_map(self) -> int:
+        """The map changes; kvm hears of it when something else happens (see :mod:`.machine`)."""
+        self.machine.change_map(self.reader)
+        self.map_waits = True
+        return 0
+
+    def settle(self) -> int:
+        """Let kvm's slots follow the map; who looks at the machine after :meth:`play` calls it first."""
+        if self.map_waits:
+            self.map_waits = False
+            self.machine.commit_map()
+        return 0
 
     def is_break(self) -> bool:
         """Whether the record in hand raised a fault of the cause that the user waits for."""
@@ -168,8 +187,7 @@ class Player:
             self.play_page()
             return self.clean_pdptes_in(self.reader.gpa >> 12)
         if kind == K_MAP:
-            self.machine.change_map(self.reader)
-            return 0
+            return self.change_map()
         if self.bare:
             return self.play_bare(kind)
         if kind == K_ACCESS:

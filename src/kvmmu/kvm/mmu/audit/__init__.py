@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Audit of the legacy MMU: the invariants of a VM's structures, checked one against the other.
+"""Audit of the MMU: the invariants of a VM's structures, checked one against the other.
 
 Called while nobody holds a lock; slow, interpreted, and without side effects. What is checked, by the reference's
-numbers: I3 (protected guest tables), I4 (unsync bits), I5 (rmaps and parent links, descriptors), I6 (write-track and
-large-page counts), I7 (lists, validity, root counts), I9 (writable triples), I10 (MMIO sptes), I11 (counters), I14
-(roles), I16 (empty entries), and the accounting of frames. The translations themselves, and what TLBs hold, are the
-business of other oracles. Words are decoded here anew, apart from the single-spte predicates of ``spte``. Every check
+numbers: I1 (the host's pages) and I8 (what may be written is logged) of the TDP MMU, I3 (protected guest tables), I4
+(unsync bits), I5 (rmaps and parent links, descriptors), I6 (write-track and large-page counts), I7 (lists, validity,
+root counts), I9 (writable triples, nothing frozen), I10 (MMIO sptes), I11 (counters), I14 (roles), I15 (no section of
+RCU is open), I16 (empty entries), the accounting of frames, and that TLBs hold nothing that the tables have not (of I1
+and I2). Words are decoded here anew, apart from the single-spte predicates of ``spte``. Every check
 adds to one :class:`~.survey.Survey`, so that each table is read once: the order of the checks is that of their needs.
 Source: reference "Invariants for a model checker / runtime audit".
 """
@@ -20,6 +21,8 @@ from .entries import check_table
 from .pages import check_active_list, check_hash, check_role
 from .rmaps import check_parents, check_rmaps, mmu_rmaps_stat
 from .survey import Audit, Survey
+from .tdp import check_nx_pages, check_tdp_mmu
+from .tlbs import check_tlbs
 from .tracking import check_tracking, check_unsync, note_shadowed
 
 if TYPE_CHECKING:
@@ -54,7 +57,9 @@ def find_violations(vm: Vm) -> Audit:
     for sp in survey.sps:
         check_role(survey, sp)
         check_table(survey, sp)
-    survey.result.pages = len(survey.sps)
+    check_tdp_mmu(survey)
+    check_nx_pages(survey)
+    survey.result.pages = len(survey.sps) + len(survey.tdp_tables)
     check_rmaps(survey)
     for sp in survey.sps:
         check_parents(survey, sp)
@@ -63,4 +68,5 @@ def find_violations(vm: Vm) -> Audit:
     check_roots(survey)
     check_counters(survey)
     check_frames(survey)
+    check_tlbs(survey)
     return survey.result

@@ -43,7 +43,7 @@ def check_table(survey: Survey, sp: ShadowPage) -> None:
         if is_shadow_present(spte):
             _check_present(survey, sp, index, sptep, spte)
         elif is_mmio(survey.vm.fmt, spte):
-            _check_mmio(survey, sp, index, sptep, spte)
+            check_mmio(survey, sp, index, sptep, spte)
         elif spte == FROZEN_SPTE:
             survey.bad("I9", f"frozen {survey.spte_text(sptep, sp)}")
         else:
@@ -111,7 +111,8 @@ def _check_child_role(survey: Survey, sp: ShadowPage, index: int, child: ShadowP
         survey.bad("I14", f"the entry maps gfn {survey.gfn_of(sp, index):#x}: {pair}")
 
 
-def _check_mmio(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
+def check_mmio(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
+    """The MMIO spte at ``index`` of ``sp``, of either MMU, names a gfn without memory, its own in a direct table."""
     survey.result.mmio += 1
     vm = survey.vm
     gfn = mmio_gfn(vm.fmt, spte)

@@ -29,6 +29,7 @@ class Audit:
     nonleaves: int = 0
     mmio: int = 0
     rmap_entries: int = 0
+    tlb_entries: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -38,6 +39,7 @@ class Survey:
     __slots__ = (
         "descs",
         "leaves",
+        "nr_tdp_roots",
         "parents",
         "protected",
         "result",
@@ -45,6 +47,8 @@ class Survey:
         "shadowed",
         "sps",
         "spts",
+        "tdp_leaves",
+        "tdp_tables",
         "vm",
     )
 
@@ -63,6 +67,10 @@ class Survey:
         # (address space, gfn) -> reasons for write protection: tables above level 1, and level-1 tables.
         self.shadowed: Counter[tuple[int, int, bool]] = Counter()
         self.protected: list[int] = []
+        # Tables of the TDP MMU by where they are, how many of them are roots, leaves by level.
+        self.tdp_tables: dict[int, ShadowPage] = {}
+        self.nr_tdp_roots = 0
+        self.tdp_leaves: Counter[int] = Counter()
 
     def bad(self, invariant: str, text: str) -> None:
         """Note that ``invariant`` is broken; ``text`` has the words involved."""
