@@ -35,7 +35,7 @@ cdef class IntervalTree:
 
 @cython.locals(heir=Interval)
 cpdef Interval removed(Interval at, u64 start, u64 order)
-@cython.locals(lean=int)
+@cython.locals(lean=int, left=Interval, right=Interval)
 cpdef Interval balanced(Interval at)
 @cython.locals(top=Interval)
 cpdef Interval rotated_left(Interval at)

@@ -161,12 +161,14 @@ def balanced(at: Interval) -> Interval:
     """The subtree ``at``, whose children are balanced and differ by 2 at most, made so that they differ by 1."""
     lean = height_of(at.left) - height_of(at.right)
     if lean > 1:
-        if height_of(at.left.left) < height_of(at.left.right):  # type: ignore[union-attr]
-            at.left = rotated_left(at.left)  # type: ignore[arg-type]
+        left: Interval = at.left  # type: ignore[assignment]  # it is the higher one, so it is there
+        if height_of(left.left) < height_of(left.right):
+            at.left = rotated_left(left)
         return rotated_right(at)
     if lean < -1:
-        if height_of(at.right.right) < height_of(at.right.left):  # type: ignore[union-attr]
-            at.right = rotated_right(at.right)  # type: ignore[arg-type]
+        right: Interval = at.right  # type: ignore[assignment]  # it is the higher one, so it is there
+        if height_of(right.right) < height_of(right.left):
+            at.right = rotated_right(right)
         return rotated_left(at)
     summarise(at)
     return at
@@ -174,7 +176,7 @@ def balanced(at: Interval) -> Interval:
 
 def rotated_left(at: Interval) -> Interval:
     """The subtree ``at`` with its right child on top."""
-    top: Interval = at.right  # type: ignore[assignment]
+    top: Interval = at.right  # type: ignore[assignment]  # the caller knows of it
     at.right = top.left
     top.left = at
     summarise(at)
@@ -184,7 +186,7 @@ def rotated_left(at: Interval) -> Interval:
 
 def rotated_right(at: Interval) -> Interval:
     """The subtree ``at`` with its left child on top."""
-    top: Interval = at.left  # type: ignore[assignment]
+    top: Interval = at.left  # type: ignore[assignment]  # the caller knows of it
     at.left = top.right
     top.right = at
     summarise(at)
