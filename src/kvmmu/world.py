@@ -64,6 +64,7 @@ class World:
         self.mm = Mm(self.frames)
         self.vm = run.create_vm(self.mm, self.params)
         self.mm.chain.register(MmuNotifier(self.vm))
+        self._auditor = mmu_audit.Auditor(self.vm)
 
     def __repr__(self) -> str:
         used = self.frames.nr_frames - self.frames.nr_free
@@ -395,12 +396,14 @@ class World:
         return look.counters(self.vm)
 
     @working
-    def audit(self) -> mmu_audit.Audit:
-        """Check the structural invariants of the MMU.
+    def audit(self, full: bool = False) -> mmu_audit.Audit:
+        """Check the structural invariants of the MMU: of what is not as it was at the last audit; ``full``: of all.
+
+        Either finds what is broken now, and returns the same counts of all that there is.
 
         :raises KvmBug: naming what is broken.
         """
-        return mmu_audit.audit(self.vm)
+        return self._auditor.audit(arguments.flag("full", full))
 
     @looking
     def digest(self) -> str:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ from kvmmu import KvmIoctlError, Params, UserMemoryRegion, World
 from kvmmu.guest.tables import ControlRegisters
 from kvmmu.hw.bits import UD_VECTOR
 from kvmmu.kvm.mmu import zap
-from kvmmu.kvm.mmu.audit import find_violations
+from kvmmu.kvm.mmu.audit import Auditor, find_violations
 from kvmmu.kvm.vcpu import Vcpu
 from oracle.access_oracle import Access, Machine, Ram, predict
 from oracle.tlb_oracle import Caches, Translation
@@ -170,6 +171,7 @@ class Rig:
             npt=npt, tlb_keep_all=True, host_page=host_page, host_maxphyaddr=WIDTH, flush_on_reuse=flush_on_reuse
         )
         self.world = World(params, nr_frames=8192)
+        self.auditor = Auditor(self.world.vm)
         self.slots: dict[int, Slot] = {}
         self.backing: dict[int, int] = {}
         #: gpas [start, end) that were holes while shadow pages of today existed, and are memory now. KVM's sync of an
@@ -364,9 +366,14 @@ class Rig:
 
     def audit(self) -> None:
         """No invariant is broken, but the one that KVM breaks: see ``revivable``."""
+        found = find_violations(self.world.vm)
+        # The audit of what changed since the last one must say the same.
+        changed = self.auditor.find_violations()
+        assert Counter(changed.problems) == Counter(found.problems)
+        assert found.problems or changed == found
         problems = [
             text
-            for text in find_violations(self.world.vm).problems
+            for text in found.problems
             if not (self.revivable and text.startswith("I10:") and "has memory" in text)
         ]
         assert not problems, problems

@@ -48,8 +48,13 @@ def command(
         str | None, typer.Option("--break", metavar="CAUSE", help="Stop at the first fault of this cause, and show it.")
     ] = None,
     audit: Annotated[
-        bool, typer.Option("--audit", help="Check every invariant each 100,000 records, not only at the end.")
-    ] = False,
+        str | None,
+        typer.Option(
+            metavar="[=changed|full]",
+            help="Check the invariants each 100,000 records, not only at the end: of what changed since the check "
+            "before, or (--audit=full) all of them.",
+        ),
+    ] = None,
     interval: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Count for each N records as well (of several recordings: in --json)."),

@@ -14,7 +14,7 @@ from dataclasses import replace
 from operator import itemgetter
 
 from ..addr import Gpa, Hpa
-from ..errors import RecordingError
+from ..errors import ConfigError, RecordingError
 from ..host.bits import NO_HPA
 from ..hw.bits import CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, CR4_PKE, EFER_LMA, PT_ACCESSED, PT_DIRTY
 from ..hw.cpu import Cpu
@@ -132,9 +132,9 @@ class GuestMachine:
         if header.has("la57"):
             params = replace(params, host_levels=5)
         if params.host_maxphyaddr < header.maxphyaddr:
-            raise RecordingError(
-                f"the recorded guest has {header.maxphyaddr} physical address bits, the host"
-                f" {params.host_maxphyaddr}; set host_maxphyaddr={header.maxphyaddr} or more"
+            raise ConfigError(
+                f"host_maxphyaddr={params.host_maxphyaddr}: the recorded guest has {header.maxphyaddr} physical address"
+                f" bits; set host_maxphyaddr={header.maxphyaddr} or more"
             )
         sizes = header.memory_sizes()
         self.world = World(params, nr_frames_for(sum(sizes.values()) + _DEVICE_MEMORY))

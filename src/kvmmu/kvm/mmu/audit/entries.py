@@ -37,18 +37,22 @@ _ROLE_ACC_WRITE = ACC_WRITE << ROLE_ACCESS_SHIFT
 def check_table(survey: Survey, sp: ShadowPage) -> None:
     """Every entry of ``sp`` is empty, MMIO, or maps what it may; notes leaves and links in ``survey``."""
     for index, spte in enumerate(survey.read_words(sp.spt, 512)):
-        if spte == SHADOW_NONPRESENT_VALUE:
-            continue
-        sptep = sp.spt + index * 8
-        if is_shadow_present(spte):
-            _check_present(survey, sp, index, sptep, spte)
-        elif is_mmio(survey.vm.fmt, spte):
-            _check_mmio(survey, sp, index, sptep, spte)
-        elif spte == FROZEN_SPTE:
-            survey.bad("I9", f"frozen {survey.spte_text(sptep, sp)}")
-        else:
-            wanted = f"neither present nor MMIO, and not {SHADOW_NONPRESENT_VALUE:#x}"
-            survey.bad("I16", f"{survey.spte_text(sptep, sp)} is {wanted}")
+        if spte != SHADOW_NONPRESENT_VALUE:
+            check_entry(survey, sp, index, spte)
+
+
+def check_entry(survey: Survey, sp: ShadowPage, index: int, spte: int) -> None:
+    """The same of one entry that is not empty."""
+    sptep = sp.spt + index * 8
+    if is_shadow_present(spte):
+        _check_present(survey, sp, index, sptep, spte)
+    elif is_mmio(survey.vm.fmt, spte):
+        _check_mmio(survey, sp, index, sptep, spte)
+    elif spte == FROZEN_SPTE:
+        survey.bad("I9", f"frozen {survey.spte_text(sptep, sp)}")
+    else:
+        wanted = f"neither present nor MMIO, and not {SHADOW_NONPRESENT_VALUE:#x}"
+        survey.bad("I16", f"{survey.spte_text(sptep, sp)} is {wanted}")
 
 
 def _check_present(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
@@ -63,7 +67,6 @@ def _check_present(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte:
 
 def _check_leaf(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
     level, gfn = level_of(sp), survey.gfn_of(sp, index)
-    survey.result.leaves += 1
     survey.leaves[sptep] = (gfn, level, as_id_of(sp))
     if level > 3:
         survey.bad("I5", f"leaf at level {level}: {survey.spte_text(sptep, sp)}")
@@ -72,7 +75,14 @@ def _check_leaf(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: in
     size = 1 << (9 * (level - 1))
     if (spte & SPTE_BASE_ADDR_MASK) >> 12 & (size - 1) or gfn & (size - 1):
         survey.bad("I5", f"gfn {gfn:#x} or pfn not aligned to {size} frames: {survey.spte_text(sptep, sp)}")
+    check_protection(survey, sp, sptep, spte)
+
+
+def check_protection(survey: Survey, sp: ShadowPage, sptep: int, spte: int) -> None:
+    """The leaf ``spte`` lets nobody write a protected guest table."""
+    gfn, level, _ = survey.leaves[sptep]
     if is_writable(spte) or is_mmu_writable(survey.vm.fmt, spte):
+        size = 1 << (9 * (level - 1))
         at = bisect_left(survey.protected, gfn)
         if at < len(survey.protected) and survey.protected[at] < gfn + size:
             table = survey.protected[at]
@@ -80,12 +90,12 @@ def _check_leaf(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: in
 
 
 def _check_nonleaf(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
-    survey.result.nonleaves += 1
     child = survey.spts.get(spte & SPTE_BASE_ADDR_MASK)
     if child is None:
         survey.bad("I7", f"links a table that is no shadow page: {survey.spte_text(sptep, sp)}")
         return
     survey.parents.setdefault(child.spt, []).append(sptep)
+    survey.links[sptep] = child.spt
     if is_invalid(child):
         survey.bad("I7", f"links the invalid {name_of(child)}: {survey.spte_text(sptep, sp)}")
     _check_child_role(survey, sp, index, child)
@@ -112,7 +122,7 @@ def _check_child_role(survey: Survey, sp: ShadowPage, index: int, child: ShadowP
 
 
 def _check_mmio(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
-    survey.result.mmio += 1
+    survey.mmio.add(sptep)
     vm = survey.vm
     gfn = mmio_gfn(vm.fmt, spte)
     slots = vm.memslots[as_id_of(sp)]
