@@ -372,9 +372,7 @@ class Rig:
         assert Counter(changed.problems) == Counter(found.problems)
         assert found.problems or changed == found
         problems = [
-            text
-            for text in found.problems
-            if not (self.revivable and text.startswith("I10:") and "has memory" in text)
+            text for text in found.problems if not (self.revivable and text.startswith("I10:") and "has memory" in text)
         ]
         assert not problems, problems
 

@@ -36,9 +36,10 @@ def run(
     """Replay ``recording`` (a path, or the name of a bundled one) through ``mmu``, verify it, count.
 
     ``[first, until)`` are the records that are verified, those before only leave their state; ``break_cause`` stops at
-    the first fault of that cause (:attr:`Result.fault`); ``audit`` checks every 100,000 records, not only at the end, the
-    invariants of what changed since the check before, or with ``"full"`` all of them; ``events``: file for tracepoint events; ``interval``: count for each so many records as well;
-    ``progress(position, total)`` is called now and then. Everything else is a parameter (``kvmmu params``).
+    the first fault of that cause (:attr:`Result.fault`); ``audit`` checks every 100,000 records, not only at the
+    end, the invariants of what changed since the check before, or with ``"full"`` all of them; ``events``: file for
+    tracepoint events; ``interval``: count for each so many records as well; ``progress(position, total)`` is called
+    now and then. Everything else is a parameter (``kvmmu params``).
 
     A mismatch is a result, no exception.
 
@@ -56,7 +57,7 @@ def run(
     if events is not None and not isinstance(events, (str, os.PathLike)):
         raise ConfigError(f"events={events!r}: must be a path")
     if not isinstance(audit, bool | str) or audit not in _AUDITS:
-        raise ConfigError(f"audit={audit!r}: must be True (of what changed), \"full\" or False")
+        raise ConfigError(f'audit={audit!r}: must be True (of what changed), "full" or False')
     options = Options(
         mmu,
         settings,
@@ -80,6 +81,7 @@ def run(
     if result.stopped == "interrupted":
         raise KeyboardInterrupt
     return result
+
 
 _AUDITS: dict[bool | str, str | None] = {False: None, True: "changed", "changed": "changed", "full": "full"}
 

@@ -259,7 +259,7 @@ class GuestMachine:
             self.vcpus[number].cpu.write_pkru(pkru)
 
 
-# Ranges leave `source`, as far as they are in it, and are in `target` otherwise: who goes and comes back has done neither.
+# Ranges leave `source`, as far as they are in it, and are in `target` otherwise: who goes and comes back did neither.
 def _move(regions: list[Region], source: dict[Region, None], target: dict[Region, None]) -> None:
     for region in regions:
         if region in source:

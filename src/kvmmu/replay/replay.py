@@ -73,8 +73,9 @@ class Options:
 
     ``mmu``: one of :data:`MMUS`; ``settings``: ``param=value`` strings; ``[first, until)``: the records to play, those
     before only leave their state; ``break_cause``: stop at the first fault of this cause; ``audit``: check the
-    invariants every 100,000 records, one of :data:`AUDITS` (all are checked at the end in any case); ``events``: file for tracepoints;
-    ``interval``: records of an interval that is counted by itself, 0: none; ``spelling``: of the options in messages.
+    invariants every 100,000 records, one of :data:`AUDITS` (all are checked at the end in any case);
+    ``events``: file for tracepoints; ``interval``: records of an interval that is counted by itself, 0: none;
+    ``spelling``: of the options in messages.
     """
 
     mmu: str = "shadow"
@@ -105,7 +106,9 @@ class Options:
         if self.audit is not None and self.audit not in AUDITS:
             raise ConfigError(f"{given('audit', self.audit)}: there is no such audit; take {' or '.join(AUDITS)}")
         if self.events is not None and Path(self.events).suffix not in SUFFIXES:
-            raise ConfigError(f"{given('events', self.events)}: a file's suffix says its form; take {', '.join(SUFFIXES)}")
+            raise ConfigError(
+                f"{given('events', self.events)}: the suffix says the form of the file; take {', '.join(SUFFIXES)}"
+            )
         if self.mmu == "none":
             if self.settings or self.break_cause or self.events or self.audit:
                 settings, stop, events, audits = map(

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from ....addr import Hpa
 from ....page_types import ENTRIES, PAGE_SIZE
 from ..bits import SHADOW_NONPRESENT_VALUE, SPTE_MMU_PRESENT
-from .entries import check_entry, check_protection
-from .rmaps import RmapHeads, check_listed, check_parents, check_rmap, differing_words
+from .entries import check_entries, check_protection
+from .rmaps import RmapHeads, check_listed, check_members, check_parents, count_listed, differing_words, read_list
 from .survey import DESC_WORDS, Audit, ListKey, Survey, level_of, parents_key, raise_problems, rmap_key
 from .tracking import check_unsync
 from .whole import check_all, check_headers, check_totals
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..page import ShadowPage
 
 _DESC_BYTES = DESC_WORDS * 8
+_NO_LIST: tuple[list[int], list[int]] = ([], [])
 _EMPTY = SHADOW_NONPRESENT_VALUE.to_bytes(8, "little") * 512
 
 
@@ -54,7 +55,7 @@ class _Work:
     #: Pages whose list of parents, or what links them, changed.
     children: set[int] = field(default_factory=set)
     rmaps: set[ListKey] = field(default_factory=set)
-    #: Places of leaves that must be in one list.
+    #: Places where a leaf is, or was, that must be in one list.
     leaves: set[int] = field(default_factory=set)
 
     def add(self, sptep: int) -> None:
@@ -88,7 +89,7 @@ class Auditor:
         if full or survey is None or heads is None or slots != self._slots:
             survey, heads = Survey(self.vm), RmapHeads(self.vm)
             check_all(survey)
-            pages = {sp.spt: _read_page(survey, sp) for sp in survey.sps}
+            pages: dict[int, _Page] = {sp.spt: _read_page(survey, sp) for sp in survey.sps}
         else:
             pages = self._check_changes(survey, heads)
         self._survey = None if survey.result.problems else survey
@@ -117,10 +118,10 @@ class Auditor:
             if survey.spts.get(spt) is not page.sp:
                 for index in differing_words(page.table, _EMPTY):
                     _forget(survey, work, spt + index * 8)
-                _forget_list(survey, work, (-1, 0, spt), 0)
+                _forget_list(survey, (-1, 0, spt))
                 for sptep in survey.parents.get(spt, ()):
                     work.add(sptep)
-        pages = {}
+        pages: dict[int, _Page] = {}
         for sp in survey.sps:
             before = self._pages.get(sp.spt)
             if before is not None and before.sp is not sp:
@@ -152,11 +153,7 @@ class Auditor:
         fmt = self.vm.fmt
         mask = ~(fmt.accessed_mask | fmt.dirty_mask)
         old, new = memoryview(before).cast("Q"), memoryview(now).cast("Q")
-        return [
-            i
-            for i in differing_words(before, now)
-            if (old[i] ^ new[i]) & mask or not new[i] & SPTE_MMU_PRESENT
-        ]
+        return [i for i in differing_words(before, now) if (old[i] ^ new[i]) & mask or not new[i] & SPTE_MMU_PRESENT]
 
     # Rmaps and lists of parents that changed, or that something was in that changed.
     def _check_lists(self, survey: Survey, work: _Work, heads: RmapHeads) -> None:
@@ -167,20 +164,12 @@ class Auditor:
                 work.children.add(key[2])
             else:
                 work.rmaps.add(key)
-        for key in work.rmaps:
-            _forget_list(survey, work, key, before[key] if key in before else heads.heads.get(key, 0))
+        listed = {key: _forget_rmap(survey, key, before, heads.heads) for key in work.rmaps}
         children = [survey.spts[spt] for spt in work.children if spt in survey.spts]
         for sp in children:
-            _forget_list(survey, work, parents_key(sp), 0)
-        for key in work.rmaps:
-            head = heads.heads.get(key, 0)
-            if head:
-                check_rmap(survey, head, key)
-                work.leaves.update(_entries(survey, head, key))
-        seen, leaves = survey.rmap_seen, survey.leaves
-        for sptep in work.leaves:
-            if seen[sptep] != 1 and sptep in leaves:
-                check_listed(survey, sptep, leaves[sptep])
+            _forget_list(survey, parents_key(sp))
+        _check_rmaps(survey, work, listed, heads.heads)
+        check_listed(survey, work.leaves)
         for sp in children:
             check_parents(survey, sp)
 
@@ -196,43 +185,69 @@ class Auditor:
 
 # Entries that changed, in pages that exist. What linked a page that is gone may be gone as well.
 def _check_entries(survey: Survey, work: _Work) -> None:
+    leaves, links = survey.leaves, survey.links
     for spt, indices in work.entries.items():
         sp = survey.spts.get(spt)
-        if sp is not None:
-            words = survey.read_words(spt, ENTRIES)
-            for index in indices:
-                _check_entry(survey, work, sp, index, words[index])
+        if sp is None:
+            continue
+        before = []
+        for index in indices:
+            sptep = spt + index * 8
+            before.append((sptep, leaves.pop(sptep, None)))
+            if sptep in links:
+                _forget_link(survey, work, sptep)
+            survey.mmio.discard(sptep)
+        words = survey.read_words(spt, ENTRIES)
+        check_entries(survey, sp, [(i, words[i]) for i in indices if words[i] != SHADOW_NONPRESENT_VALUE])
+        for sptep, old in before:
+            leaf = leaves.get(sptep)
+            if leaf != old:
+                work.leaves.add(sptep)
+                if leaf is not None:
+                    work.rmaps.add(rmap_key(leaf))
+                if old is not None:
+                    work.rmaps.add(rmap_key(old))
+            if sptep in links:
+                work.children.add(links[sptep])
 
 
-def _check_entry(survey: Survey, work: _Work, sp: ShadowPage, index: int, spte: int) -> None:
-    sptep = sp.spt + index * 8
-    old = survey.leaves.pop(sptep, None)
-    if sptep in survey.links:
-        _forget_link(survey, work, sptep)
-    survey.mmio.discard(sptep)
-    if spte != SHADOW_NONPRESENT_VALUE:
-        check_entry(survey, sp, index, spte)
-    leaf = survey.leaves.get(sptep)
-    if leaf != old:
-        work.leaves.add(sptep)
-        if leaf is not None:
-            work.rmaps.add(rmap_key(leaf))
-        if old is not None:
-            work.rmaps.add(rmap_key(old))
-    if sptep in survey.links:
-        work.children.add(survey.links[sptep])
+# What was known of a list of descriptors; return what it listed.
+def _forget_list(survey: Survey, key: ListKey) -> list[int]:
+    entries, descs = survey.lists.pop(key, _NO_LIST)
+    for desc in descs:
+        survey.descs.pop(desc, None)
+    return entries
 
 
-# A list as it was found before: its descriptors, and for an rmap what it lists.
-def _forget_list(survey: Survey, work: _Work, key: ListKey, head: int) -> None:
-    entries = _entries(survey, head, key)
-    if key in survey.lists:
-        for desc in survey.lists.pop(key)[1]:
-            survey.descs.pop(desc, None)
-    if key[0] >= 0:
-        for sptep in entries:
-            survey.rmap_seen[sptep] -= 1
-        work.leaves.update(entries)
+# What an rmap listed, its head being that of before; most are one word.
+def _forget_rmap(survey: Survey, key: ListKey, before: dict[ListKey, int], heads: dict[ListKey, int]) -> list[int]:
+    head = before[key] if key in before else heads.get(key, 0)
+    if head & 1:
+        return _forget_list(survey, key)
+    return [head] if head else []
+
+
+# Rmaps with what each listed before: check what came, and what stayed and changed; note what must be in one list.
+def _check_rmaps(survey: Survey, work: _Work, listed: dict[ListKey, list[int]], heads: dict[ListKey, int]) -> None:
+    seen, touched = survey.rmap_seen, set()
+    for key, before in listed.items():
+        head = heads.get(key, 0)
+        now = read_list(survey, head, key)
+        old, new = set(before), set(now)
+        gone, come = old - new, new - old
+        if len(new) != len(now):
+            gone, come = old, new
+        for sptep in gone:
+            seen[sptep] -= 1
+        if len(new) != len(now):
+            count_listed(survey, head, key, now)
+        else:
+            for sptep in come:
+                seen[sptep] = seen.get(sptep, 0) + 1
+            check_members(survey, head, key, come | (new & work.leaves))
+        touched |= gone
+        touched |= come
+    work.leaves |= touched
 
 
 # Bits of the tables above: of what changed itself, is linked by it, or was linked anew.
@@ -277,13 +292,14 @@ def _read_page(survey: Survey, sp: ShadowPage) -> _Page:
 def _entries(survey: Survey, head: int, key: ListKey) -> list[int]:
     if head & 1 == 0:
         return [head] if head else []
-    return survey.lists.get(key, ([], []))[0]
+    return survey.lists.get(key, _NO_LIST)[0]
 
 
 # What was known of the entry at sptep, whose page is gone.
 def _forget(survey: Survey, work: _Work, sptep: int) -> None:
     leaf = survey.leaves.pop(sptep, None)
     if leaf is not None:
+        work.leaves.add(sptep)
         work.rmaps.add(rmap_key(leaf))
     if sptep in survey.links:
         _forget_link(survey, work, sptep)

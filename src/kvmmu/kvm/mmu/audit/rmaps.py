@@ -31,8 +31,7 @@ def check_rmaps(survey: Survey) -> None:
         for slot in slots.slots:
             for level, gfn, head in _rmap_heads(slot, nonzero_words):
                 check_rmap(survey, head, (as_id, level, gfn))
-    for sptep, leaf in survey.leaves.items():
-        check_listed(survey, sptep, leaf)
+    check_listed(survey, survey.leaves)
 
 
 class RmapHeads:
@@ -76,29 +75,50 @@ def differing_words(one: bytes, other: bytes) -> list[int]:
     return found
 
 
-def check_listed(survey: Survey, sptep: int, leaf: tuple[int, int, int]) -> None:
-    """The leaf at ``sptep`` was found in one list."""
-    count = survey.rmap_seen[sptep]
-    if count != 1:
-        gfn, level, as_id = leaf
-        place = f"gfn {gfn:#x} level {level} address space {as_id}"
-        text = survey.spte_text(sptep, survey.spts[sptep & ~0xFFF])
-        survey.bad("I5", f"{count} rmap entries, of {place}: {text}")
+def check_listed(survey: Survey, places: Iterable[int]) -> None:
+    """Each leaf at one of ``places`` was found in one list."""
+    leaves, seen = survey.leaves, survey.rmap_seen
+    for sptep in places:
+        if seen.get(sptep) != 1 and sptep in leaves:
+            gfn, level, as_id = leaves[sptep]
+            place = f"gfn {gfn:#x} level {level} address space {as_id}"
+            text = survey.spte_text(sptep, survey.spts[sptep & ~0xFFF])
+            survey.bad("I5", f"{seen.get(sptep, 0)} rmap entries, of {place}: {text}")
 
 
 def check_rmap(survey: Survey, head: int, key: ListKey) -> None:
     """The rmap ``key`` lists leaves of its gfn and level."""
-    leaves, seen = survey.leaves, survey.rmap_seen
-    for sptep in read_list(survey, head, key):
-        seen[sptep] += 1
+    count_listed(survey, head, key, read_list(survey, head, key))
+
+
+def count_listed(survey: Survey, head: int, key: ListKey, entries: Iterable[int]) -> None:
+    """The rmap ``key`` lists ``entries``: count them, and check them."""
+    seen = survey.rmap_seen
+    for sptep in entries:
+        seen[sptep] = seen.get(sptep, 0) + 1
+    check_members(survey, head, key, entries)
+
+
+def check_members(survey: Survey, head: int, key: ListKey, entries: Iterable[int]) -> None:
+    """``entries``, which the rmap ``key`` lists, are leaves of its gfn and level."""
+    leaves = survey.leaves
+    as_id, level, gfn = key
+    wanted = gfn, level, as_id
+    for sptep in entries:
         leaf = leaves.get(sptep)
-        if leaf is None:
-            text = f"{sptep:#x} is no present leaf ({survey.word_at(sptep)})"
-            survey.bad("I5", f"{_list_name(survey, head, key)}: {text}")
-        elif rmap_key(leaf) != key:
-            text = f"the leaf maps gfn {leaf[0]:#x} level {leaf[1]} address space {leaf[2]}"
-            spte = survey.spte_text(sptep, survey.spts[sptep & ~0xFFF])
-            survey.bad("I5", f"{_list_name(survey, head, key)}: {text}: {spte}")
+        # Aligned as it should be, or at least in the block of the rmap.
+        if leaf != wanted and (leaf is None or rmap_key(leaf) != key):
+            _complain(survey, head, key, sptep)
+
+
+def _complain(survey: Survey, head: int, key: ListKey, sptep: int) -> None:
+    leaf = survey.leaves.get(sptep)
+    if leaf is None:
+        text = f"{sptep:#x} is no present leaf ({survey.word_at(sptep)})"
+    else:
+        text = f"the leaf maps gfn {leaf[0]:#x} level {leaf[1]} address space {leaf[2]}"
+        text += f": {survey.spte_text(sptep, survey.spts[sptep & ~0xFFF])}"
+    survey.bad("I5", f"{_list_name(survey, head, key)}: {text}")
 
 
 def check_parents(survey: Survey, sp: ShadowPage) -> None:
@@ -129,9 +149,7 @@ def read_list(survey: Survey, head: int, key: ListKey) -> list[int]:
         count = counts & 0xFFFF_FFFF
         if not 1 <= count <= _DESC_ENTRIES or (chain and count != _DESC_ENTRIES):
             rule = "1 to 14 in the head, 14 in all others"
-            survey.bad(
-                "I5", f"{_list_name(survey, head, key)}: descriptor {desc:#x} holds {count} entries; {rule}"
-            )
+            survey.bad("I5", f"{_list_name(survey, head, key)}: descriptor {desc:#x} holds {count} entries; {rule}")
         entries += sptes[: min(count, _DESC_ENTRIES)]
         chain.append((desc, counts))
         desc = more

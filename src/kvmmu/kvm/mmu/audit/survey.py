@@ -85,7 +85,8 @@ class Survey:
         # Descriptor in use -> key of its list; key -> entries and descriptors of each list that has any.
         self.descs: dict[int, ListKey] = {}
         self.lists: dict[ListKey, tuple[list[int], list[int]]] = {}
-        self.rmap_seen: Counter[int] = Counter()
+        # sptep -> how many lists it is in.
+        self.rmap_seen: dict[int, int] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -106,7 +107,7 @@ class Survey:
         self.result.leaves = len(self.leaves)
         self.result.nonleaves = len(self.links)
         self.result.mmio = len(self.mmio)
-        self.result.rmap_entries = self.rmap_seen.total()
+        self.result.rmap_entries = sum(self.rmap_seen.values())
 
     def bad(self, invariant: str, text: str) -> None:
         """Note that ``invariant`` is broken; ``text`` has the words involved."""

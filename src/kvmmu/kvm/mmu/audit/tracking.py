@@ -26,7 +26,7 @@ def note_shadowed(survey: Survey) -> None:
             protected.add(sp.gfn)
     for as_id, slots in enumerate(survey.vm.memslots):
         for slot in slots.slots:
-            tracked = {slot.base_gfn + i: count for i, count in _nonzero(slot.write_track_array)}
+            tracked: dict[int, int] = {slot.base_gfn + i: count for i, count in _nonzero(slot.write_track_array)}
             survey.tracked[as_id, slot.id] = tracked
             protected.update(tracked)
     survey.protected = sorted(protected)
