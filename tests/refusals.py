@@ -116,7 +116,7 @@ class Rig:
             "walk": (world.walk, {"vcpu": vcpu, "address": 0x40_0000}),
             "shadow_pages": (world.shadow_pages, {}),
             "counters": (world.counters, {}),
-            "audit": (world.audit, {"full": True}),
+            "audit": (world.audit, {}),
             "digest": (world.digest, {}),
             "close": (world.close, {}),
             "nr_frames_for": (nr_frames_for, {"nr_bytes": MIB}),

@@ -100,7 +100,8 @@ def _run_several(names: list[str], options: Options, *, as_json: bool) -> Status
         if outcome.error:
             complain(outcome.error)
         elif outcome.result is not None and outcome.result.warning:
-            complain(f"warning: {name}: {outcome.result.warning}")
+            warning = outcome.result.warning
+            complain(f"warning: {warning if name in warning else f'{name}: {warning}'}")
         if not as_json:
             print_findings(outcome)
         if outcome.status is Status.INTERRUPTED:

@@ -290,6 +290,8 @@ def _collect(result: Result, player: Player, machine: GuestMachine | BareMachine
     if reader.trailer is not None:
         result.seen, result.left_out = reader.trailer.seen, reader.trailer.reasons
         result.warning = reader.trailer.warning()
+    else:
+        result.warning = reader.loss()
     result.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result.records = {name: player.nr_records(kind) for kind, name in enumerate(KIND_NAMES) if kind}
     if machine.world is None or machine.vm is None:
