@@ -11,6 +11,7 @@ from .kvm.bits import INVALID_GPA
 from .kvm.mmu import shadowwalk, walker
 from .kvm.mmu.page import ShadowPage
 from .kvm.mmu.spte import describe_spte
+from .kvm.mmu.tdproots import all_tables
 from .kvm.mode import vcpu_load, vcpu_put
 from .kvm.vcpu import Vcpu
 from .kvm.vm import Vm
@@ -55,13 +56,13 @@ def walk(vcpu: Vcpu, address: Gva | Gpa | int) -> list[SpteElement]:
 
 
 def shadow_pages(vm: Vm) -> list[ShadowPage]:
-    """Every active shadow page, newest first."""
+    """Every table of kvm's: active shadow pages, newest first, then those of the TDP MMU, each after what links it."""
     pages = []
     sp = vm.active_mmu_pages.link_next
     while sp is not None and sp is not vm.active_mmu_pages:
         pages.append(sp)
         sp = sp.link_next
-    return pages
+    return pages + all_tables(vm)
 
 
 def counters(vm: Vm) -> dict[str, int]:
@@ -78,6 +79,7 @@ def digest(vm: Vm) -> str:
     out = hashlib.sha256()
     for sp in shadow_pages(vm):
         fields = (sp.gfn, sp.role, sp.spt, sp.unsync, sp.unsync_children, sp.root_count, sp.parent_ptes)
+        out.update(repr((sp.ptep, sp.nx_huge_page_disallowed)).encode())
         out.update(repr(fields).encode())
         out.update(vm.memory.read(sp.spt, PAGE_SIZE))
         if sp.shadowed_translation:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -35,6 +35,19 @@ class Params:
     """Every parameter of one world. Raises :class:`~kvmmu.errors.ConfigError` for a value that no machine has."""
 
     npt: bool = _parameter(True, "nested paging; off: shadow paging", "kvm_amd.npt")
+    tdp_mmu: bool = _parameter(True, "nested paging by the TDP MMU; off: by the legacy direct MMU", "kvm.tdp_mmu")
+    eager_page_split: bool = _parameter(
+        True, "the TDP MMU splits huge pages when a slot begins to be logged", "kvm.eager_page_split"
+    )
+    nx_huge_pages: bool = _parameter(
+        False, "no executable huge pages, against the iTLB multihit bug of a CPU", "kvm.nx_huge_pages"
+    )
+    nx_huge_pages_recovery_ratio: int = _parameter(
+        60,
+        "one in so many tables that nx_huge_pages forced is zapped at a recovery; 0: none",
+        "kvm.nx_huge_pages_recovery_ratio",
+        range(2**32),
+    )
     mmio_caching: bool = _parameter(True, "remember MMIO addresses in reserved-bit sptes", "kvm.mmio_caching")
     flush_on_reuse: bool = _parameter(False, "sync and flush when a cached root is used again", "kvm.flush_on_reuse")
     nr_mmu_pages: int = _parameter(
@@ -52,6 +65,9 @@ class Params:
         True,
         "a memslot that is deleted or moved takes all shadow pages along; off: its own only",
         "KVM_X86_QUIRK_SLOT_ZAP_ALL",
+    )
+    range_flush: bool = _parameter(
+        False, "with nested paging, ranges of gfns are flushed alone, as a hypervisor below offers it", ""
     )
     host_maxphyaddr: int = _parameter(46, "physical address bits of the host", "", range(36, 53))
     host_levels: int = _parameter(4, "levels of the host's page tables", "", (4, 5))
@@ -77,11 +93,10 @@ class Params:
     def with_settings(self, settings: Iterable[str]) -> Params:
         """These parameters with ``name=value`` strings applied, the last of equal names winning.
 
-        Raises :class:`~kvmmu.errors.ConfigError` for a setting without ``=``, an unknown name (near names are
-        listed) and a value that the parameter does not allow.
+        Raises :class:`~kvmmu.errors.ConfigError` for what is no list of settings, a setting without ``=``, an unknown
+        name (near names are listed) and a value that the parameter does not allow.
         """
-        changes: dict[str, Any] = dict(_parse_setting(setting) for setting in settings)
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **parse_settings(settings, _BY_NAME, "parameter", "kvmmu params lists them"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +113,7 @@ class Parameter:
 
     def check(self, value: Value) -> None:
         """Raise :class:`~kvmmu.errors.ConfigError` unless ``value`` is of the default's type, and allowed."""
-        if type(value) is not type(self.default) or (self.allowed and value not in self.allowed):
+        if type(value) is not self._type or (self.allowed and value not in self.allowed):
             raise ConfigError(f"{self.name}={self.show(value)}: must be {self.describe_allowed()}")
 
     def parse(self, text: str) -> Value:
@@ -108,7 +123,7 @@ class Parameter:
             return word in _TRUE
         if isinstance(self.default, str) and word in self.allowed:
             return word
-        if type(self.default) is int:
+        if self._type is int:
             try:
                 value = int(word, 0)
             except ValueError:
@@ -116,6 +131,11 @@ class Parameter:
             if value in self.allowed:
                 return value
         raise ConfigError(f"{self.name}={text}: must be {self.describe_allowed()}")
+
+    # Of values; a number may be left out, and has no default then.
+    @property
+    def _type(self) -> type[Value]:
+        return int if isinstance(self.allowed, range) else type(self.default)
 
     def describe_allowed(self) -> str:
         """The rule for values, as text."""
@@ -148,14 +168,29 @@ _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS} | {
 }
 
 
-def _parse_setting(setting: str) -> tuple[str, Value]:
+def parse_settings(settings: Iterable[str], table: Mapping[str, Parameter], what: str, where: str) -> dict[str, Any]:
+    """The values of ``name=value`` strings by field, the last of equal names winning.
+
+    ``table`` has the rows by each name that they answer to; ``what`` is such a name's kind and ``where`` says where
+    all are listed, in errors.
+
+    :raises ConfigError: see :meth:`Params.with_settings`.
+    """
+    if isinstance(settings, str) or not isinstance(settings, Iterable):
+        raise ConfigError(f"settings {settings!r}: must be a list of texts, name=value")
+    return dict(_parse_setting(setting, table, what, where) for setting in settings)
+
+
+def _parse_setting(setting: str, table: Mapping[str, Parameter], what: str, where: str) -> tuple[str, Value]:
+    if not isinstance(setting, str):
+        raise ConfigError(f"{setting!r}: a {what} is set by a text, name=value")
     name, equals, text = setting.partition("=")
     name = name.strip()
     if not equals:
-        raise ConfigError(f"{setting!r}: a parameter is set as name=value")
-    parameter = _BY_NAME.get(name)
-    if parameter is None:
-        near = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else "kvmmu params lists them"
-        raise ConfigError(f"unknown parameter {name!r}: {hint}")
-    return parameter.name, parameter.parse(text)
+        raise ConfigError(f"{setting!r}: a {what} is set as name=value")
+    row = table.get(name)
+    if row is None:
+        near = difflib.get_close_matches(name, table, n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else where
+        raise ConfigError(f"unknown {what} {name!r}: {hint}")
+    return row.name, row.parse(text)

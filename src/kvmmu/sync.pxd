@@ -14,6 +14,7 @@ cdef class Gate:
     cpdef int run(self, int actor) except -1
     cpdef int announce(self, str kind, object where, object key) except -1
     cpdef int wait(self, str kind, object where, object condition) except -1
+    cpdef bint must_yield(self, object where) except -1
     cpdef int smp_mb(self) except -1
     cpdef int smp_rmb(self) except -1
     cpdef int smp_wmb(self) except -1
@@ -38,10 +39,13 @@ cdef class RwLock:
     @cython.locals(gate=Gate)
     cpdef int read_lock(self) except -1
     cpdef int read_unlock(self) except -1
+    cpdef int relax(self) except -1
+    cpdef bint is_exclusive(self) except -1
     cpdef bint is_free(self) except -1
     cpdef bint has_no_writer(self) except -1
     cdef int _must_be_others(self, str what) except -1
     cpdef int assert_exclusive(self) except -1
+    cpdef int assert_shared(self) except -1
     cpdef int assert_held(self) except -1
 
 @cython.final
@@ -68,3 +72,20 @@ cdef class Srcu:
     cpdef int read_unlock(self) except -1
     cpdef bint has_no_readers(self) except -1
     cpdef int synchronize(self) except -1
+
+@cython.final
+cdef class Rcu:
+    cdef readonly str name
+    cdef readonly Gate gate
+    cdef readonly u64 readers       # actors in a section, a bit each
+    cdef int depth[64]              # by actor: sections that it is in
+    cdef readonly list pending      # what is to be freed: (function, argument)
+    cdef readonly list waits_for    # beside each: the actors that it waits for, a bit each
+    @cython.locals(gate=Gate)
+    cpdef int read_lock(self) except -1
+    @cython.locals(gate=Gate)
+    cpdef int read_unlock(self) except -1
+    cpdef int call(self, object free, object what) except -1
+    cpdef int assert_reading(self) except -1
+    @cython.locals(pending=list, waits_for=list, i=Py_ssize_t, left=u64)
+    cdef int _end_of(self, int actor) except -1

@@ -75,6 +75,13 @@ class Gate:
             raise KvmBug(f"{kind}: the checker came back too early, {where!r} still waits")
         return 0
 
+    def must_yield(self, where: Any) -> bool:
+        """Whether the holder of ``where`` should let others in (``need_resched``, ``rwlock_needbreak``): checkers know.
+
+        ``checker.must_yield(where)`` says so, as often as it likes; with the gate closed nobody waits.
+        """
+        return self.armed and bool(self.checker.must_yield(where))
+
     # Barriers, by their kernel names. Memory is sequentially consistent here; they mark where the kernel's order
     # depends on more, for a checker that knows weaker models. Each use is listed in tests/test_barriers.py.
 
@@ -192,6 +199,18 @@ class RwLock:
             self.gate.announce("read_unlock", self, 0)
         return 0
 
+    def relax(self) -> int:
+        """Drop the lock and take it again in the mode in which this actor holds it (``cond_resched_rwlock_*``)."""
+        if self.is_exclusive():
+            self.write_unlock()
+            return self.write_lock()
+        self.read_unlock()
+        return self.read_lock()
+
+    def is_exclusive(self) -> bool:
+        """Whether this actor holds it exclusively."""
+        return self.writer == self.gate.actor
+
     def is_free(self) -> bool:
         """Whether nobody holds it."""
         return self.writer == _NOBODY and self.readers == 0
@@ -209,6 +228,12 @@ class RwLock:
         """:class:`KvmBug` unless this actor holds it exclusively (``lockdep_assert_held_write``)."""
         if self.writer != self.gate.actor:
             raise KvmBug(f"{self.name} must be held exclusively here by actor {self.gate.actor}: {self!r}")
+        return 0
+
+    def assert_shared(self) -> int:
+        """:class:`KvmBug` unless this actor holds it shared (``lockdep_assert_held_read``)."""
+        if (self.readers >> self.gate.actor) & ONE == 0:
+            raise KvmBug(f"{self.name} must be held shared here by actor {self.gate.actor}: {self!r}")
         return 0
 
     def assert_held(self) -> int:
@@ -310,3 +335,73 @@ class Srcu:
         if (self.readers >> self.gate.actor) & ONE:
             raise KvmBug(f"synchronize by actor {self.gate.actor} inside a section waits forever: {self!r}")
         return self.gate.wait("synchronize_srcu", self, self.has_no_readers)
+
+
+class Rcu:
+    """Readers of what others unlink meanwhile, and what waits for them to be freed. Sections of one actor may nest."""
+
+    __slots__ = ("depth", "gate", "name", "pending", "readers", "waits_for")
+
+    def __init__(self, name: str, gate: Gate) -> None:
+        self.name = name
+        self.gate = gate
+        self.readers = 0
+        self.depth = [0] * 64
+        # What is to be freed, and beside each the actors whose sections, begun before, have not ended: a bit each.
+        self.pending: list[tuple[Callable[[Any], object], Any]] = []
+        self.waits_for: list[int] = []
+
+    def __repr__(self) -> str:
+        return f"<Rcu {self.name} readers {self.readers:#x} pending {len(self.pending)}>"
+
+    def read_lock(self) -> int:
+        """Begin a section: nothing that can be reached now is freed before its end."""
+        gate = self.gate
+        if gate.armed:
+            gate.announce("rcu_read_lock", self, 0)
+        self.depth[gate.actor] += 1
+        self.readers |= ONE << gate.actor
+        return 0
+
+    def read_unlock(self) -> int:
+        """End a section, and free what waited for nothing else; :class:`KvmBug` if this actor is in none."""
+        gate = self.gate
+        if self.depth[gate.actor] == 0:
+            raise KvmBug(f"rcu_read_unlock by actor {gate.actor}, which is in no section: {self!r}")
+        self.depth[gate.actor] -= 1
+        if self.depth[gate.actor]:
+            return 0
+        self.readers &= ~(ONE << gate.actor)
+        if gate.armed:
+            gate.announce("rcu_read_unlock", self, 0)
+        return self._end_of(gate.actor) if self.pending else 0
+
+    def call(self, free: Callable[[Any], object], what: Any) -> int:
+        """Call ``free(what)`` when every section of now has ended (``call_rcu``): at once if there is none."""
+        if self.readers == 0:
+            free(what)
+            return 0
+        self.pending.append((free, what))
+        self.waits_for.append(self.readers)
+        return 0
+
+    def assert_reading(self) -> int:
+        """:class:`KvmBug` unless this actor is in a section."""
+        if (self.readers >> self.gate.actor) & ONE == 0:
+            raise KvmBug(f"actor {self.gate.actor} must be in a section here: {self!r}")
+        return 0
+
+    # No section of actor is left: what waited for it alone goes, in the order in which it came.
+    def _end_of(self, actor: int) -> int:
+        pending = self.pending
+        waits_for = self.waits_for
+        self.pending = []
+        self.waits_for = []
+        for i in range(len(pending)):
+            left = waits_for[i] & ~(ONE << actor)
+            if left:
+                self.pending.append(pending[i])
+                self.waits_for.append(left)
+            else:
+                pending[i][0](pending[i][1])
+        return 0

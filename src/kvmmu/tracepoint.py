@@ -39,6 +39,8 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "check_mmio_spte": ("kvmmmu", ("kvm_gen", "spte_gen", "spte")),
     "kvm_mmu_set_spte": ("kvmmmu", ("gfn", "spte", "sptep", "level", "r", "x", "u")),
     "kvm_mmu_spte_requested": ("kvmmmu", ("gfn", "pfn", "level")),
+    "kvm_tdp_mmu_spte_changed": ("kvmmmu", ("gfn", "old_spte", "new_spte", "level", "as_id")),
+    "kvm_mmu_split_huge_page": ("kvmmmu", ("gfn", "spte", "level", "errno")),
     "kvm_entry": ("kvm", ("vcpu_id", "rip", "immediate_exit")),
     "kvm_exit": (
         "kvm",
@@ -52,6 +54,8 @@ EVENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vcpu_match_mmio": ("kvm", ("gva", "gpa", "write", "gpa_match")),
     "kvm_emulate_insn": ("kvm", ("rip", "csbase", "len", "insn", "flags", "failed")),
     "kvm_unmap_hva_range": ("kvm", ("start", "end")),
+    "kvm_age_hva": ("kvm", ("start", "end")),
+    "kvm_test_age_hva": ("kvm", ("hva",)),
 }
 
 

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from kvmmu import KvmIoctlError, Params, UserMemoryRegion, World
 from kvmmu.guest.tables import ControlRegisters
 from kvmmu.hw.bits import UD_VECTOR
+from kvmmu.kvm.cpuid import CpuFeatures
 from kvmmu.kvm.mmu import zap
 from kvmmu.kvm.mmu.audit import Auditor, find_violations
 from kvmmu.kvm.vcpu import Vcpu
@@ -191,7 +192,7 @@ class Rig:
         self.mirrors: list[Mirror] = []
         for _ in range(nr_vcpus):
             vcpu = self.world.create_vcpu()
-            vcpu.set_cpuid(WIDTH, amd_compatible=False)
+            vcpu.set_cpuid(CpuFeatures(WIDTH, amd=False))
             self.mirrors.append(Mirror(vcpu, [*self.gvas, *self.window_pages()]))
             self._start(self.mirrors[-1])
         self.settle()

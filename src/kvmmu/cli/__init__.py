@@ -30,7 +30,7 @@ from .output import Interrupted, complain, one_line
 from .status import Status, describe_statuses, status_of
 
 #: Every command, in the order of ``kvmmu --help``.
-COMMANDS = ("run", "record", "recordings", "info", "dump", "tables", "cut", "params", "decode")
+COMMANDS = ("run", "record", "recordings", "info", "dump", "tables", "cut", "params", "decode", "conformance")
 
 
 #: Options that may stand without a value, and what they mean then.
@@ -182,7 +182,9 @@ def _unexpected(error: Exception) -> int:
         # Help shown for want of arguments is an error without a text.
         for theirs, ours in _WORDS:
             text = text.replace(theirs, ours)
-        return _complain(f"{text.rstrip('.')} (kvmmu --help)", Status.USAGE) if text else Status.USAGE
+        # Typer's context knows which command was meant.
+        command = getattr(getattr(error, "ctx", None), "command_path", "kvmmu")
+        return _complain(f"{text.rstrip('.')} ({command} --help)", Status.USAGE) if text else Status.USAGE
     if isinstance(error, typer.Abort):
         return _complain("interrupted", Status.INTERRUPTED)
     if isinstance(error, MemoryError):

@@ -32,13 +32,20 @@ def command(
     mmu: Annotated[
         str,
         typer.Option(
-            metavar="none|shadow|tdp-legacy",
-            help="none: no kvm, the CPU walks the guest's own tables; shadow: shadow paging; tdp-legacy: nested paging "
-            "with the legacy direct MMU.",
+            metavar="none|shadow|tdp|tdp-legacy",
+            help="none: no kvm, the CPU walks the guest's own tables; shadow: shadow paging; tdp: nested paging with "
+            "the TDP MMU; tdp-legacy: nested paging with the legacy direct MMU.",
         ),
     ] = "shadow",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="PARAM=VALUE", help="Set a parameter (see kvmmu params).")
+    ] = None,
+    cpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEATURE=VALUE,...|none",
+            help="Give the guest another CPUID than the recorded machine's: maxphyaddr=N, gbpages=off ...; none: none.",
+        ),
     ] = None,
     first: Annotated[
         int, typer.Option("--from", metavar="N", min=0, help="Verify from record N on; those before leave their state.")
@@ -74,7 +81,7 @@ def command(
     from ..record.bundled import find_recording
     from ..replay.replay import Options, bundled_recording
 
-    options = Options(mmu, tuple(settings or ()), first, until, break_cause, audit, events, interval or 0)
+    options = Options(mmu, tuple(settings or ()), first, until, break_cause, audit, events, interval or 0, cpu=cpu)
     options.check()
     if recordings is not None and len(recordings) > 1:
         return _run_several(recordings, options, as_json=as_json)

@@ -30,8 +30,9 @@ def command(
     mmu: Annotated[
         str,
         typer.Option(
-            metavar="none|shadow|tdp-legacy",
-            help="none: no kvm; shadow: shadow paging; tdp-legacy: nested paging with the legacy direct MMU.",
+            metavar="none|shadow|tdp|tdp-legacy",
+            help="none: no kvm; shadow: shadow paging; tdp: nested paging with the TDP MMU; tdp-legacy: with the "
+            "legacy direct MMU.",
         ),
     ] = "shadow",
     of: Annotated[
@@ -61,7 +62,7 @@ def command(
     if of not in ("guest", "kvm"):
         raise ConfigError(f"--of {of}: whose tables? take guest or kvm")
     if of == "kvm" and mmu == "none":
-        raise ConfigError("--of kvm: --mmu none has no kvm; take --mmu shadow or --mmu tdp-legacy")
+        raise ConfigError("--of kvm: --mmu none has no kvm; take --mmu shadow or --mmu tdp")
     wanted = None if cr3 is None else _parse_cr3(cr3)
     path = find_recording(recording)
     place = [0, at]

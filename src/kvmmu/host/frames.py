@@ -177,7 +177,9 @@ class FrameAllocator:
         return self.flags[self.head(pfn)]
 
     def owner(self, pfn: Pfn) -> Any:
-        """What the frame's owner keeps with it (``page_private``: a ShadowPage), or None; ``pfn`` exists."""
+        """What the frame's owner keeps with it (``page_private``: a ShadowPage); None: nothing, or no such frame."""
+        if pfn >= self.nr_frames:
+            return None
         owners = self.owners[pfn >> _OWNERS_SHIFT]
         if owners is None:
             return None
@@ -196,10 +198,6 @@ class FrameAllocator:
     def all_owners(self) -> list[Any]:
         """Every owner that a frame has, by ascending pfn."""
         return [owner for owners in self.owners if owners is not None for owner in owners if owner is not None]
-
-    def is_reserved(self, pfn: Pfn) -> bool:
-        """Whether ``pfn`` is not the allocator's to hand out: reserved, or beyond the end of memory."""
-        return pfn >= self.nr_frames or self.flags[pfn] & PG_RESERVED != 0
 
     def mark_dirty(self, pfn: Pfn) -> int:
         """Note that the frame or its block was written to; :class:`KvmBug` if it is free."""

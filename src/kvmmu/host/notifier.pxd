@@ -4,7 +4,7 @@ from ..addr cimport hva_t
 
 @cython.final
 cdef class NotifierChain:
-    cdef readonly list notifiers    # objects with invalidate_range_start/end(start_hva, end_hva)
+    cdef readonly list notifiers    # objects with the methods of notifier.Notifier
 
     cpdef int range_start(self, hva_t start, hva_t end) except -1
     cpdef int range_end(self, hva_t start, hva_t end) except -1

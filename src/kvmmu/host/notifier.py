@@ -22,6 +22,15 @@ class Notifier(Protocol):
     def invalidate_range_end(self, start: Hva, end: Hva) -> object:
         """The change is made; the range may be looked up again."""
 
+    def clear_flush_young(self, start: Hva, end: Hva) -> bool:
+        """Forget that ``[start, end)`` was used, in TLBs too; whether it was, since it was last asked."""
+
+    def clear_young(self, start: Hva, end: Hva) -> bool:
+        """As above; TLBs may go on as if it had been."""
+
+    def test_young(self, address: Hva) -> bool:
+        """Whether the page at ``address`` was used; nothing is forgotten."""
+
 
 class NotifierChain:
     """The notifiers of one address space, told in the order in which they registered."""
@@ -46,6 +55,18 @@ class NotifierChain:
         for notifier in self.notifiers:
             notifier.invalidate_range_start(start, end)
         return 0
+
+    def clear_flush_young(self, start: Hva, end: Hva) -> bool:
+        """Make all forget that ``[start, end)`` was used, TLBs included; whether anybody had."""
+        return any([notifier.clear_flush_young(start, end) for notifier in self.notifiers])
+
+    def clear_young(self, start: Hva, end: Hva) -> bool:
+        """Make all forget that ``[start, end)`` was used; whether anybody had."""
+        return any([notifier.clear_young(start, end) for notifier in self.notifiers])
+
+    def test_young(self, address: Hva) -> bool:
+        """Whether anybody used the page at ``address``."""
+        return any([notifier.test_young(address) for notifier in self.notifiers])
 
     def range_end(self, start: Hva, end: Hva) -> int:
         """Tell the chain that the change announced by :meth:`range_start` is made."""

@@ -25,7 +25,8 @@ A translation that does not allow an access, or a clean one that is written thro
 
 from __future__ import annotations
 
-from ..addr import Gpa, Gva, Hpa
+from ..addr import Gfn, Gpa, Gva, Hpa
+from ..page_types import PAGE_SHIFT
 from .bits import (
     CR0_CD,
     CR0_NW,
@@ -120,6 +121,8 @@ class Cpu(Registers):
         if status == HW_HIT:
             self.hpa = out.hpa
             self.tlb.fill(gva, out.translation)
+            if self.tlb.tracks_gfns:
+                self.tlb.note_gfn(gva, out.gpa >> PAGE_SHIFT, out.translation)  # type: ignore[arg-type]
         elif status == HW_PAGE_FAULT:
             self.error_code = out.error_code
         else:
@@ -289,6 +292,13 @@ class Cpu(Registers):
         """INVLPGA with the current address-space tag: the page of ``gva`` goes under every PCID of it; return 0."""
         return self.tlb.invlpg_space(gva & self.gva_mask)
 
+    def flush_gfns(self, gfn: Gfn, nr_pages: int) -> int:
+        """Flush what came through ``nr_pages`` guest frames from ``gfn`` on, whoever owns it; return 0.
+
+        Only for a CPU whose model tracks guest frames.
+        """
+        return self.tlb.flush_gfns(gfn, nr_pages)
+
     def flush_all(self) -> int:
         """Flush every address space; return 0."""
         return self.tlb.flush_all()
@@ -317,3 +327,7 @@ class CpuRunner(Runner):
     def flush_gva(self, gva: Gva) -> int:
         """See :meth:`Cpu.flush_gva`."""
         return self.cpu.flush_gva(gva)
+
+    def flush_gfns(self, gfn: Gfn, nr_pages: int) -> int:
+        """See :meth:`Cpu.flush_gfns`."""
+        return self.cpu.flush_gfns(gfn, nr_pages)

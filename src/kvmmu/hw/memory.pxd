@@ -21,6 +21,8 @@ cdef class PhysicalMemory:
     @cython.locals(old=u64)
     cpdef u64 xchg(self, hpa_t hpa, u64 value) except? 0x5A5A5A5A
     cpdef bint cmpxchg(self, hpa_t hpa, u64 old, u64 new) except -1
+    @cython.locals(old=u64)
+    cpdef u64 fetch_and(self, hpa_t hpa, u64 mask) except? 0x5A5A5A5A
     cpdef u32 read_once32(self, hpa_t hpa) except? 0x5A5A5A5A
     cpdef int write_once32(self, hpa_t hpa, u32 value) except -1
     cpdef bint cmpxchg32(self, hpa_t hpa, u32 old, u32 new) except -1

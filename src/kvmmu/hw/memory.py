@@ -97,6 +97,16 @@ class PhysicalMemory:
         self.words[hpa >> 3] = new
         return True
 
+    def fetch_and(self, hpa: Hpa, mask: int) -> int:
+        """Keep only the bits of ``mask`` in the word at ``hpa`` (8-byte aligned) and return it as it was, atomically."""
+        if self.gate.armed:
+            self.gate.checker.point("and", self, hpa)
+        if hpa >= self.size:
+            return U64
+        old = self.words[hpa >> 3]
+        self.words[hpa >> 3] = old & mask
+        return old
+
     def read_once32(self, hpa: Hpa) -> int:
         """32-bit word at ``hpa`` (4-byte aligned), an entry of a 2-level table."""
         if self.gate.armed:

@@ -28,6 +28,23 @@ def mark_page_dirty_in_slot(vm: Vm, vcpu: Vcpu | None, slot: Memslot | None, gfn
     return 0
 
 
+def clear_dirty_bits(vm: Vm, slot: Memslot, index: int, mask: int) -> int:
+    """Clear the bits of ``mask`` in word ``index`` of the bitmap of the logged ``slot``; return those that were set."""
+    if vm.gate.armed:
+        vm.gate.announce("and", slot, ("dirty_bitmap", index))
+    word: int = slot.dirty_bitmap[index] & mask
+    slot.dirty_bitmap[index] &= ~mask
+    return word
+
+
+def dirty_word(vm: Vm, slot: Memslot, index: int) -> int:
+    """Word ``index`` of the bitmap of the logged ``slot``, which stays as it is."""
+    if vm.gate.armed:
+        vm.gate.announce("read", slot, ("dirty_bitmap", index))
+    word: int = slot.dirty_bitmap[index]
+    return word
+
+
 def take_dirty_word(vm: Vm, slot: Memslot, index: int) -> int:
     """Word ``index`` (64 pages) of the bitmap of the logged ``slot``, exchanged for 0 if anything is set."""
     if vm.gate.armed:

@@ -9,5 +9,7 @@ cpdef int trace_kvm_mmio(Trace trace, u32 kind, u32 length, gpa_t gpa, u64 val) 
 cpdef int trace_vcpu_match_mmio(Trace trace, gva_t gva, gpa_t gpa, bint is_write, bint gpa_match) except -1
 cpdef int trace_emulate_insn(Trace trace, u64 rip, u32 flags=*, bint failed=*) except -1
 cpdef int trace_unmap_hva_range(Trace trace, hva_t start, hva_t end) except -1
+cpdef int trace_age_hva(Trace trace, hva_t start, hva_t end) except -1
+cpdef int trace_test_age_hva(Trace trace, hva_t hva) except -1
 
 cpdef int _emit(Trace trace, object event) except -1

@@ -51,6 +51,16 @@ def trace_unmap_hva_range(trace: Trace, start: Hva, end: Hva) -> int:
     return _emit(trace, ("kvm_unmap_hva_range", start, end))
 
 
+def trace_age_hva(trace: Trace, start: Hva, end: Hva) -> int:
+    """The host asks whether [``start``, ``end``) was used, and wants that forgotten."""
+    return _emit(trace, ("kvm_age_hva", start, end))
+
+
+def trace_test_age_hva(trace: Trace, hva: Hva) -> int:
+    """The host asks whether the page at ``hva`` was used."""
+    return _emit(trace, ("kvm_test_age_hva", hva))
+
+
 # Deliver one event; a sink that was detached after the caller looked is no error.
 def _emit(trace: Trace, event: Event) -> int:
     sink = trace.sink

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ..addr cimport u8, u64, gfn_t, hpa_t
-from ..sync cimport Gate, Mutex, RwLock, Srcu
+from ..sync cimport Gate, Mutex, Rcu, RwLock, Srcu
 from ..tracepoint cimport Trace
 from ..hw.memory cimport PhysicalMemory
 from ..host.frames cimport FrameAllocator
@@ -14,7 +14,7 @@ from .vendor cimport Vendor
 from .mmu.spte cimport SpteFormat
 from .mmu.page cimport ShadowPage
 
-cdef u64 ONE
+cdef u64 KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, ONE
 
 cdef class Vm:
     # The parties around it.
@@ -37,11 +37,14 @@ cdef class Vm:
     cdef readonly Mutex slots_arch_lock
     cdef readonly RwLock mmu_lock
     cdef readonly Mutex mmu_unsync_pages_lock
+    cdef readonly Mutex tdp_mmu_pages_lock
     cdef readonly Srcu srcu                 # readers of the memslots
+    cdef readonly Rcu rcu                   # readers of the TDP MMU's tables
     # Memslots: the published set of each address space.
     cdef readonly list memslots
     cdef public u64 nr_memslot_pages
     cdef public int nr_memslots_dirty_logging
+    cdef public u64 manual_dirty_log_protect    # KVM_DIRTY_LOG_* bits that the process asked for
     cdef bint has_shadow_roots              # a shadow root was made: every slot has its arrays
     cdef readonly Invalidation invalidation # by the host
     # Shadow pages.
@@ -52,12 +55,20 @@ cdef class Vm:
     cdef public u8 mmu_valid_gen
     cdef readonly list mmu_page_hash        # 4096 heads, newest page first
     cdef readonly ShadowPage active_mmu_pages   # sentinel of the active list: link_next is the newest
+    # Pages of the TDP MMU.
+    cdef readonly ShadowPage tdp_mmu_roots  # sentinel of the list of roots: link_next is the newest
+    cdef public u64 tdp_mmu_pages           # tables that some entry links; roots are not among them
+    # Pages of either that nothing but the NX mitigation keeps from being huge: nx_next is the oldest.
+    cdef readonly ShadowPage possible_nx_huge_pages
     cdef public hpa_t desc_free             # free pte_list_descs, linked through their first word (rmap.py)
     cdef public u64 nr_desc_frames          # frames that descriptors were cut from
     cdef readonly list vcpus
     cdef readonly VmStat stat
 
     cpdef bint is_write_tracking_enabled(self) except -1
+    cpdef bint is_log_manual(self) noexcept
+    cpdef bint is_log_initially_set(self) noexcept
+    cpdef bint has_rmaps(self) except -1
     @cython.locals(allocated=bint)
     cpdef bint is_shadow_root_allocated(self) except -1
     cpdef int set_shadow_root_allocated(self) except -1

@@ -16,9 +16,14 @@ from ..hw.memory import PhysicalMemory
 from ..lockorder import RANK_LEAF, RANK_MMU, RANK_SLOTS, RANK_SLOTS_ARCH, RANK_UNDER_MMU
 from ..page_types import NOTHING, ONE
 from ..params import Params
-from ..sync import Gate, Mutex, RwLock, Srcu
+from ..sync import Gate, Mutex, Rcu, RwLock, Srcu
 from ..tracepoint import Trace
-from .bits import KVM_ADDRESS_SPACE_NUM, KVM_NUM_MMU_PAGES_BUCKETS
+from .bits import (
+    KVM_ADDRESS_SPACE_NUM,
+    KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    KVM_NUM_MMU_PAGES_BUCKETS,
+)
 from .invalidation import Invalidation
 from .memslots import Memslot, Memslots
 from .mmu.bits import SPTE_MAXPHYADDR
@@ -49,6 +54,7 @@ class Vm:
         "host_maxphyaddr",
         "indirect_shadow_pages",
         "invalidation",
+        "manual_dirty_log_protect",
         "max_gfn",
         "memory",
         "memslots",
@@ -65,11 +71,16 @@ class Vm:
         "nr_memslots_dirty_logging",
         "params",
         "policy",
+        "possible_nx_huge_pages",
+        "rcu",
         "slots_arch_lock",
         "slots_lock",
         "srcu",
         "stat",
         "tdp_enabled",
+        "tdp_mmu_pages",
+        "tdp_mmu_pages_lock",
+        "tdp_mmu_roots",
         "tdp_root_level",
         "trace",
         "vcpus",
@@ -99,10 +110,13 @@ class Vm:
         self.slots_arch_lock = Mutex("slots_arch_lock", gate, RANK_SLOTS_ARCH)
         self.mmu_lock = RwLock("mmu_lock", gate, RANK_MMU)
         self.mmu_unsync_pages_lock = Mutex("mmu_unsync_pages_lock", gate, RANK_UNDER_MMU)
+        self.tdp_mmu_pages_lock = Mutex("tdp_mmu_pages_lock", gate, RANK_UNDER_MMU)
         self.srcu = Srcu("srcu", gate)
+        self.rcu = Rcu("rcu", gate)
         self.memslots = [Memslots(as_id) for as_id in range(KVM_ADDRESS_SPACE_NUM)]
         self.nr_memslot_pages = 0
         self.nr_memslots_dirty_logging = 0
+        self.manual_dirty_log_protect = 0
         self.has_shadow_roots = False
         self.invalidation = Invalidation(gate, self.mmu_lock, Mutex("mn_invalidate_lock", gate, RANK_LEAF))
         self.n_used_mmu_pages = 0
@@ -112,14 +126,21 @@ class Vm:
         self.mmu_valid_gen = 0
         self.mmu_page_hash: list[ShadowPage | None] = [None] * KVM_NUM_MMU_PAGES_BUCKETS
         self.active_mmu_pages = empty_list()
+        self.tdp_mmu_roots = empty_list()
+        self.tdp_mmu_pages = 0
+        self.possible_nx_huge_pages = empty_list()
+        self.possible_nx_huge_pages.nx_next = self.possible_nx_huge_pages
+        self.possible_nx_huge_pages.nx_prev = self.possible_nx_huge_pages
         self.desc_free = Hpa(0)
         self.nr_desc_frames = 0
         self.vcpus: list[Vcpu] = []
         self.stat = VmStat()
 
     def __repr__(self) -> str:
-        mmu = "npt" if self.tdp_enabled else "shadow"
-        nr_slots = sum(len(slots.slots) for slots in self.memslots)
+        mmu = "shadow"
+        if self.tdp_enabled:
+            mmu = f"tdp, tables {self.tdp_mmu_pages}," if self.policy.tdp_mmu else "npt"
+        nr_slots = sum(slots.nr_slots() for slots in self.memslots)
         return (
             f"<Vm {mmu} vcpus {len(self.vcpus)} slots {nr_slots}"
             f" shadow pages {self.n_used_mmu_pages} of {self.n_max_mmu_pages}>"
@@ -128,6 +149,18 @@ class Vm:
     def is_write_tracking_enabled(self) -> bool:
         """Whether memslots count the guest tables in each gfn: without nested paging, or with the first shadow root."""
         return not self.tdp_enabled or self.is_shadow_root_allocated()
+
+    def is_log_manual(self) -> bool:
+        """Whether reading a dirty log clears nothing: KVM_CLEAR_DIRTY_LOG does."""
+        return self.manual_dirty_log_protect & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE != 0
+
+    def is_log_initially_set(self) -> bool:
+        """Whether a slot's log begins with every page written: nothing needs protection before it is cleared."""
+        return self.manual_dirty_log_protect & KVM_DIRTY_LOG_INITIALLY_SET != 0
+
+    def has_rmaps(self) -> bool:
+        """Whether memslots have reverse maps: the TDP MMU needs none, so with it only once there was a shadow root."""
+        return not self.policy.tdp_mmu or self.is_shadow_root_allocated()
 
     def is_shadow_root_allocated(self) -> bool:
         """Whether a shadow root was ever made, and so every slot has its arrays (``kvm_shadow_root_allocated``)."""

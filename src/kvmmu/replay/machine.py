@@ -22,6 +22,7 @@ from ..hw.cpumodel import CpuModel
 from ..hw.memory import PhysicalMemory
 from ..kvm import sregs
 from ..kvm.bits import KVM_MEM_READONLY
+from ..kvm.cpuid import CR4_FEATURES, EFER_FEATURES, CpuFeatures, parse_cpu
 from ..kvm.guestmem import gpa_to_hpa
 from ..kvm.regions import UserMemoryRegion
 from ..kvm.vcpu import Vcpu
@@ -69,19 +70,54 @@ def check_registers(machine: GuestMachine | BareMachine, reader: Reader) -> int:
         wrong = "EFER.LMA without CR0.PG"
     elif efer & EFER_LMA and not cr4 & CR4_PAE:
         wrong = "EFER.LMA without CR4.PAE"
-    elif cr4 & CR4_LA57 and not machine.has_la57:
+    elif cr4 & CR4_LA57 and not machine.features.la57 and machine.cpu is None:
         wrong = "CR4.LA57, which the header's CPU lacks,"
     if wrong:
         raise RecordingError(
             f"{reader.path} contradicts itself at record {reader.position - 1}: CPU {reader.cpu} has {wrong}"
             f" (cr0 {cr0:#x}, cr4 {cr4:#x}, efer {efer:#x}), no CPU can"
         )
+    if machine.cpu is not None:
+        _check_features(machine, reader)
     return 0
 
 
-def build_machine(header: Header, params: Params | None) -> GuestMachine | BareMachine:
-    """The machine of ``header``: a VM with ``params``, or, with None, bare CPUs."""
-    return BareMachine(header) if params is None else GuestMachine(header, params)
+# What the caller changed of the CPU must leave what the guest used.
+def _check_features(machine: GuestMachine | BareMachine, reader: Reader) -> None:
+    cr4 = reader.cr4 & machine.cr4_mask & machine.features.cr4_guest_rsvd_bits
+    efer = reader.efer & machine.features.efer_guest_rsvd_bits
+    lacking = [name for name, mask in CR4_FEATURES.items() if cr4 & mask]
+    lacking += [name for name, mask in EFER_FEATURES.items() if efer & mask]
+    if lacking:
+        raise ConfigError(
+            f"cpu {machine.cpu}: the recorded guest turns on {', '.join(lacking)} at record {reader.position - 1}"
+            f" (cr4 {reader.cr4:#x}, efer {reader.efer:#x}), which that CPU lacks; leave it on"
+        )
+
+
+def features_of(header: Header) -> CpuFeatures:
+    """The features of the recorded CPU."""
+    return CpuFeatures(
+        header.maxphyaddr,
+        gbpages=header.has("pdpe1gb"),
+        pse36=header.has("pse36"),
+        nx=header.has("nx"),
+        smep=header.has("smep"),
+        smap=header.has("smap"),
+        pku=header.has("pku"),
+        la57=header.has("la57"),
+        pcid=header.has("pcid"),
+        lm=header.has("lm"),
+        amd=header.has("svm"),
+    )
+
+
+def build_machine(header: Header, params: Params | None, cpu: str | None = None) -> GuestMachine | BareMachine:
+    """The machine of ``header``: a VM with ``params``, or, with None, bare CPUs.
+
+    ``cpu``: what the VM's CPUID says otherwise than the recorded machine's, as ``--cpu`` has it.
+    """
+    return BareMachine(header) if params is None else GuestMachine(header, params, cpu)
 
 
 class BareMachine:
@@ -91,12 +127,14 @@ class BareMachine:
         # Devices below 4 GiB may have memory that the map shows later.
         top = max(_DEVICE_MEMORY, header.memory_end, *(region.gpa + region.size for region in header.memory))
         self.memory = PhysicalMemory(top // PAGE_SIZE)
-        cpu_params = CpuModel(maxphyaddr=header.maxphyaddr, has_gbpages=header.has("pdpe1gb"))
+        features = features_of(header)
+        cpu_params = CpuModel(maxphyaddr=header.maxphyaddr, has_gbpages=features.gbpages)
         self.cpus = [Cpu(number, self.memory, cpu_params) for number in range(header.cpus)]
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
         self.cr4_mask = U64
-        self.has_la57 = header.has("la57")
+        self.features = features
+        self.cpu: str | None = None
         self.world: World | None = None
         self.noted: dict[int, tuple[int, int, int, int, int]] = {}
 
@@ -128,8 +166,11 @@ class BareMachine:
 class GuestMachine:
     """A world whose VM has the recorded machine's memory and CPUs."""
 
-    def __init__(self, header: Header, params: Params) -> None:
-        if header.has("la57"):
+    def __init__(self, header: Header, params: Params, cpu: str | None = None) -> None:
+        recorded = features_of(header)
+        self.features = recorded if cpu is None else parse_cpu(cpu, recorded)
+        self.cpu = cpu
+        if recorded.la57:
             params = replace(params, host_levels=5)
         if params.host_maxphyaddr < header.maxphyaddr:
             raise ConfigError(
@@ -142,7 +183,6 @@ class GuestMachine:
         self.vm = self.world.vm
         # KVM offers no protection keys without nested paging.
         self.cr4_mask = U64 if params.npt else U64 & ~CR4_PKE
-        self.has_la57 = header.has("la57")
         self.end = 1 << header.maxphyaddr
         self.backing: dict[str, Backing] = {}
         for name, size in sizes.items():
@@ -155,21 +195,9 @@ class GuestMachine:
         self.free_numbers = [0]
         for region in self.map.regions:
             self._add(region)
-        self.vcpus = [self._create_vcpu(header) for _ in range(header.cpus)]
+        self.vcpus = [self.world.create_vcpu(self.features) for _ in range(header.cpus)]
         self.cpus = [vcpu.cpu for vcpu in self.vcpus]
         self.noted: dict[int, tuple[int, int, int, int, int]] = {}
-
-    def _create_vcpu(self, header: Header) -> Vcpu:
-        vcpu = self.world.create_vcpu()
-        vcpu.set_cpuid(
-            header.maxphyaddr,
-            gbpages=header.has("pdpe1gb"),
-            nx=header.has("nx"),
-            pcid=header.has("pcid"),
-            amd_compatible=header.has("svm"),
-        )
-        sregs.after_set_cpuid(vcpu)
-        return vcpu
 
     # Make the slots of a range: one for each piece of memory of the process that backs it.
     def _add(self, region: Region) -> None:

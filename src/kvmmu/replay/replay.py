@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .._build import build_info
 from ..errors import ConfigError, KvmBug, KvmmuError, RecordingError, UserError
+from ..kvm.cpuid import CpuFeatures, parse_cpu
 from ..kvm.mmu.audit import Auditor, audit
 from ..kvm.mmu.role import describe_role, role_level
 from ..kvm.mmu.verdict import CAUSES
@@ -29,7 +30,7 @@ from .mismatch import describe_mismatch
 from .player import Player
 from .result import STOP_BREAK, STOP_END, STOP_MISMATCH, Fault, Result, ShadowPages
 
-MMUS = ("none", "shadow", "tdp-legacy")
+MMUS = ("none", "shadow", "tdp", "tdp-legacy")
 #: What an audit on the way looks at: what is not as it was at the audit before, or everything.
 AUDITS = ("changed", "full")
 #: Records between two audits, and between two calls of the progress function.
@@ -43,6 +44,7 @@ MOST_INTERVALS = 10_000
 _OPTIONS = {
     "mmu": "--mmu",
     "settings": "--set",
+    "cpu": "--cpu",
     "first": "--from",
     "until": "--until",
     "break_cause": "--break",
@@ -75,7 +77,8 @@ class Options:
     before only leave their state; ``break_cause``: stop at the first fault of this cause; ``audit``: check the
     invariants every 100,000 records, one of :data:`AUDITS` (all are checked at the end in any case);
     ``events``: file for tracepoints; ``interval``: records of an interval that is counted by itself, 0: none;
-    ``spelling``: of the options in messages.
+    ``spelling``: of the options in messages; ``cpu``: what the guest's CPUID says otherwise than the recorded machine's
+    (``kvm.cpuid.parse_cpu()``).
     """
 
     mmu: str = "shadow"
@@ -87,6 +90,7 @@ class Options:
     events: str | None = None
     interval: int = 0
     spelling: Spelling = Spelling.COMMAND
+    cpu: str | None = None
 
     def check(self) -> None:
         """Raise :class:`ConfigError` for what no recording could be replayed with."""
@@ -118,12 +122,23 @@ class Options:
                     f"{given('mmu', 'none')} has no kvm: {settings}, {stop}, {events} and {audits} mean nothing;"
                     f" take {given('mmu', 'shadow')}"
                 )
+            if self.cpu is not None:
+                raise ConfigError(
+                    f"{given('mmu', 'none')} has no kvm: {given('cpu', self.cpu)} means nothing; take"
+                    f" {given('mmu', 'shadow')}"
+                )
             return None
+        if self.cpu is not None:
+            parse_cpu(self.cpu, CpuFeatures())
         params = Params().with_settings(self.settings)
-        if any(setting.split("=")[0].strip() in ("npt", "kvm_amd.npt") for setting in self.settings):
-            choice = self.spelling.option("mmu")
-            raise ConfigError(f"npt: {given('mmu', self.mmu)} decides that; choose the MMU with {choice}")
-        return replace(params, npt=self.mmu == "tdp-legacy")
+        for setting in self.settings:
+            name = setting.split("=")[0].strip()
+            if name in ("npt", "kvm_amd.npt", "tdp_mmu", "kvm.tdp_mmu"):
+                choice = self.spelling.option("mmu")
+                raise ConfigError(
+                    f"{name.split('.')[-1]}: {given('mmu', self.mmu)} decides that; choose the MMU with {choice}"
+                )
+        return replace(params, npt=self.mmu != "shadow", tdp_mmu=self.mmu == "tdp")
 
     def cause(self) -> int:
         """Number of ``break_cause``; 0: none. :class:`ConfigError` for a cause that does not exist."""
@@ -171,7 +186,7 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
         if reader.total == 0:
             raise RecordingError(f"{path} has no records: there is nothing to replay")
         until = options.end(reader.total)
-        machine = build_machine(reader.header, params)
+        machine = build_machine(reader.header, params, options.cpu)
         player = _start(reader, machine, options)
         player.break_cause = cause
         stack.callback(player.close)
@@ -241,7 +256,7 @@ def _open_events(options: Options, path: str) -> EventWriter:
 
 def _look_at_fault(path: str | Path, options: Options, params: Params | None, position: int) -> Fault:
     with Reader(str(path)) as reader:
-        player = _start(reader, build_machine(reader.header, params), options)
+        player = _start(reader, build_machine(reader.header, params, options.cpu), options)
         return examine_fault(player, position, options.break_cause or "")
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from ..addr import Gpa
 from ..errors import ConfigError, GuestMisuse, RecordingError
+from ..guest.layout import tables_mode
 from ..guest.ranges import Mapping
-from ..guest.tables import GuestTables, tables_mode
+from ..guest.tables import GuestTables
 from ..host.bits import NO_HPA
 from ..hw.bits import EFER_NX
 from ..hw.cpu import Cpu
@@ -25,7 +26,7 @@ from ..kvm.mmu.shadowwalk import is_dummy_root
 from ..kvm.vcpu import Vcpu
 from ..page_types import INVALID_PAGE
 from ..record.reader import Reader
-from .machine import build_machine
+from .machine import build_machine, features_of
 from .player import Player
 from .replay import PROGRESS_RECORDS, Options
 from .result import STOP_END
@@ -103,7 +104,7 @@ def kvm_tables(player: Player, cr3: int | None = None) -> list[Tables]:
     """
     vm = player.vm
     if vm is None:
-        raise ConfigError("--of kvm: --mmu none has no kvm; take --mmu shadow or --mmu tdp-legacy")
+        raise ConfigError("--of kvm: --mmu none has no kvm; take --mmu shadow or --mmu tdp")
     if cr3 is not None:
         return [_tables_of_cr3(player, cr3)]
     found: dict[int, Tables] = {}
@@ -152,13 +153,12 @@ def _is_cr3(holder: Vcpu | Cpu, mode: PagingMode, cr3: int) -> bool:
 
 
 def _mode_name(vcpu: Vcpu) -> str:
-    mode = paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer)
-    return tables_mode(mode) if mode.levels else "none"
+    return paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer).name
 
 
 def _limits(player: Player, has_nx: bool) -> Limits:
     header = player.reader.header
-    return Limits(header.maxphyaddr, has_nx=has_nx, has_gbpages=header.has("pdpe1gb"))
+    return features_of(header).limits(has_nx=has_nx, widest=header.maxphyaddr)
 
 
 def _has_memory(player: Player, gpa: int) -> bool:

@@ -283,6 +283,18 @@ _FORMS: dict[str, _Form] = {
         rf"gfn {_H} pfn {_H} level {_D}",
         lambda gfn, pfn, level: (_hex(gfn), _hex(pfn), int(level)),
     ),
+    "kvm_tdp_mmu_spte_changed": _form(
+        lambda gfn, old_spte, new_spte, level, as_id: (
+            f"as id {as_id} gfn {gfn:x} level {level} old_spte {old_spte:x} new_spte {new_spte:x}"
+        ),
+        rf"as id {_D} gfn {_H} level {_D} old_spte {_H} new_spte {_H}",
+        lambda as_id, gfn, level, old, new: (_hex(gfn), _hex(old), _hex(new), int(level), int(as_id)),
+    ),
+    "kvm_mmu_split_huge_page": _form(
+        lambda gfn, spte, level, errno: f"gfn {gfn:x} spte {spte:x} level {level} errno {errno}",
+        rf"gfn {_H} spte {_H} level {_D} errno (-?\d+)",
+        lambda gfn, spte, level, errno: (_hex(gfn), _hex(spte), int(level), int(errno)),
+    ),
     "kvm_entry": _form(
         lambda vcpu_id, rip, immediate: f"vcpu {vcpu_id}, rip 0x{rip:x}{'[immediate exit]' if immediate else ''}",
         rf"vcpu {_D}, rip {_H}(\[immediate exit\])?",
@@ -337,6 +349,16 @@ _FORMS: dict[str, _Form] = {
     "kvm_unmap_hva_range": _form(
         lambda start, end: f"mmu notifier unmap range: {start:#016x} -- {end:#016x}",
         rf"mmu notifier unmap range: {_H} -- {_H}",
+        _read_hex,
+    ),
+    "kvm_age_hva": _form(
+        lambda start, end: f"mmu notifier age hva: {start:#016x} -- {end:#016x}",
+        rf"mmu notifier age hva: {_H} -- {_H}",
+        _read_hex,
+    ),
+    "kvm_test_age_hva": _form(
+        lambda hva: f"mmu notifier test age hva: {hva:#016x}",
+        rf"mmu notifier test age hva: {_H}",
         _read_hex,
     ),
 }

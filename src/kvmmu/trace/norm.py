@@ -19,6 +19,7 @@ from .text import event_text, exit_name, parse_event, parse_exit_name, read_fast
 _PFN_MASK = 0x000F_FFFF_FFFF_F000
 _PRESENT = 1
 _NOSLOT_SHIFT = 52
+_PAGE_SIZE = 4096
 
 #: Exits that happen by the host's timing or mark the recorder's own operations.
 _UNSTABLE_EXITS = frozenset({"interrupt", "io", "EXTERNAL_INTERRUPT", "IO_INSTRUCTION"})
@@ -31,8 +32,11 @@ _FAST = re.compile(
     r"fast_page_fault vcpu (\d+) gva ([0-9a-f]+) error_code (\S*) sptep=\[(\d+)\] old (\S+) new (\S+)"
     r" spurious ([01]) fixed ([01])"
 )
+_SPTE_CHANGED = re.compile(r"tdp_spte_changed as=(\d+) gfn=([0-9a-f]+) level=(\d) old=(\S+) new=(\S+)")
+_SPLIT = re.compile(r"kvm_mmu_split_huge_page gfn ([0-9a-f]+) spte (\S+) level (\d) errno (-?\d+)")
 _EXIT = re.compile(r"exit (.+?) rip=(\S+) info1=(\S+) info2=(\S+) intr=(\S+) err=(\S+)")
-_HVA = re.compile(r"(kvm_unmap_hva_range) slot(\d+):gfn ([0-9a-f]+)-([0-9a-f]+)")
+_HVA_EVENTS = ("kvm_unmap_hva_range", "kvm_age_hva", "kvm_test_age_hva")
+_HVA = re.compile(r"(kvm_(?:unmap_hva_range|age_hva|test_age_hva)) slot(\d+):gfn ([0-9a-f]+)-([0-9a-f]+)(?:\s+\[.*\])?")
 
 
 def _spte(spte: int) -> str:
@@ -73,7 +77,19 @@ def _fast(event: Event) -> str:
     return f"fast_page_fault {head} sptep={_index(sptep)} old {_spte(old_spte)} new {_spte(new_spte)}{flags}"
 
 
+def _spte_changed(event: Event) -> str:
+    _, gfn, old_spte, new_spte, level, as_id = event
+    return f"tdp_spte_changed as={as_id} gfn={gfn:x} level={level} old={_spte(old_spte)} new={_spte(new_spte)}"
+
+
+def _split(event: Event) -> str:
+    _, gfn, spte, level, errno = event
+    return f"kvm_mmu_split_huge_page gfn {gfn:x} spte {_spte(spte)} level {level} errno {errno}"
+
+
 _SPECIAL: dict[str, Callable[[Event], str]] = {
+    "kvm_tdp_mmu_spte_changed": _spte_changed,
+    "kvm_mmu_split_huge_page": _split,
     "kvm_mmu_set_spte": _set_spte,
     "kvm_mmu_spte_requested": _spte_requested,
     "mark_mmio_spte": _mark_mmio,
@@ -109,7 +125,7 @@ class Normaliser:
         self._previous = name
         if name == "kvm_exit":
             return self._exit(event)
-        if name == "kvm_unmap_hva_range":
+        if name in _HVA_EVENTS:
             return self._hva(event)
         if name == "kvm_inj_exception" and event[4] and (self._is_interrupt or previous == name):
             return None
@@ -126,7 +142,8 @@ class Normaliser:
 
     # A range outside every slot belongs to the VMM and has no line.
     def _hva(self, event: Event) -> str | None:
-        name, start, end = event
+        name, start = event[:2]
+        end = event[2] if len(event) > 2 else start + _PAGE_SIZE
         parts = []
         for slot_id, (gpa, size, hva) in sorted(self._slots.items()):
             low, high = max(start, hva), min(end, hva + size)
@@ -145,7 +162,7 @@ class Normaliser:
         reader = _READERS.get(name)
         if reader is not None:
             return reader(text)
-        if name == "kvm_unmap_hva_range":
+        if name in _HVA_EVENTS:
             return self._parse_hva(text)
         return parse_event(name, rest) if name in EVENTS else None
 
@@ -154,7 +171,8 @@ class Normaliser:
         if int(slot) not in self._slots:
             raise UserError(f"{text!r} names slot {slot}, which is not known: call set_slot() first")
         gpa, _, hva = self._slots[int(slot)]
-        return name, hva + (int(low, 16) << 12) - gpa, hva + (int(high, 16) << 12) - gpa
+        start, end = hva + (int(low, 16) << 12) - gpa, hva + (int(high, 16) << 12) - gpa
+        return (name, start) if len(EVENTS[name][1]) == 1 else (name, start, end)
 
 
 def _match(pattern: re.Pattern[str], text: str) -> re.Match[str]:
@@ -162,6 +180,16 @@ def _match(pattern: re.Pattern[str], text: str) -> re.Match[str]:
     if match is None:
         raise UserError(f"not a normalised line of its event: {text!r}")
     return match
+
+
+def _read_spte_changed(text: str) -> Event:
+    as_id, gfn, level, old, new = _match(_SPTE_CHANGED, text).groups()
+    return "kvm_tdp_mmu_spte_changed", int(gfn, 16), _parse_spte(old), _parse_spte(new), int(level), int(as_id)
+
+
+def _read_split(text: str) -> Event:
+    gfn, spte, level, errno = _match(_SPLIT, text).groups()
+    return "kvm_mmu_split_huge_page", int(gfn, 16), _parse_spte(spte), int(level), int(errno)
 
 
 def _read_set_spte(text: str) -> Event:
@@ -195,6 +223,8 @@ def _read_exit(text: str) -> Event:
 
 
 _READERS: dict[str, Callable[[str], Event]] = {
+    "tdp_spte_changed": _read_spte_changed,
+    "kvm_mmu_split_huge_page": _read_split,
     "set_spte": _read_set_spte,
     "spte_requested": _read_spte_requested,
     "mark_mmio_spte": _read_mark_mmio,

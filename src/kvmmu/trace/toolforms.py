@@ -148,9 +148,11 @@ _RAW = {
     "kvm_mmu_sync_page": "ddddb", "kvm_mmu_unsync_page": "ddddb", "kvm_mmu_prepare_zap_page": "ddddb",
     "mark_mmio_spte": "xxxx", "handle_mmio_page_fault": "xxx", "fast_page_fault": "dxdxxxd",
     "kvm_mmu_zap_all_fast": "dx", "check_mmio_spte": "xxx", "kvm_mmu_set_spte": "xxxdbbd",
-    "kvm_mmu_spte_requested": "xxd", "kvm_entry": "dxb", "kvm_exit": "dxdxxxxd", "kvm_page_fault": "dxxx",
+    "kvm_mmu_spte_requested": "xxd", "kvm_tdp_mmu_spte_changed": "xxxdd", "kvm_mmu_split_huge_page": "xxdd",
+    "kvm_entry": "dxb", "kvm_exit": "dxdxxxxd", "kvm_page_fault": "dxxx",
     "kvm_inj_exception": "dbdb", "kvm_cr": "dxx", "kvm_msr": "dxxd", "kvm_mmio": "ddxx", "vcpu_match_mmio": "xxbb",
-    "kvm_emulate_insn": "xxdidb", "kvm_unmap_hva_range": "xx",
+    "kvm_emulate_insn": "xxdidb", "kvm_unmap_hva_range": "xx", "kvm_age_hva": "xx",
+    "kvm_test_age_hva": "x",
 }  # fmt: skip
 _PAIR = re.compile(r"(\w+)=(ARRAY\[[^\]]*\]|\S*)")
 FAILED = "[FAILED TO PARSE]"

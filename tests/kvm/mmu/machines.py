@@ -7,11 +7,12 @@ What they look at is read from memory and from the pages' public fields, not ask
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kvmmu import GuestTables, Params, World
 from kvmmu.hw.bits import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_USER, PT_WRITABLE
 from kvmmu.kvm.memslots import Memslot
+from kvmmu.kvm.mmu.context import Mmu
 from kvmmu.kvm.mmu.page import ShadowPage
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.kvm.vm import Vm
@@ -27,6 +28,11 @@ MEMORY = 16 << 20
 HOLE = 0x4000_0000
 #: Gvas apart from each other at every level.
 VA, VB = 0x40_0000, 0x60_0000
+
+
+def reserved_bits(is_reserved: Callable[[Mmu, int, int], bool], mmu: Mmu, others: int, level: int) -> int:
+    """Every bit that an entry of ``level`` with the bits ``others`` may not have as well."""
+    return sum(1 << n for n in range(64) if is_reserved(mmu, others | 1 << n, level))
 
 
 class Guest:
@@ -128,6 +134,16 @@ def held(vm: Vm) -> Iterator[None]:
         yield
     finally:
         vm.mmu_lock.write_unlock()
+
+
+@contextlib.contextmanager
+def slots_held(vm: Vm) -> Iterator[None]:
+    """``slots_lock``: what changes of slots and dirty logs want of their caller."""
+    vm.slots_lock.lock()
+    try:
+        yield
+    finally:
+        vm.slots_lock.unlock()
 
 
 def pages_of(world: World, gfn: int, level: int) -> list[ShadowPage]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from ...addr import Hpa, hpa_to_pfn
 from ...errors import KvmBug
+from ...page_types import U64
 from ..vm import Vm
 from .bits import SHADOW_NONPRESENT_VALUE
 from .role import role_level
 from .spte import (
+    ad_enabled,
     check_writable_triple,
     describe_spte,
     is_accessed,
@@ -23,6 +25,7 @@ from .spte import (
     is_shadow_present,
     is_volatile,
     is_writable,
+    mark_for_access_track,
     spte_to_pfn,
 )
 
@@ -83,6 +86,20 @@ def update_spte(vm: Vm, sptep: Hpa, new_spte: int) -> bool:
         flush = True
         vm.frames.mark_dirty(spte_to_pfn(old))
     return flush
+
+
+def age_spte(vm: Vm, sptep: Hpa, spte: int) -> int:
+    """Make the accessed leaf ``spte`` not accessed: A is cleared, or without A bits the leaf made inaccessible."""
+    vm.mmu_lock.assert_exclusive()
+    fmt = vm.fmt
+    if ad_enabled(spte) and fmt.accessed_mask:
+        vm.memory.fetch_and(sptep, ~fmt.accessed_mask & U64)
+        return 0
+    # The W that tracking takes away is all that says of such a page that it may be dirty.
+    if is_writable(spte):
+        vm.frames.mark_dirty(spte_to_pfn(spte))
+    update_spte_no_track(vm, sptep, mark_for_access_track(fmt, spte))
+    return 0
 
 
 def clear_track_bits(vm: Vm, sptep: Hpa) -> int:

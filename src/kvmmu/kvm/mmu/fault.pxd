@@ -24,6 +24,7 @@ cdef class PageFault:
     cdef public int max_level
     cdef public int req_level
     cdef public int goal_level
+    cdef public bint huge_page_disallowed   # a fetch, and huge pages are never executable (NX mitigation)
     # Set at construction for a direct MMU, else by the guest walk.
     cdef public gfn_t gfn
     cdef public Memslot slot        # None: no memslot, so MMIO

@@ -41,6 +41,7 @@ class PageFault:
         "exec",
         "gfn",
         "goal_level",
+        "huge_page_disallowed",
         "hva",
         "map_writable",
         "max_level",
@@ -74,6 +75,7 @@ class PageFault:
         self.max_level = KVM_MAX_HUGEPAGE_LEVEL
         self.req_level = 1
         self.goal_level = 1
+        self.huge_page_disallowed = False
         self.gfn: Gfn = NOTHING
         self.slot: Memslot | None = None
         self.mmu_seq = 0

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Ranges of gfns, between those who speak of them (the host's notifier, dirty logging, slot changes) and kvm's tables.
 
-Each pass goes to the rmaps of the shadow pages; that of a slot which goes also to the pages that mirror tables in it. A
-*notifier* pass comes with ``mmu_lock`` held exclusively, because its caller has more to do under it. A *slot* pass
-takes the lock itself, in the mode that each kind of table needs. The pass over a mask of 64 pages comes with the lock
-held, as the dirty log's reader holds it from word to word.
+Each pass goes to the rmaps of the shadow pages, if there are any, then to the roots of the TDP MMU; that of a slot
+which goes also to the pages that mirror tables in it. A *notifier* pass comes with ``mmu_lock`` held exclusively,
+because its caller has more to do under it. A *slot* pass takes the lock itself, in the mode that each kind of table
+needs. The pass over a mask of 64 pages comes with the lock held, as the dirty log's reader holds it from word to word;
+its write protection goes to the TDP MMU first.
 Reference: "MMU notifiers", handlers; "Dirty logging"; "Huge pages and the NX mitigation", collapse.
 """
 
@@ -12,16 +13,37 @@ from __future__ import annotations
 
 from ...addr import Gfn
 from ...page_types import ENTRIES, ONE
+from ..bits import KVM_ADDRESS_SPACE_NUM
 from ..memslots import Memslot
-from ..requests import flush_remote_tlbs
+from ..requests import flush_remote_tlbs_memslot, flush_remote_tlbs_range
 from ..vm import Vm
 from .bits import KVM_MAX_HUGEPAGE_LEVEL
 from .hugepage import max_mapping_level
 from .page import ShadowPage
 from .pages import first_gfn_sp, next_gfn_sp, sp_gfn, sptep_to_sp
-from .rmap import drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_write_protect, zap_rmap
+from .rmap import (
+    drop_spte,
+    pte_list_first,
+    pte_list_next,
+    pte_list_sptep,
+    rmap_age,
+    rmap_write_protect,
+    write_protect_gfn,
+    zap_rmap,
+)
 from .role import role_direct, role_level, role_smm
 from .spte import is_last, is_shadow_present
+from .tdppass import (
+    age_leafs,
+    collapse_tables,
+    is_any_young,
+    unmap_leafs,
+    write_protect_leaf,
+    write_protect_leafs,
+    write_protect_mask,
+    zap_leafs,
+)
+from .tdpsplit import split_leafs
 from .zap import flush_or_zap, prepare_zap
 
 
@@ -31,8 +53,30 @@ def unmap_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool
     Return whether TLBs must be flushed before the lock is dropped.
     """
     vm.mmu_lock.assert_exclusive()
-    if slot.rmap_array is None:
-        return False
+    flush = unmap_rmaps(vm, slot, start_gfn, end_gfn) if slot.rmap_array is not None else False
+    return unmap_leafs(vm, slot, start_gfn, end_gfn, flush)
+
+
+def age_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
+    """Make the leaves that map ``[start_gfn, end_gfn)`` of ``slot`` not accessed; ``mmu_lock`` held exclusively.
+
+    Return whether any was accessed since it was last aged. No flush is needed for the structure's sake.
+    """
+    vm.mmu_lock.assert_exclusive()
+    young = age_rmaps(vm, slot, start_gfn, end_gfn, False) if slot.rmap_array is not None else False
+    return age_leafs(vm, slot, start_gfn, end_gfn) or young
+
+
+def is_young_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
+    """Whether any leaf that maps ``[start_gfn, end_gfn)`` of ``slot`` was accessed; ``mmu_lock`` held exclusively."""
+    vm.mmu_lock.assert_exclusive()
+    if slot.rmap_array is not None and age_rmaps(vm, slot, start_gfn, end_gfn, True):
+        return True
+    return is_any_young(vm, slot, start_gfn, end_gfn)
+
+
+def unmap_rmaps(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
+    """:func:`unmap_gfn_range` over the rmaps of ``slot``."""
     flush = False
     is_sparse = end_gfn - start_gfn > (vm.n_used_mmu_pages + 1) * ENTRIES
     for level in range(1, KVM_MAX_HUGEPAGE_LEVEL + 1):
@@ -48,6 +92,29 @@ def unmap_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool
                 flush = True
             at += 1
     return flush
+
+
+def zap_gfn_range(vm: Vm, start_gfn: Gfn, end_gfn: Gfn) -> None:
+    """Zap the leaves that map ``[start_gfn, end_gfn)``, in all address spaces, as if the host took the pages back.
+
+    Takes ``mmu_lock`` exclusively; reads the memslots inside ``srcu``. Faults on their way look again.
+    """
+    vm.srcu.read_lock()
+    vm.mmu_lock.write_lock()
+    vm.invalidation.begin()
+    vm.invalidation.add_range(start_gfn, end_gfn)
+    flush = False
+    for as_id in range(KVM_ADDRESS_SPACE_NUM):
+        for slot in vm.slots_of(as_id).slots:
+            first = max(start_gfn, slot.base_gfn)
+            end = min(end_gfn, slot.end_gfn)
+            if slot.rmap_array is not None and first < end and unmap_rmaps(vm, slot, first, end):
+                flush = True
+    if zap_leafs(vm, start_gfn, end_gfn, flush):
+        flush_remote_tlbs_range(vm, start_gfn, end_gfn - start_gfn)
+    vm.invalidation.end()
+    vm.mmu_lock.write_unlock()
+    vm.srcu.read_unlock()
 
 
 def zap_memslot(vm: Vm, slot: Memslot) -> None:
@@ -95,39 +162,78 @@ def mapped_rmaps(vm: Vm, slot: Memslot, level: int, first: int, last: int) -> li
 
 
 def write_protect_slot(vm: Vm, slot: Memslot) -> bool:
-    """Take W (not MMU-writable) from every leaf of ``slot``; takes ``mmu_lock`` exclusively where there are rmaps.
+    """Take W (not MMU-writable) from every leaf of ``slot``.
 
-    Return whether TLBs must be flushed; it may be done after the lock, see "What must be flushed when".
+    Takes ``mmu_lock`` exclusively where there are rmaps, then shared for the TDP MMU. Return whether TLBs must be
+    flushed; it may be done after the lock, see "What must be flushed when".
     """
-    if slot.rmap_array is None:
-        return False
-    vm.mmu_lock.write_lock()
-    flush = write_protect_rmaps(vm, slot)
-    vm.mmu_lock.write_unlock()
+    flush = False
+    if slot.rmap_array is not None:
+        vm.mmu_lock.write_lock()
+        flush = write_protect_rmaps(vm, slot)
+        vm.mmu_lock.write_unlock()
+    if vm.policy.tdp_mmu:
+        vm.mmu_lock.read_lock()
+        if write_protect_leafs(vm, slot, 1):
+            flush = True
+        vm.mmu_lock.read_unlock()
     return flush
 
 
-def collapse_slot(vm: Vm, slot: Memslot) -> bool:
-    """Zap every leaf of ``slot`` that a larger page could replace; takes ``mmu_lock`` exclusively.
+def split_slot(vm: Vm, slot: Memslot) -> None:
+    """Split every huge page of ``slot`` to 4K; takes ``mmu_lock`` shared, and yields it. Only the TDP MMU does that."""
+    if vm.policy.tdp_mmu:
+        vm.mmu_lock.read_lock()
+        split_leafs(vm, slot, slot.base_gfn, slot.end_gfn, 1)
+        vm.mmu_lock.read_unlock()
 
-    Return whether anything went; what went is no longer in any TLB.
+
+def split_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> int:
+    """Split the huge pages that map ``[start_gfn, end_gfn)`` of ``slot`` to 4K; ``mmu_lock`` exclusive, and yielded."""
+    vm.mmu_lock.assert_exclusive()
+    if vm.policy.tdp_mmu:
+        split_leafs(vm, slot, start_gfn, end_gfn, 1)
+    return 0
+
+
+def protect_gfn(vm: Vm, slot: Memslot, gfn: Gfn, min_level: int) -> bool:
+    """Take W and MMU-writable from what maps ``gfn`` of ``slot`` at ``min_level`` and above; ``mmu_lock`` exclusive.
+
+    Return whether TLBs must be flushed before the lock is dropped.
     """
-    if slot.rmap_array is None:
-        return False
-    vm.mmu_lock.write_lock()
-    changed = zap_collapsible(vm, slot)
-    if changed:
-        flush_remote_tlbs(vm)
-    vm.mmu_lock.write_unlock()
+    vm.mmu_lock.assert_exclusive()
+    flush = write_protect_gfn(vm, slot, gfn, min_level) if slot.rmap_array is not None else False
+    return write_protect_leaf(vm, slot, gfn, min_level) or flush
+
+
+def collapse_slot(vm: Vm, slot: Memslot) -> bool:
+    """Zap what of ``slot`` a larger page could replace: leaves of shadow pages, whole tables of the TDP MMU.
+
+    Takes ``mmu_lock`` exclusively where there are rmaps, then shared for the TDP MMU. What went is no longer in any
+    TLB. Return whether leaves of shadow pages went.
+    """
+    changed = False
+    if slot.rmap_array is not None:
+        vm.mmu_lock.write_lock()
+        changed = zap_collapsible(vm, slot)
+        if changed:
+            flush_remote_tlbs_memslot(vm, slot)
+        vm.mmu_lock.write_unlock()
+    if vm.policy.tdp_mmu:
+        vm.mmu_lock.read_lock()
+        collapse_tables(vm, slot)
+        vm.mmu_lock.read_unlock()
     return changed
 
 
 def write_protect_masked(vm: Vm, slot: Memslot, base_gfn: Gfn, mask: int) -> int:
     """Take W from the 4K leaves of the gfns whose bit is set in ``mask`` (bit 0: ``base_gfn``); the caller flushes.
 
-    ``mmu_lock`` held exclusively. Larger leaves are left alone: a logged slot has none that can be written.
+    ``mmu_lock`` held exclusively. Larger leaves are left alone: a logged slot has none that can be written, unless its
+    log began with every page written; those are protected first (``dirty.protect_again``).
     """
     vm.mmu_lock.assert_exclusive()
+    write_protect_mask(vm, slot, base_gfn, mask)
     if slot.rmap_array is None:
         return 0
     for i in range(64):
@@ -138,6 +244,21 @@ def write_protect_masked(vm: Vm, slot: Memslot, base_gfn: Gfn, mask: int) -> int
 
 
 # The passes over rmaps.
+
+
+def age_rmaps(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn, only_test: bool) -> bool:
+    """:func:`age_gfn_range` over the rmaps of ``slot``; ``only_test`` changes nothing, and stops at the first hit."""
+    young = False
+    for level in range(1, KVM_MAX_HUGEPAGE_LEVEL + 1):
+        at = slot.offset[level] + slot.index(start_gfn, level)
+        last = slot.offset[level] + slot.index(end_gfn - 1, level)
+        while at <= last:
+            if slot.rmap[at] and rmap_age(vm, slot.rmap[at], only_test):
+                if only_test:
+                    return True
+                young = True
+            at += 1
+    return young
 
 
 def write_protect_rmaps(vm: Vm, slot: Memslot) -> bool:

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How large a page may map a gfn: what the slot forbids, what the host has.
+"""How large a page may map a gfn: what the slot forbids, what the host has, what the NX mitigation leaves.
 
-Reference: "Huge pages and the NX mitigation", without the mitigation.
+Reference: "Huge pages and the iTLB-multihit (NX) mitigation".
 """
 
 from __future__ import annotations
 
 from ...addr import Gfn, pages_per_level
 from ...errors import KvmBug
-from ..bits import KVM_PFN_ERR_NOSLOT_MASK
-from ..memslots import Memslot
+from ..memslots import Memslot, is_error_noslot_pfn
 from ..vcpu import Vcpu
 from ..vm import Vm
 from .fault import PageFault
+from .nxpage import is_disallowed
+from .pages import sptep_to_sp
+from .spte import is_large, is_shadow_present, spte_to_child
 
 
 def max_mapping_level(vm: Vm, slot: Memslot, gfn: Gfn, max_level: int) -> int:
@@ -31,14 +33,29 @@ def max_mapping_level(vm: Vm, slot: Memslot, gfn: Gfn, max_level: int) -> int:
 def adjust(vcpu: Vcpu, fault: PageFault) -> int:
     """Choose the level of fault (req_level, goal_level) and round its pfn down accordingly."""
     slot = fault.slot
-    if fault.max_level == 1 or fault.pfn & KVM_PFN_ERR_NOSLOT_MASK or slot is None or slot.is_dirty_logged():
+    fault.huge_page_disallowed = fault.exec and vcpu.vm.policy.nx_huge_pages
+    if fault.max_level == 1 or is_error_noslot_pfn(fault.pfn) or slot is None or slot.is_dirty_logged():
         return 0
     fault.req_level = max_mapping_level(vcpu.vm, slot, fault.gfn, fault.max_level)
-    if fault.req_level == 1:
+    # The level that was asked for is noted all the same: it says what the mitigation alone forbids.
+    if fault.req_level == 1 or fault.huge_page_disallowed:
         return 0
     fault.goal_level = fault.req_level
     mask = pages_per_level(fault.goal_level) - 1
     if (fault.gfn ^ fault.pfn) & mask:
         raise KvmBug(f"gfn {fault.gfn:#x} and pfn {fault.pfn:#x} differ within a level {fault.goal_level} page")
     fault.pfn &= ~mask
+    return 0
+
+
+def disallowed_adjust(vm: Vm, fault: PageFault, spte: int, level: int) -> int:
+    """Go a level below the goal, where ``spte`` at ``level`` links a table that the NX mitigation made.
+
+    It may hold executable 4K pages, which a huge page, never executable, must not replace.
+    """
+    if level == 1 or level != fault.goal_level or not is_shadow_present(spte) or is_large(spte):
+        return 0
+    if is_disallowed(vm, sptep_to_sp(vm, spte_to_child(spte))):
+        fault.pfn |= fault.gfn & (pages_per_level(level) - pages_per_level(level - 1))
+        fault.goal_level = level - 1
     return 0

@@ -97,6 +97,9 @@ def make_spte(vcpu: Vcpu, sp: ShadowPage, leaf: Leaf, old_spte: int) -> int:
     level = role_level(sp.role)
     access = leaf.access
     leaf.wrprot = False
+    # Huge pages that may be fetched from are what the iTLB multihit bug needs.
+    if level > 1 and vcpu.vm.policy.nx_huge_pages:
+        access &= ~ACC_EXEC
     spte = SPTE_MMU_PRESENT | fmt.present_mask | fmt.me_value | pfn_to_hpa(leaf.pfn)
     # A page mapped ahead of need has not been accessed, and must not look so to whoever ages pages.
     if role_ad_disabled(sp.role):

@@ -25,6 +25,10 @@ cpdef int trace_zap_all_fast(Trace trace, int mmu_valid_gen, u64 used_pages) exc
 cpdef int trace_check_mmio_spte(Trace trace, u64 kvm_gen, u64 spte_gen, u64 spte) except -1
 cpdef int trace_set_spte(Trace trace, SpteFormat fmt, int level, gfn_t gfn, hpa_t sptep, u64 spte) except -1
 cpdef int trace_spte_requested(Trace trace, gfn_t gfn, pfn_t pfn, int level) except -1
+cpdef int trace_tdp_mmu_spte_changed(
+    Trace trace, int as_id, gfn_t gfn, int level, u64 old_spte, u64 new_spte
+) except -1
+cpdef int trace_split_huge_page(Trace trace, gfn_t gfn, u64 spte, int level, int errno) except -1
 
 cpdef int _sp_event(Trace trace, object name, ShadowPage sp) except -1
 cpdef int _emit(Trace trace, object event) except -1

@@ -121,6 +121,16 @@ def trace_spte_requested(trace: Trace, gfn: Gfn, pfn: Pfn, level: int) -> int:
     return _emit(trace, ("kvm_mmu_spte_requested", gfn, pfn, level))
 
 
+def trace_tdp_mmu_spte_changed(trace: Trace, as_id: int, gfn: Gfn, level: int, old_spte: int, new_spte: int) -> int:
+    """The TDP MMU's entry for ``gfn`` at ``level`` was ``old_spte`` and is ``new_spte``."""
+    return _emit(trace, ("kvm_tdp_mmu_spte_changed", gfn, old_spte, new_spte, level, as_id))
+
+
+def trace_split_huge_page(trace: Trace, gfn: Gfn, spte: int, level: int, errno: int) -> int:
+    """The huge ``spte`` of ``gfn`` at ``level`` was split into a table of smaller ones; or not: a negative errno."""
+    return _emit(trace, ("kvm_mmu_split_huge_page", gfn, spte, level, errno))
+
+
 # The four page events differ in name only (get_page has one field more).
 def _sp_event(trace: Trace, name: str, sp: ShadowPage) -> int:
     return _emit(trace, (name, sp.mmu_valid_gen, sp.gfn, sp.role, sp.root_count, bool(sp.unsync)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How kvm reacts when the host takes memory back: the notifier that a VM registers with its process.
+"""How kvm reacts when the host takes memory back, or asks what was used: the notifier that a VM registers with its process.
 
 Between start and end no fault may install what the host is taking away: the sequence and the range tell those that are
 on their way. Reference: "MMU notifiers".
@@ -7,14 +7,16 @@ on their way. Reference: "MMU notifiers".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ...addr import Gfn, Hva
 from ...page_types import PAGE_SIZE
 from ..bits import KVM_ADDRESS_SPACE_NUM
-from ..kvmtrace import trace_unmap_hva_range
+from ..kvmtrace import trace_age_hva, trace_test_age_hva, trace_unmap_hva_range
 from ..memslots import Memslot
 from ..requests import flush_remote_tlbs
 from ..vm import Vm
-from .gfnrange import unmap_gfn_range
+from .gfnrange import age_gfn_range, is_young_gfn_range, unmap_gfn_range
 
 
 class MmuNotifier:
@@ -67,6 +69,44 @@ class MmuNotifier:
             vm.mmu_lock.write_unlock()
         vm.srcu.read_unlock()
         vm.invalidation.leave()
+
+    def clear_flush_young(self, start: Hva, end: Hva) -> bool:
+        """Make what maps ``[start, end)`` not accessed; whether it was. TLBs are flushed, so that the next use shows.
+
+        Takes ``mmu_lock`` exclusively if a slot shows any of it; reads the memslots inside ``srcu``.
+        """
+        if self.vm.trace.on:
+            trace_age_hva(self.vm.trace, start, end)
+        return self._ask(age_gfn_range, start, end, True)
+
+    def clear_young(self, start: Hva, end: Hva) -> bool:
+        """As above, without a flush: a use that a TLB still translates goes unnoticed."""
+        if self.vm.trace.on:
+            trace_age_hva(self.vm.trace, start, end)
+        return self._ask(age_gfn_range, start, end, False)
+
+    def test_young(self, address: Hva) -> bool:
+        """Whether what maps the page at ``address`` was accessed since it was last aged; locks as above."""
+        if self.vm.trace.on:
+            trace_test_age_hva(self.vm.trace, address)
+        return self._ask(is_young_gfn_range, address, Hva(address + 1), False)
+
+    # Put question to every slot that shows part of the range: whether one says yes.
+    def _ask(self, question: Callable[[Vm, Memslot, Gfn, Gfn], bool], start: Hva, end: Hva, flushes: bool) -> bool:
+        vm = self.vm
+        young = False
+        vm.srcu.read_lock()
+        slots = overlapping_slots(vm, start, end)
+        if slots:
+            vm.mmu_lock.write_lock()
+            for slot in slots:
+                if question(vm, slot, *gfn_range(slot, start, end)):
+                    young = True
+            if young and flushes:
+                flush_remote_tlbs(vm)
+            vm.mmu_lock.write_unlock()
+        vm.srcu.read_unlock()
+        return young
 
 
 def overlapping_slots(vm: Vm, start: Hva, end: Hva) -> list[Memslot]:

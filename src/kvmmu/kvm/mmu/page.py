@@ -14,7 +14,10 @@ from .role import describe_role
 
 
 class ShadowPage:
-    """A table page of kvm; also a TDP page. All fields are protected by ``mmu_lock``."""
+    """A table page of kvm, of the legacy MMU or (``is_tdp``) of the TDP MMU. All fields are protected by ``mmu_lock``.
+
+    A TDP page's list is that of the roots, its users as a root include the TDP MMU itself until it is invalid.
+    """
 
     __slots__ = (
         "gfn",
@@ -22,10 +25,16 @@ class ShadowPage:
         "hash_prev",
         "link_next",
         "link_prev",
+        "is_tdp",
         "mmu_valid_gen",
+        "nx_huge_page_disallowed",
+        "nx_next",
+        "nx_prev",
         "parent_ptes",
+        "ptep",
         "role",
         "root_count",
+        "scheduled_to_zap",
         "shadowed_translation",
         "spt",
         "unsync",
@@ -54,6 +63,12 @@ class ShadowPage:
         self.hash_prev: ShadowPage | None = None
         self.link_next: ShadowPage | None = None
         self.link_prev: ShadowPage | None = None
+        self.is_tdp = False
+        self.ptep: Hpa = NOTHING
+        self.scheduled_to_zap = False
+        self.nx_huge_page_disallowed = False
+        self.nx_next: ShadowPage | None = None
+        self.nx_prev: ShadowPage | None = None
         return 0
 
     def is_unsync_child(self, index: int) -> bool:

@@ -19,6 +19,7 @@ from .shadow cimport fetch
 from .shadowwalk cimport begin_lockless_walk, clear_flood_counts, end_lockless_walk, is_dummy_root
 from .shadowwalk cimport walk_level, walk_next, walk_sptep, walk_start
 from .spte cimport is_mmio, is_shadow_present, mmio_access, mmio_generation, mmio_gfn
+from .tdpmap cimport tdp_map
 from .track cimport is_write_tracked
 from .walker cimport GuestWalk, walk_addr
 from .zap cimport make_pages_available
@@ -42,6 +43,8 @@ cpdef int paging_page_fault(Vcpu vcpu, PageFault fault) except? -99
 cpdef int direct_page_fault(Vcpu vcpu, PageFault fault) except? -99
 @cython.locals(vm=Vm, verdict=int, pfn=pfn_t)
 cpdef int map_fault(Vcpu vcpu, PageFault fault, GuestWalk gw, Leaf leaf) except? -99
+@cython.locals(vm=Vm, verdict=int, pfn=pfn_t)
+cpdef int map_fault_shared(Vcpu vcpu, PageFault fault) except? -99
 cpdef int topup_caches(Vm vm) noexcept
 cpdef int inject_page_fault(Vcpu vcpu, GuestWalk gw) except -1
 cpdef bint is_tracked_write(Vcpu vcpu, PageFault fault) except -1

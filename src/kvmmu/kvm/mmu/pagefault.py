@@ -62,6 +62,7 @@ from .shadowwalk import (
     walk_start,
 )
 from .spte import describe_spte, is_mmio, is_shadow_present, mmio_access, mmio_generation, mmio_gfn
+from .tdpmap import tdp_map
 from .track import is_write_tracked
 from .verdict import (
     CAUSE_GUEST,
@@ -158,7 +159,7 @@ def paging_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
 
 
 def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
-    """No guest tables in the way: nested paging, or a guest without paging."""
+    """No guest tables in the way: nested paging, by either MMU, or a guest without paging."""
     fault.gfn = gpa_to_gfn(fault.addr)
     fault.slot = vcpu.gfn_to_memslot(fault.gfn)
     if vcpu.mmu.fault_op == FAULT_OP_NONPAGING:
@@ -176,7 +177,24 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     verdict = faultin(vcpu, fault, ACC_ALL)
     if verdict != RET_PF_CONTINUE:
         return verdict
+    if vcpu.vm.policy.tdp_mmu:
+        return map_fault_shared(vcpu, fault)
     return map_fault(vcpu, fault, None, make_leaf())
+
+
+def map_fault_shared(vcpu: Vcpu, fault: PageFault) -> int:
+    """:func:`map_fault` of the TDP MMU: takes ``mmu_lock`` shared, and has no limit of pages."""
+    vm = vcpu.vm
+    pfn = fault.pfn
+    vm.mmu_lock.read_lock()
+    try:
+        verdict = RET_PF_RETRY
+        if not is_stale(vcpu, fault):
+            verdict = tdp_map(vcpu, fault, make_leaf())
+    finally:
+        vm.mmu_lock.read_unlock()
+        release_pfn(vm, pfn)
+    return verdict
 
 
 def map_fault(vcpu: Vcpu, fault: PageFault, gw: GuestWalk | None, leaf: Leaf) -> int:

@@ -16,6 +16,7 @@ cpdef ShadowPage sptep_to_sp(Vm vm, hpa_t sptep)
 cpdef int sptep_index(hpa_t sptep) noexcept
 cpdef ShadowPage root_to_sp(Vm vm, hpa_t root)
 cpdef bint is_obsolete(Vm vm, ShadowPage sp) except -1
+cpdef bint is_invalid_root(Vm vm, ShadowPage root) except -1
 cpdef int mark_invalid(Vm vm, ShadowPage sp) except -1
 cpdef int next_valid_gen(Vm vm) except -1
 cpdef int clear_flood_count(Vm vm, ShadowPage sp) except -1

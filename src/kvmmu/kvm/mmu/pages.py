@@ -45,9 +45,19 @@ def is_obsolete(vm: Vm, sp: ShadowPage) -> bool:
         vm.gate.announce("read", sp, "role")
     if role_invalid(sp.role):
         return True
+    # The TDP MMU knows no generations: its roots turn invalid.
+    if sp.is_tdp:
+        return False
     if vm.gate.armed:
         vm.gate.announce("read", vm, "mmu_valid_gen")
     return sp.mmu_valid_gen != vm.mmu_valid_gen
+
+
+def is_invalid_root(vm: Vm, root: ShadowPage) -> bool:
+    """Whether the TDP MMU's ``root`` may not be taken any more; ``mmu_lock`` held."""
+    if vm.gate.armed:
+        vm.gate.announce("read", root, "role")
+    return role_invalid(root.role)
 
 
 def mark_invalid(vm: Vm, sp: ShadowPage) -> int:

@@ -48,7 +48,7 @@ def is_syncable(vcpu: Vcpu, sp: ShadowPage) -> bool:
 
 def is_invalid_gpte(vcpu: Vcpu, gpte: int) -> bool:
     """Whether a level-1 gpte may not be mapped ahead of an access: not present, not accessed, reserved bits."""
-    if not is_present_gpte(vcpu.mmu.gpte, gpte) or gpte & vcpu.mmu.gpte.accessed_mask == 0:
+    if not is_present_gpte(vcpu.mmu.gpte, gpte) or gpte & vcpu.mmu.gpte.accessed_mask != vcpu.mmu.gpte.accessed_mask:
         return True
     return is_rsvd_bits_set(vcpu.mmu, gpte, 1)
 

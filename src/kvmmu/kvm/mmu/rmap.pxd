@@ -5,11 +5,11 @@ from ...hw.memory cimport PhysicalMemory
 from ..memslots cimport Memslot
 from ..requests cimport flush_remote_tlbs_gfn
 from ..vm cimport Vm
-from .change cimport clear_track_bits, count_pages, update_spte
+from .change cimport age_spte, clear_track_bits, count_pages, update_spte
 from .page cimport ShadowPage
 from .pages cimport set_translation, slot_of_sp, sp_gfn, sptep_index, sptep_to_sp
 from .role cimport role_level
-from .spte cimport is_mmu_writable, is_shadow_present, is_writable
+from .spte cimport is_accessed, is_mmu_writable, is_shadow_present, is_writable
 
 cdef u64 ONE, PAGE_SIZE, PTE_LIST_DESC_SIZE, PTE_LIST_EXT, PT_WRITABLE, RMAP_RECYCLE_THRESHOLD
 
@@ -44,5 +44,7 @@ cpdef bint zap_rmap(Vm vm, Memslot slot, u64 at) except -1
 cpdef bint spte_write_protect(Vm vm, hpa_t sptep, bint pt_protect) except -1
 @cython.locals(place=u64, flush=bint)
 cpdef bint rmap_write_protect(Vm vm, u64 head, bint pt_protect) except -1
+@cython.locals(young=bint, place=u64, sptep=hpa_t, spte=u64)
+cpdef bint rmap_age(Vm vm, u64 head, bint only_test) except -1
 @cython.locals(level=int, done=bint)
 cpdef bint write_protect_gfn(Vm vm, Memslot slot, gfn_t gfn, int min_level) except -1

@@ -23,10 +23,10 @@ from ..memslots import Memslot
 from ..requests import flush_remote_tlbs_gfn
 from ..vm import Vm
 from .bits import PTE_LIST_DESC_SIZE, PTE_LIST_EXT, RMAP_RECYCLE_THRESHOLD
-from .change import clear_track_bits, count_pages, update_spte
+from .change import age_spte, clear_track_bits, count_pages, update_spte
 from .pages import set_translation, slot_of_sp, sp_gfn, sptep_index, sptep_to_sp
 from .role import role_level
-from .spte import is_mmu_writable, is_shadow_present, is_writable
+from .spte import is_accessed, is_mmu_writable, is_shadow_present, is_writable
 
 _DESC_MASK = 0xFFFF_FFFF_FFFF_FF80
 _COUNT_MASK = 0xFFFF_FFFF
@@ -236,6 +236,22 @@ def rmap_write_protect(vm: Vm, head: Address, pt_protect: bool) -> bool:
             flush = True
         place = pte_list_next(vm, place)
     return flush
+
+
+def rmap_age(vm: Vm, head: Address, only_test: bool) -> bool:
+    """Make every leaf of one rmap not accessed; returns whether any was. ``only_test``: only look, up to the first."""
+    young = False
+    place = pte_list_first(head)
+    while place:
+        sptep = pte_list_sptep(vm, place)
+        spte = vm.memory.read_once(sptep)
+        if is_accessed(vm.fmt, spte):
+            if only_test:
+                return True
+            young = True
+            age_spte(vm, sptep, spte)
+        place = pte_list_next(vm, place)
+    return young
 
 
 def write_protect_gfn(vm: Vm, slot: Memslot, gfn: Gfn, min_level: int) -> bool:

@@ -14,8 +14,9 @@ from .pages cimport clear_flood_count, is_obsolete, root_to_sp
 from .resync cimport is_unsync_root, sync_roots
 from .role cimport cpu_role_level, role_direct, role_invalid, role_level, role_with_level, role_with_quadrant
 from .shadow cimport get_page
-from .shadowwalk cimport is_dummy_root
+from .shadowwalk cimport is_dummy_root, is_tdp_mmu_active
 from .spte cimport spte_to_child
+from .tdproots cimport drop_root, take_root
 from .zap cimport commit_zap, make_pages_available, prepare_zap
 from .pagefault cimport topup_caches
 from .walker cimport guest_pgd, read_pdptr
@@ -37,7 +38,7 @@ cpdef int load(Vcpu vcpu) except? -99
 cpdef int put_root(Vm vm, hpa_t root, list invalid_list) except -1
 @cython.locals(i=int, mem=PhysicalMemory, entry=u64, invalid_list=list)
 cpdef int free_current(Vm vm, Mmu mmu, list invalid_list) except -1
-@cython.locals(i=int, invalid_list=list, wanted=bint)
+@cython.locals(i=int, invalid_list=list, wanted=bint, is_tdp=bint)
 cpdef int free_roots(Vm vm, Mmu mmu, u32 roots) except -1
 @cython.locals(sp=ShadowPage)
 cpdef bint is_usable(Vm vm, Mmu mmu, u64 pgd) except -1

@@ -25,8 +25,9 @@ from .pages import clear_flood_count, is_obsolete, root_to_sp
 from .resync import is_unsync_root, sync_roots
 from .role import cpu_role_level, role_direct, role_invalid, role_level, role_with_level, role_with_quadrant
 from .shadow import get_page
-from .shadowwalk import is_dummy_root
+from .shadowwalk import is_dummy_root, is_tdp_mmu_active
 from .spte import spte_to_child
+from .tdproots import drop_root, take_root
 from .walker import guest_pgd, read_pdptr
 from .zap import commit_zap, make_pages_available, prepare_zap
 
@@ -146,7 +147,9 @@ def load(vcpu: Vcpu) -> int:
     ret = topup_caches(vm)
     if ret:
         return ret
-    if role_direct(vcpu.mmu.root_role):
+    if is_tdp_mmu_active(vcpu):
+        ret = take_root(vcpu)
+    elif role_direct(vcpu.mmu.root_role):
         vm.mmu_lock.write_lock()
         ret = make_pages_available(vm)
         if ret == 0:
@@ -168,6 +171,10 @@ def put_root(vm: Vm, root: Hpa, invalid_list: list[ShadowPage]) -> int:
     sp = root_to_sp(vm, root)
     if sp is None or sp.root_count <= 0:
         raise KvmBug(f"root {root:#x} is not in use: {sp!r}")
+    if sp.is_tdp:
+        vm.mmu_lock.assert_shared()
+        return drop_root(vm, sp)
+    vm.mmu_lock.assert_exclusive()
     sp.root_count -= 1
     if sp.root_count == 0 and role_invalid(sp.role):
         prepare_zap(vm, sp, invalid_list)
@@ -175,7 +182,7 @@ def put_root(vm: Vm, root: Hpa, invalid_list: list[ShadowPage]) -> int:
 
 
 def free_current(vm: Vm, mmu: Mmu, invalid_list: list[ShadowPage]) -> int:
-    """Drop the current root, whatever kind it is; ``mmu_lock`` exclusive."""
+    """Drop the current root, whatever kind it is; ``mmu_lock`` exclusive, or shared for one of the TDP MMU."""
     mem = vm.memory
     if is_dummy_root(vm, mmu.root_hpa):
         pass
@@ -193,7 +200,10 @@ def free_current(vm: Vm, mmu: Mmu, invalid_list: list[ShadowPage]) -> int:
 
 
 def free_roots(vm: Vm, mmu: Mmu, roots: int) -> int:
-    """Drop the selected roots (bit 0 current, bit 1 + i previous i); takes ``mmu_lock`` if there is one of them."""
+    """Drop the selected roots (bit 0 current, bit 1 + i previous i).
+
+    Takes ``mmu_lock`` if there is one of them: shared if they are the TDP MMU's, else exclusively.
+    """
     wanted = roots & 1 != 0 and mmu.root_hpa != INVALID_PAGE
     for i in range(3):
         if (roots >> (i + 1)) & 1 and mmu.prev_hpa[i] != INVALID_PAGE:
@@ -201,15 +211,22 @@ def free_roots(vm: Vm, mmu: Mmu, roots: int) -> int:
     if not wanted:
         return 0
     invalid_list: list[ShadowPage] = []
-    vm.mmu_lock.write_lock()
+    is_tdp = vm.policy.tdp_mmu and role_direct(mmu.root_role)
+    if is_tdp:
+        vm.mmu_lock.read_lock()
+    else:
+        vm.mmu_lock.write_lock()
     for i in range(3):
         if (roots >> (i + 1)) & 1 and mmu.prev_hpa[i] != INVALID_PAGE:
             put_root(vm, mmu.prev_hpa[i], invalid_list)
             mmu.prev_hpa[i] = INVALID_PAGE
     if roots & 1 and mmu.root_hpa != INVALID_PAGE:
         free_current(vm, mmu, invalid_list)
-    commit_zap(vm, invalid_list)
-    vm.mmu_lock.write_unlock()
+    if is_tdp:
+        vm.mmu_lock.read_unlock()
+    else:
+        commit_zap(vm, invalid_list)
+        vm.mmu_lock.write_unlock()
     return 0
 
 

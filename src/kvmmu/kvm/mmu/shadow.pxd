@@ -15,7 +15,8 @@ from .pages cimport alloc_page, bucket_head, clear_flood_count, has_gptes, is_ob
 from .resync cimport is_invalid_gpte, sync_children, sync_page
 from .role cimport (child_role, cpu_role_level, role_access, role_ad_disabled, role_direct, role_invalid, role_level)
 from .gpte cimport GpteFormat, gpte_access, gpte_to_gfn, protect_clean
-from .hugepage cimport adjust
+from .hugepage cimport adjust, disallowed_adjust
+from .nxpage cimport set_disallowed, track_possible
 from .shadowwalk cimport is_dummy_root, walk_level, walk_next, walk_sptep, walk_start
 from .spte cimport is_large, is_shadow_present, make_nonleaf, spte_to_child
 from .track cimport account_shadowed
@@ -37,7 +38,7 @@ cpdef int link_page(Vcpu vcpu, hpa_t sptep, ShadowPage sp) except -1
 cpdef int validate_direct(Vcpu vcpu, hpa_t sptep, u32 access) except -1
 @cython.locals(mem=PhysicalMemory, sptep=hpa_t, sp=ShadowPage, level=int)
 cpdef u64 fetch_tables(Vcpu vcpu, PageFault fault, GuestWalk gw, u64 step) except? 0x5A5A5A5A5A
-@cython.locals(sptep=hpa_t, sp=ShadowPage, gfn=gfn_t)
+@cython.locals(vm=Vm, mem=PhysicalMemory, sptep=hpa_t, sp=ShadowPage, gfn=gfn_t)
 cpdef u64 fetch_direct_tables(Vcpu vcpu, PageFault fault, u32 access, u64 step) except? 0x5A5A5A5A5A
 @cython.locals(vm=Vm, mmu=Mmu, step=u64, top=int, verdict=int)
 cpdef int fetch(Vcpu vcpu, PageFault fault, GuestWalk gw, Leaf leaf) except? -99

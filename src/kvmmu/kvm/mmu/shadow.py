@@ -17,9 +17,10 @@ from .bits import PTE_PREFETCH_NUM
 from .change import set_spte
 from .fault import PageFault
 from .gpte import gpte_access, gpte_to_gfn, protect_clean
-from .hugepage import adjust
+from .hugepage import adjust, disallowed_adjust
 from .leaf import Leaf, prefetch_direct, prefetch_one, set_leaf
 from .mmutrace import trace_get_page, trace_spte_requested
+from .nxpage import set_disallowed, track_possible
 from .page import ShadowPage
 from .pages import alloc_page, bucket_head, clear_flood_count, has_gptes, is_obsolete, sptep_index, sptep_to_sp
 from .resync import is_invalid_gpte, sync_children, sync_page
@@ -169,11 +170,14 @@ def fetch_tables(vcpu: Vcpu, fault: PageFault, gw: GuestWalk, step: int) -> int:
 
 def fetch_direct_tables(vcpu: Vcpu, fault: PageFault, access: int, step: int) -> int:
     """Below the guest's leaf, or for a direct MMU: link direct pages down to the goal level. Returns the step there."""
-    mem = vcpu.vm.memory
+    vm = vcpu.vm
+    mem = vm.memory
     while step:
+        sptep = walk_sptep(step, fault.addr)
+        if vm.policy.nx_huge_pages:
+            disallowed_adjust(vm, fault, mem.read_once(sptep), walk_level(step))
         if walk_level(step) == fault.goal_level:
             return step
-        sptep = walk_sptep(step, fault.addr)
         if fault.validate_direct:
             validate_direct(vcpu, sptep, access)
         gfn = round_gfn(fault.gfn, walk_level(step))
@@ -181,6 +185,10 @@ def fetch_direct_tables(vcpu: Vcpu, fault: PageFault, access: int, step: int) ->
         if sp is not None:
             link_page(vcpu, sptep, sp)
             fault.nr_linked += 1
+            if fault.huge_page_disallowed:
+                set_disallowed(vm, sp, True)
+                if fault.req_level >= walk_level(step):
+                    track_possible(vm, sp)
         step = walk_next(step, mem.read_once(sptep))
     raise KvmBug(f"the shadow walk ended above the goal level: {fault!r}")
 

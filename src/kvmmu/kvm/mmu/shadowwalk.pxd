@@ -6,7 +6,7 @@ from ..vcpu cimport Vcpu
 from ..vm cimport Vm
 from .context cimport Mmu
 from .pages cimport clear_flood_count, sptep_to_sp
-from .role cimport role_level
+from .role cimport role_direct, role_level
 from .spte cimport is_last, is_shadow_present
 
 cdef u64 NOTHING, INVALID_PAGE, SPTE_BASE_ADDR_MASK
@@ -23,6 +23,7 @@ cpdef hpa_t walk_sptep(u64 step, u64 addr) noexcept
 cpdef u64 walk_next(u64 step, u64 spte) noexcept
 cpdef int begin_lockless_walk(Vcpu vcpu) except -1
 cpdef int end_lockless_walk(Vcpu vcpu) except -1
+cpdef bint is_tdp_mmu_active(Vcpu vcpu) noexcept
 @cython.locals(step=u64, sptep=hpa_t)
 cpdef hpa_t find_last_sptep(Vcpu vcpu, u64 addr) except? 0x5A5A5A5A5A
 @cython.locals(step=u64, sptep=hpa_t)

@@ -15,7 +15,7 @@ from ..vcpu import Vcpu
 from ..vm import Vm
 from .bits import SPTE_BASE_ADDR_MASK
 from .pages import clear_flood_count, sptep_to_sp
-from .role import role_level
+from .role import role_direct, role_level
 from .spte import is_last, is_shadow_present
 
 _LEVEL_MASK = 7
@@ -62,14 +62,24 @@ def walk_next(step: int, spte: int) -> int:
 def begin_lockless_walk(vcpu: Vcpu) -> int:
     """From here to :func:`end_lockless_walk` no table that can be reached is freed; takes no lock.
 
-    A remote flush, which comes before every freeing, waits for the vCPU's mode (``walk_shadow_page_lockless_begin``).
+    A remote flush, which comes before every freeing of a shadow page, waits for the vCPU's mode; tables of the TDP MMU
+    are freed after the readers of RCU (``walk_shadow_page_lockless_begin``).
     """
+    if is_tdp_mmu_active(vcpu):
+        return vcpu.vm.rcu.read_lock()
     return begin_reading(vcpu)
 
 
 def end_lockless_walk(vcpu: Vcpu) -> int:
     """The walk is over, also where it raises: nothing that it found may be used any more."""
+    if is_tdp_mmu_active(vcpu):
+        return vcpu.vm.rcu.read_unlock()
     return end_reading(vcpu)
+
+
+def is_tdp_mmu_active(vcpu: Vcpu) -> bool:
+    """Whether the tables that ``vcpu`` uses now are the TDP MMU's."""
+    return vcpu.vm.policy.tdp_mmu and role_direct(vcpu.mmu.root_role)
 
 
 def find_last_sptep(vcpu: Vcpu, addr: int) -> Hpa:

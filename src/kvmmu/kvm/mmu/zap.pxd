@@ -6,11 +6,13 @@ from ..requests cimport flush_remote_tlbs, make_all_cpus_request
 from ..vm cimport Vm
 from .change cimport clear_no_track
 from .mmutrace cimport trace_prepare_zap_page, trace_zap_all_fast
+from .nxpage cimport forget, is_disallowed
 from .page cimport ShadowPage
 from .pages cimport free_page, has_gptes, is_obsolete, list_del, mark_invalid, next_valid_gen, sptep_to_sp
 from .rmap cimport drop_spte, pte_list_add, pte_list_first, pte_list_remove, pte_list_sptep
 from .role cimport role_invalid, role_level
 from .spte cimport is_last, is_mmio, is_shadow_present, spte_to_child
+from .tdproots cimport invalidate_all_roots, zap_all_roots, zap_invalidated_roots
 from .track cimport unaccount_shadowed
 from .unsync cimport UnsyncWalk, is_unsync, unlink_unsync_page, unsync_walk
 

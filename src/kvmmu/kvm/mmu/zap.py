@@ -20,11 +20,13 @@ from ..vm import Vm
 from .bits import KVM_MIN_FREE_MMU_PAGES, KVM_REFILL_PAGES, SHADOW_NONPRESENT_VALUE
 from .change import clear_no_track
 from .mmutrace import trace_prepare_zap_page, trace_zap_all_fast
+from .nxpage import forget, is_disallowed
 from .page import ShadowPage
 from .pages import free_page, has_gptes, is_obsolete, list_del, mark_invalid, next_valid_gen, sptep_to_sp
 from .rmap import drop_spte, pte_list_add, pte_list_first, pte_list_remove, pte_list_sptep
 from .role import role_invalid, role_level
 from .spte import is_last, is_mmio, is_shadow_present, spte_to_child
+from .tdproots import invalidate_all_roots, zap_all_roots, zap_invalidated_roots
 from .track import unaccount_shadowed
 from .unsync import UnsyncWalk, is_unsync, unlink_unsync_page, unsync_walk
 
@@ -121,6 +123,8 @@ def prepare_zap(vm: Vm, sp: ShadowPage, invalid_list: list[ShadowPage]) -> int:
         zapped_root = not is_obsolete(vm, sp)
         if not role_invalid(sp.role):
             list_del(sp)
+    if is_disallowed(vm, sp):
+        forget(vm, sp)
     mark_invalid(vm, sp)
     if zapped_root:
         make_all_cpus_request(vm, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
@@ -211,18 +215,21 @@ def change_mmu_pages(vm: Vm, goal: int) -> None:
 
 
 def zap_all_fast(vm: Vm) -> None:
-    """Make every page obsolete by toggling the generation, then zap them, oldest first.
+    """Make every page obsolete by toggling the generation, then zap them, oldest first; then what TDP roots hold.
 
-    Caller holds ``slots_lock``; takes ``mmu_lock`` exclusively. Roots in use are freed by their vCPUs.
+    Caller holds ``slots_lock``; takes ``mmu_lock`` exclusively, then shared. Roots in use are freed by their vCPUs.
     """
     vm.slots_lock.assert_held()
     vm.mmu_lock.write_lock()
     if vm.trace.on:
         trace_zap_all_fast(vm.trace, vm.mmu_valid_gen, vm.n_used_mmu_pages)
     next_valid_gen(vm)
+    # Before the request, and under the same lock: who serves it must find the roots invalid.
+    invalidate_all_roots(vm)
     make_all_cpus_request(vm, KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
     zap_obsolete_pages(vm)
     vm.mmu_lock.write_unlock()
+    zap_invalidated_roots(vm)
 
 
 def zap_obsolete_pages(vm: Vm) -> None:
@@ -240,7 +247,7 @@ def zap_obsolete_pages(vm: Vm) -> None:
 
 
 def zap_all(vm: Vm) -> None:
-    """Zap every active page, newest first: the end of the VM; takes ``mmu_lock`` exclusively."""
+    """Zap every active page, newest first, and all TDP roots: the end of the VM; takes ``mmu_lock`` exclusively."""
     vm.mmu_lock.write_lock()
     invalid_list: list[ShadowPage] = []
     sp = vm.active_mmu_pages.link_next
@@ -250,4 +257,5 @@ def zap_all(vm: Vm) -> None:
             newer = vm.active_mmu_pages.link_next
         sp = newer
     commit_zap(vm, invalid_list)
+    zap_all_roots(vm)
     vm.mmu_lock.write_unlock()

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Audit of the legacy MMU: the invariants of a VM's structures, checked one against the other.
+"""Audit of the MMU: the invariants of a VM's structures, checked one against the other.
 
 Called while nobody holds a lock; slow, interpreted, and without side effects. What is checked, by the reference's
-numbers: I3 (protected guest tables), I4 (unsync bits), I5 (rmaps and parent links, descriptors), I6 (write-track and
-large-page counts), I7 (lists, validity, root counts), I9 (writable triples), I10 (MMIO sptes), I11 (counters), I14
-(roles), I16 (empty entries), and the accounting of frames. The translations themselves, and what TLBs hold, are the
-business of other oracles. Words are decoded here anew, apart from the single-spte predicates of ``spte``. Every check
+numbers: I1 (the host's pages) and I8 (what may be written is logged) of the TDP MMU, I3 (protected guest tables), I4
+(unsync bits), I5 (rmaps and parent links, descriptors), I6 (write-track and large-page counts), I7 (lists, validity,
+root counts), I9 (writable triples, nothing frozen), I10 (MMIO sptes), I11 (counters), I14 (roles), I15 (no section of
+RCU is open), I16 (empty entries), the accounting of frames, and that TLBs hold nothing that the tables have not (of I1
+and I2). Words are decoded here anew, apart from the single-spte predicates of ``spte``. Every check
 adds to one :class:`~.survey.Survey`, so that each table is read once: the order of the checks is that of their needs.
 An :class:`Auditor` audits a VM again and again, and reads only what is not as it was.
 Source: reference "Invariants for a model checker / runtime audit".

@@ -26,6 +26,7 @@ def check_roots(survey: Survey) -> None:
         mmu = vcpu.mmu
         for root in (mmu.root_hpa, *(mmu.prev_root(i)[0] for i in range(3))):
             users.update(_pages_of_root(survey, root, mmu))
+    users = Counter({spt: count for spt, count in users.items() if spt not in survey.tdp_tables})
     for sp in survey.sps:
         if sp.root_count != users[sp.spt]:
             survey.bad("I7", f"root_count is {sp.root_count}, {users[sp.spt]} roots use {name_of(sp)}")
@@ -47,14 +48,13 @@ def _pages_of_root(survey: Survey, root: int, mmu: Mmu) -> list[int]:
 def check_counters(survey: Survey) -> None:
     """The counters of the VM are what they count."""
     vm, stat = survey.vm, survey.vm.stat
-    levels = Counter(map(itemgetter(1), survey.leaves.values()))
+    levels = Counter(map(itemgetter(1), survey.leaves.values())) + survey.tdp_leaves
     real = {
         "pages_4k": (stat.pages_4k, levels[1]),
         "pages_2m": (stat.pages_2m, levels[2]),
         "pages_1g": (stat.pages_1g, levels[3]),
         "n_used_mmu_pages": (vm.n_used_mmu_pages, len(survey.sps)),
         "mmu_unsync": (stat.mmu_unsync, sum(bool(sp.unsync) for sp in survey.sps)),
-        "nx_lpage_splits": (stat.nx_lpage_splits, 0),
     }
     for name, (counter, count) in real.items():
         if counter != count:
@@ -74,8 +74,9 @@ def check_frames(survey: Survey) -> None:
         if refs != 1:
             survey.bad("frames", f"the {kind} at {hpa:#x} has {refs} references, it needs 1")
     pages = sum(isinstance(owner, ShadowPage) for owner in frames.all_owners())
-    if pages != len(survey.sps):
-        survey.bad("frames", f"{pages} frames belong to shadow pages, {len(survey.sps)} pages exist")
+    exist = len(survey.sps) + len(survey.tdp_tables)
+    if pages != exist:
+        survey.bad("frames", f"{pages} frames belong to shadow pages, {exist} pages exist")
     _check_descs(survey)
 
 

@@ -69,7 +69,7 @@ def check_entries(survey: Survey, sp: ShadowPage, entries: Iterable[tuple[int, i
 
 def _check_absent(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
     if is_mmio(survey.vm.fmt, spte):
-        _check_mmio(survey, sp, index, sptep, spte)
+        check_mmio(survey, sp, index, sptep, spte)
     elif spte == FROZEN_SPTE:
         survey.bad("I9", f"frozen {survey.spte_text(sptep, sp)}")
     else:
@@ -129,8 +129,12 @@ def _check_child_role(survey: Survey, sp: ShadowPage, index: int, child: ShadowP
         survey.bad("I14", f"the entry maps gfn {survey.gfn_of(sp, index):#x}: {pair}")
 
 
-def _check_mmio(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
-    survey.mmio.add(sptep)
+def check_mmio(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
+    """The MMIO spte at ``index`` of ``sp``, of either MMU, names a gfn without memory, its own in a direct table."""
+    if sp.is_tdp:
+        survey.result.mmio += 1
+    else:
+        survey.mmio.add(sptep)
     vm = survey.vm
     gfn = mmio_gfn(vm.fmt, spte)
     slots = vm.memslots[as_id_of(sp)]

@@ -32,6 +32,7 @@ class Audit:
     nonleaves: int = 0
     mmio: int = 0
     rmap_entries: int = 0
+    tlb_entries: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -63,6 +64,7 @@ class Survey:
         "links",
         "lists",
         "mmio",
+        "nr_tdp_roots",
         "parents",
         "protected",
         "result",
@@ -70,6 +72,8 @@ class Survey:
         "shadowed",
         "sps",
         "spts",
+        "tdp_leaves",
+        "tdp_tables",
         "tracked",
         "vm",
     )
@@ -100,13 +104,17 @@ class Survey:
         self.tracked: dict[tuple[int, int], dict[int, int]] = {}
         self.protected: list[int] = []
         self.free_descs: set[int] = set()
+        # Tables of the TDP MMU by where they are, how many of them are roots, leaves by level.
+        self.tdp_tables: dict[int, ShadowPage] = {}
+        self.nr_tdp_roots = 0
+        self.tdp_leaves: Counter[int] = Counter()
 
     def count(self) -> None:
-        """Put into the result how much was found."""
-        self.result.pages = len(self.sps)
-        self.result.leaves = len(self.leaves)
-        self.result.nonleaves = len(self.links)
-        self.result.mmio = len(self.mmio)
+        """Add to the result how much of the legacy MMU was found; what the TDP MMU has is counted as it is read."""
+        self.result.pages = len(self.sps) + len(self.tdp_tables)
+        self.result.leaves += len(self.leaves)
+        self.result.nonleaves += len(self.links)
+        self.result.mmio += len(self.mmio)
         self.result.rmap_entries = sum(self.rmap_seen.values())
 
     def bad(self, invariant: str, text: str) -> None:

@@ -8,6 +8,8 @@ from .entries import check_table
 from .pages import check_active_list, check_hash, check_role
 from .rmaps import check_parents, check_rmaps
 from .survey import Survey
+from .tdp import check_nx_pages, check_tdp_mmu
+from .tlbs import check_tlbs
 from .tracking import check_tracking, check_unsync, note_shadowed
 
 
@@ -30,6 +32,8 @@ def check_headers(survey: Survey) -> None:
     note_shadowed(survey)
     for sp in survey.sps:
         check_role(survey, sp)
+    check_tdp_mmu(survey)
+    check_nx_pages(survey)
 
 
 def check_totals(survey: Survey) -> None:
@@ -38,4 +42,5 @@ def check_totals(survey: Survey) -> None:
     check_roots(survey)
     check_counters(survey)
     check_frames(survey)
+    check_tlbs(survey)
     survey.count()
