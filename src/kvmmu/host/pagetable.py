@@ -66,12 +66,12 @@ class PageTable:
 
     def is_zero_page(self, hpte: int) -> bool:
         """Whether a present ``hpte`` maps the zero page, or a piece of the huge one."""
-        pfn = (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT
+        pfn = hpte_to_pfn(hpte)
         return pfn == self.frames.zero_pfn or self.is_huge_zero(hpte)
 
     def is_huge_zero(self, hpte: int) -> bool:
         """Whether a present ``hpte`` maps a piece of the huge zero page."""
-        pfn = (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT
+        pfn = hpte_to_pfn(hpte)
         first = self.huge_zero_pfn
         return first != NO_PFN and first <= pfn < first + 512
 
