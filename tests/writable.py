@@ -34,7 +34,7 @@ class Rig:
         self.world = World(Params(npt=npt), nr_frames=4096)
         self.hva = self.world.add_slot(0, 0, 8 << 20, flags=1)
         self.world.add_slot(1, 16 << 20, 1 << 20, flags=2)
-        self.world.on_event(lambda event: None)
+        self.world.on_event(str)
         self.tables = self.world.tables("4-level", 0x10000)
         self.tables.map_range(_GVA, _GPA, 0x10000)
         self.tables.map_range(0x7000_0000_0000, 0, 0x20_0000)

@@ -53,7 +53,7 @@ def machine(npt: bool, *, refuses: bool = False) -> tuple[World, Vcpu, Emulator]
     world.add_slot(0, 0, 16 << 20)
     vcpu = world.create_vcpu()
     emulator = Emulator(vcpu, refuses=refuses)
-    vcpu.runner = emulator
+    vcpu.set_runner(emulator)
     tables = world.tables("4-level", ROOT)
     tables.map(GVA, GPA)
     world.poke(GPA, 0x1234)

@@ -32,7 +32,8 @@ while IFS=: read -r tag kvm amd; do
         echo 0 > $T/tracing_on
         cp $T/trace $OUT/$name.$tag.trace
         echo "ORACLE: $name $tag rc=$rc lines $(wc -l < $OUT/$name.$tag.trace)"
-        /lab/put $OUT/$name.$tag.trace $OUT/$name.$tag.res
+        gzip -n -1 $OUT/$name.$tag.trace
+        /lab/put $OUT/$name.$tag.trace.gz $OUT/$name.$tag.res
         rm $OUT/$name.$tag.*
     done
     echo 0 > $T/instances/lab/events/lab/pgd/enable

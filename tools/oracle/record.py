@@ -12,6 +12,7 @@ given, kernel and QEMU of ``packages``, is fetched with apt-get download and unp
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import lzma
 import shutil
@@ -127,12 +128,12 @@ def main() -> int:
         shutil.copy(path, options.out)
         for mode in modes:
             name = f"{path.stem}.{mode}"
-            trace, results = recorded.get(f"{name}.trace"), recorded.get(f"{name}.res")
+            trace, results = recorded.get(f"{name}.trace.gz"), recorded.get(f"{name}.res")
             if trace is None or results is None:
                 print(f"{name}: nothing was recorded (see {options.work}/log.txt)", file=sys.stderr)
                 missing += 1
                 continue
-            text = "\n".join(normalise(trace.decode(errors="replace").splitlines())) + "\n"
+            text = "\n".join(normalise(gzip.decompress(trace).decode(errors="replace").splitlines())) + "\n"
             (options.out / f"{name}.norm.xz").write_bytes(lzma.compress(text.encode(), preset=9))
             (options.out / f"{name}.res.xz").write_bytes(lzma.compress(results, preset=9))
     print(f"{len(scenarios)} scenarios in {len(modes)} modes; stream sha256 {hashlib.sha256(stream).hexdigest()}")

@@ -78,8 +78,8 @@ def command(
         str | None,
         typer.Option(
             metavar="FEATURE=VALUE,...|none",
-            help="Of a guest's entry: what its CPU has, such as nx=off,maxphyaddr=36 (nx, gbpages, pse36, pku, la57, lm, amd, "
-            "maxphyaddr); none: a guest without CPUID. [default: not known]",
+            help="Of a guest's entry: what its CPU has, such as nx=off,maxphyaddr=36 (nx, gbpages, pse36, pku, la57, "
+            "lm, amd, maxphyaddr); none: a guest without CPUID. [default: not known]",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, UserError
-from .output import Interrupted, json_text
+from .output import Interrupted, complain, json_text
 from .status import Status
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def command(
     place = [0, at]
     try:
         with naming(path), Reader(str(path)) as reader:
+            if loss := reader.loss():
+                complain(f"warning: {loss}")
             place[1] = reader.total if at is None else at
             try:
                 player = play_to(reader, mmu, at)

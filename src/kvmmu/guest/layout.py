@@ -33,11 +33,7 @@ from ..hw.bits import (
     PT_PSE36_LOW,
     PT_PSE36_SHIFT,
 )
-from ..hw.modes import (
-    MODES,
-    Limits,
-    PagingMode,
-)
+from ..hw.modes import MODES, Limits, PagingMode
 from ..page_types import PAGE_SIZE
 
 SIZE_4K = 1 << 12

@@ -177,7 +177,9 @@ class FrameAllocator:
         return self.flags[self.head(pfn)]
 
     def owner(self, pfn: Pfn) -> Any:
-        """What the frame's owner keeps with it (``page_private``: a ShadowPage), or None; ``pfn`` exists."""
+        """What the frame's owner keeps with it (``page_private``: a ShadowPage); None: nothing, or no such frame."""
+        if pfn >= self.nr_frames:
+            return None
         owners = self.owners[pfn >> _OWNERS_SHIFT]
         if owners is None:
             return None

@@ -6,7 +6,7 @@ from .frames cimport FrameAllocator
 from .vma cimport Vma
 
 cdef int HPTE_LEVEL_SHIFT
-cdef u64 HPTE_PFN_MASK, HPTE_PRESENT, HPTE_WRITABLE, PAGE_SHIFT
+cdef u64 HPTE_PFN_MASK, HPTE_PRESENT, HPTE_WRITABLE, NO_PFN, PAGE_SHIFT
 
 cdef u64 _HPTE_LEVEL_ONE
 cdef int _PMD_SHIFT
@@ -22,9 +22,15 @@ cdef class PageTable:
     cdef Gate gate
     cdef readonly set pmd_tables    # hva >> 30 of each 1G block with anything mapped since it was last unmapped whole
     cdef readonly set pte_tables    # hva >> 21 of each 2M block that a table of 4K entries maps
+    cdef public bint has_huge_zero
+    cdef public pfn_t huge_zero_pfn # first frame of the huge zero page, or NO_PFN
 
     cpdef u64 load(self, Vma vma, hva_t hva) except? 0xFFFFFFFFFFFFFFFF
     cpdef int announce(self, str kind, hva_t first, hva_t last) except -1
+    @cython.locals(pfn=u64)
+    cpdef bint is_zero_page(self, u64 hpte) except -1
+    @cython.locals(pfn=u64, first=u64)
+    cpdef bint is_huge_zero(self, u64 hpte) except -1
     cpdef bint has_pmd_table(self, hva_t hva) except -1
     cpdef bint may_map_block(self, hva_t hva, int level) except -1
     cpdef hva_t first_mapped(self, hva_t start, hva_t end) except? 0xFFFFFFFFFFFF0000

@@ -10,11 +10,11 @@ bits    meaning of an hpte (0: nothing is mapped)
 12-51   pfn of this 4K page (of a huge page: of the 4K piece of it that lies here)
 ======  ====================================================================================
 
-Each mapping holds one reference to its page, except mappings of the zero page. The words lie in the ranges
-(``vma``); which tables a real host would have allocated above them is kept here, because the notifier chain hears of
-some changes only where there are tables. Both are shared, and touched here alone, past the gate: an operation
-announces every 2M block that it is about to touch, then touches, so that a huge page comes and goes at once. Source:
-reference section "What a model must supply around KVM".
+Each mapping holds one reference to its page, except mappings of the zero page and of the huge zero page. The words
+lie in the ranges (``vma``); which tables a real host would have allocated above them is kept here, because the
+notifier chain hears of some changes only where there are tables. Both are shared, and touched here alone, past the
+gate: an operation announces every 2M block that it is about to touch, then touches, so that a huge page comes and goes
+at once. Source: reference section "What a model must supply around KVM".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 
 from ..addr import Address, Hva, Pfn, hpa_to_pfn, pages_per_level
 from ..page_types import LEVEL_BITS, PAGE_SHIFT
-from .bits import HPTE_LEVEL_SHIFT, HPTE_PFN_MASK, HPTE_PRESENT, HPTE_WRITABLE
+from .bits import HPTE_LEVEL_SHIFT, HPTE_PFN_MASK, HPTE_PRESENT, HPTE_WRITABLE, NO_PFN
 from .frames import FrameAllocator
 from .vma import Vma
 
@@ -47,15 +47,33 @@ def hpte_to_pfn(hpte: Address) -> Pfn:
 
 
 class PageTable:
-    """The mappings of one address space over the frames of ``frames``. Who maps and unmaps tells the chain."""
+    """The mappings of one address space over the frames of ``frames``. Who maps and unmaps tells the chain.
 
-    __slots__ = ("frames", "gate", "pmd_tables", "pte_tables")
+    ``has_huge_zero``: what is only read of a huge page is backed by the huge zero page (Linux's
+    ``transparent_hugepage/use_zero_page``; off unless set), whose first frame is ``huge_zero_pfn``, NO_PFN until the
+    first is wanted.
+    """
+
+    __slots__ = ("frames", "gate", "has_huge_zero", "huge_zero_pfn", "pmd_tables", "pte_tables")
 
     def __init__(self, frames: FrameAllocator) -> None:
         self.frames = frames
         self.gate = frames.memory.gate
+        self.has_huge_zero = False
+        self.huge_zero_pfn = NO_PFN
         self.pte_tables: set[int] = set()
         self.pmd_tables: set[int] = set()
+
+    def is_zero_page(self, hpte: int) -> bool:
+        """Whether a present ``hpte`` maps the zero page, or a piece of the huge one."""
+        pfn = hpte_to_pfn(hpte)
+        return pfn == self.frames.zero_pfn or self.is_huge_zero(hpte)
+
+    def is_huge_zero(self, hpte: int) -> bool:
+        """Whether a present ``hpte`` maps a piece of the huge zero page."""
+        pfn = hpte_to_pfn(hpte)
+        first = self.huge_zero_pfn
+        return first != NO_PFN and first <= pfn < first + 512
 
     def load(self, vma: Vma, hva: Hva) -> int:
         """The word of the 4K page at ``hva``, which lies in ``vma``."""
@@ -117,12 +135,18 @@ class PageTable:
                 self.announce("write", first, first + (nr << PAGE_SHIFT) - 1)
             index = (first - vma.start) >> PAGE_SHIFT
             hpte = vma.hptes[index]
+            if child == 1:
+                self.pte_tables.add(hva >> _PMD_SHIFT)
+            if self.is_huge_zero(hpte):
+                # Its pieces are no pages of their own: the small zero page takes their place.
+                hpte = (self.frames.zero_pfn << PAGE_SHIFT) | HPTE_PRESENT | _HPTE_LEVEL_ONE
+                for i in range(nr):
+                    vma.hptes[index + i] = hpte
+                return 0
             self.frames.get_many(hpte_to_pfn(hpte), 511)
             # The level field of a huge mapping is one more than that of its pieces.
             for i in range(nr):
                 vma.hptes[index + i] -= _HPTE_LEVEL_ONE
-            if child == 1:
-                self.pte_tables.add(hva >> _PMD_SHIFT)
 
     def change_protection(self, vma: Vma) -> int:
         """Bring the words of ``vma`` in line with its protection.
@@ -136,7 +160,7 @@ class PageTable:
                 self.announce("write", hva, hva)
             for i in range((hva - vma.start) >> PAGE_SHIFT, (stop - vma.start) >> PAGE_SHIFT):
                 hpte = vma.hptes[i]
-                if hpte & HPTE_PRESENT and hpte_to_pfn(hpte) != self.frames.zero_pfn:
+                if hpte & HPTE_PRESENT and not self.is_zero_page(hpte):
                     vma.hptes[i] = hpte | HPTE_WRITABLE if vma.writable else hpte & ~HPTE_WRITABLE
             hva = self.next_block(vma, stop, vma.end)
         return 0
@@ -159,7 +183,7 @@ class PageTable:
                 level = 1
                 if hpte & HPTE_PRESENT:
                     level = (hpte >> HPTE_LEVEL_SHIFT) & 3
-                    if hpte_to_pfn(hpte) != self.frames.zero_pfn:
+                    if not self.is_zero_page(hpte):
                         self.frames.put(hpte_to_pfn(hpte))
                 i += pages_per_level(level)
             # A 1G page reaches beyond its first 2M block.

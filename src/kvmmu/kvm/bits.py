@@ -65,6 +65,8 @@ KVM_REQ_NAMES = {
     KVM_REQ_TLB_FLUSH_GUEST: "TLB_FLUSH_GUEST",
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: "MMU_FREE_OBSOLETE_ROOTS",
 }
+#: All requests, a bit each.
+KVM_REQ_ALL = sum(1 << req for req in KVM_REQ_NAMES)
 
 #: ``Trace.vcpu_id`` while kvm works for no vCPU, but for the process: an ioctl of the VM, the notifier.
 NO_VCPU = -1

@@ -6,7 +6,7 @@ from ..intervaltree cimport IntervalTree
 
 cdef int KVM_USER_MEM_SLOTS, LEVEL_BITS
 cdef u64 KVM_HVA_ERR_BAD, KVM_HVA_ERR_RO_BAD, KVM_MEMSLOT_INVALID, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
-cdef u64 KVM_PFN_ERR_MASK, KVM_PFN_ERR_NOSLOT_MASK, KVM_PFN_NOSLOT, ONE, PAGE_SHIFT, U64
+cdef u64 KVM_PFN_ERR_MASK, KVM_PFN_ERR_NOSLOT_MASK, KVM_PFN_NOSLOT, ONE, PAGE_SHIFT
 
 @cython.final
 @cython.no_gc
@@ -26,13 +26,13 @@ cdef class Memslot:
     cdef u64 offset[4]
     cdef u64 nr_entries[4]          # by level
     # Each array is kept twice: as the Python object that copies of the slot share, and as C words.
-    cdef public object rmap_array   # None while no rmaps are in use
+    cdef readonly object rmap_array   # None while no rmaps are in use
     cdef u64[::1] rmap              # rmap head words, levels 1 to 3 (mmu/rmap.py)
-    cdef public object lpage_array
+    cdef readonly object lpage_array
     cdef s32[::1] disallow_lpage    # levels 2 and 3 only; != 0 forbids a large page
-    cdef public object write_track_array
+    cdef readonly object write_track_array
     cdef u16[::1] gfn_write_track   # element index(gfn, 1); None while nothing is tracked
-    cdef public object dirty_array
+    cdef readonly object dirty_array
     cdef u64[::1] dirty_bitmap      # one bit per page, then as many words of scratch; None: not logging
 
     cpdef u64 index(self, gfn_t gfn, int level) noexcept

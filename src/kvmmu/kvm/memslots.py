@@ -13,6 +13,7 @@ Per level an array has one element for each block that the slot touches: that of
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,9 @@ from .bits import (
     KVM_PFN_NOSLOT,
     KVM_USER_MEM_SLOTS,
 )
+
+# So many large-page counts at most are an array of their own size.
+_FEW_LPAGES = 1024
 
 
 class Memslot:
@@ -83,7 +87,7 @@ class Memslot:
         self.offset[3] = self.nr_entries[2]
         self.offset[1] = self.nr_entries[2] + self.nr_entries[3]
         self.rmap_array: memoryview | None = None
-        self.lpage_array: memoryview | None = None
+        self.lpage_array: memoryview | array[int] | None = None
         self.write_track_array: memoryview | None = None
         self.dirty_array: memoryview | None = None
         self._bind()
@@ -104,7 +108,9 @@ class Memslot:
 
     def alloc_lpage_info(self) -> None:
         """Give the slot its ``disallow_lpage`` counts, set where a large page can never be."""
-        self.lpage_array = zeroed_array("i", self.nr_lpages(2) + self.nr_lpages(3))
+        count = self.nr_lpages(2) + self.nr_lpages(3)
+        # Most slots have few; an array of so little is nothing that the garbage collector must look at.
+        self.lpage_array = array("i", bytes(4 * count)) if count <= _FEW_LPAGES else zeroed_array("i", count)
         self._bind()
         self._forbid_lpages()
 
@@ -280,9 +286,9 @@ class Memslots:
         self.generation = generation
 
     def replace(self, old: Memslot | None, new: Memslot | None) -> int:
-        """Take out ``old`` and put in ``new`` (None: nothing); nobody reads this set (``kvm_replace_memslot``). Return 0.
+        """Take out ``old`` and put in ``new`` (None: nothing); nobody reads this set (``kvm_replace_memslot``).
 
-        :class:`KvmBug` if ``old`` is not in the set.
+        Return 0. :class:`KvmBug` if ``old`` is not in the set.
         """
         which = self.node_index
         if old is not None:

@@ -8,12 +8,13 @@ from .vcpu cimport Vcpu
 from .vm cimport Vm
 
 cdef int IN_GUEST_MODE, KVM_REQ_TLB_FLUSH, OUTSIDE_GUEST_MODE
-cdef u64 KVM_REQ_WAIT, ONE
+cdef u64 KVM_REQ_ALL, KVM_REQ_WAIT, ONE
 
 @cython.locals(gate=Gate)
 cpdef int make_request(Vcpu vcpu, int req) except -1
 cpdef bint has_request(Vcpu vcpu, int req) except -1
 cpdef bint has_requests(Vcpu vcpu) except -1
+cpdef int must_be_known(Vcpu vcpu) except -1
 @cython.locals(gate=Gate)
 cpdef bint check_request(Vcpu vcpu, int req) except -1
 @cython.locals(vcpu=Vcpu, ipi=bint, waits=bint, mode=int)

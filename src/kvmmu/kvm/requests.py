@@ -7,8 +7,9 @@ The owner of ``vcpu.requests``. Reference: "TLB flush rules, vCPU modes, request
 from __future__ import annotations
 
 from ..addr import Gfn, pages_per_level
+from ..errors import KvmBug
 from ..page_types import ONE
-from .bits import IN_GUEST_MODE, KVM_REQ_TLB_FLUSH, KVM_REQ_WAIT, OUTSIDE_GUEST_MODE
+from .bits import IN_GUEST_MODE, KVM_REQ_ALL, KVM_REQ_TLB_FLUSH, KVM_REQ_WAIT, OUTSIDE_GUEST_MODE
 from .memslots import Memslot
 from .mode import kick, wait_for_reading
 from .vcpu import Vcpu
@@ -37,6 +38,13 @@ def has_requests(vcpu: Vcpu) -> bool:
     if vcpu.gate.armed:
         vcpu.gate.announce("read", vcpu, "requests")
     return vcpu.requests != 0
+
+
+def must_be_known(vcpu: Vcpu) -> int:
+    """Return 0; :class:`~kvmmu.errors.KvmBug` if a request is pending that nobody serves, or ever will."""
+    if vcpu.requests & ~KVM_REQ_ALL:
+        raise KvmBug(f"vcpu {vcpu.vcpu_id}: requests {vcpu.requests:#x}, of which {KVM_REQ_ALL:#x} are served")
+    return 0
 
 
 def check_request(vcpu: Vcpu, req: int) -> bool:

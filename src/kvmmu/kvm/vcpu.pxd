@@ -17,7 +17,7 @@ cdef class Vcpu:
     cdef readonly Vm vm
     cdef readonly Gate gate
     cdef readonly Cpu cpu               # the logical CPU that makes its accesses
-    cdef public Runner runner           # what is told its registers and flushes: that CPU, or an emulator
+    cdef readonly Runner runner         # what is told its registers and flushes: that CPU, or an emulator
     # Its contexts: of its own tables, of a nested guest's second stage as kvm shadows it, of that guest's own tables.
     cdef readonly Mmu root_mmu
     cdef readonly Mmu guest_mmu

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..addr import Address, Gfn, Gpa, Gva
+from ..errors import UserError
 from ..hw.cpu import Cpu, CpuRunner
 from ..hw.runner import Runner
 from ..page_types import ONE, U64
@@ -137,6 +138,15 @@ class Vcpu:
         self.amd_compatible = features.amd
         self.cr4_guest_rsvd_bits = features.cr4_guest_rsvd_bits
         self.efer_guest_rsvd_bits = features.efer_guest_rsvd_bits
+
+    def set_runner(self, runner: Runner) -> None:
+        """Let ``runner`` run the vCPU: it is told registers and flushes from now on.
+
+        :raises UserError: it is no :class:`~kvmmu.hw.runner.Runner`.
+        """
+        if not isinstance(runner, Runner):
+            raise UserError(f"runner {runner!r}: must be a Runner, such as CpuRunner(cpu)")
+        self.runner = runner
 
     def nr_faults(self, cause: int) -> int:
         """Page-fault exits with this cause (CAUSE_*) so far."""

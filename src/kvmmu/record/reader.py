@@ -54,9 +54,9 @@ class Reader:
     ``header`` and ``trailer`` (None when the file has none) are known from the start, ``total`` (number of records)
     and ``cut`` too. Each :meth:`next` fills ``kind`` and the fields of that kind; the others keep old values.
 
-    Raises :class:`RecordingError` on opening (no file, not a recording, newer format, truncated, damaged header) and
-    from :meth:`next` (corrupted block, content that contradicts itself). ``salvage`` opens a truncated file all the
-    same.
+    A file that ends inside a block is read up to there (:meth:`loss` says so), and is ``cut``. Raises
+    :class:`RecordingError` on opening (no file, not a recording, newer format, no whole block of records in a truncated
+    one, damaged header) and from :meth:`next` (corrupted block, content that contradicts itself).
     """
 
     __slots__ = (
@@ -117,9 +117,9 @@ class Reader:
         "what",
     )
 
-    def __init__(self, path: str, salvage: bool = False) -> None:
+    def __init__(self, path: str) -> None:
         self.path = str(path)
-        self.blocks = BlockFile(self.path, salvage)
+        self.blocks = BlockFile(self.path)
         header: Header = self.blocks.header
         trailer: Trailer | None = self.blocks.trailer
         self.header = header
@@ -154,6 +154,10 @@ class Reader:
     def close(self) -> None:
         """Close the file; the current record stays readable."""
         self.blocks.close()
+
+    def loss(self) -> str | None:
+        """One sentence if the file ends inside a block, None otherwise."""
+        return self.blocks.loss()
 
     def next(self) -> int:
         """Decode the next record into the fields and return its kind; 0 at the end of the recording.

@@ -68,7 +68,8 @@ def test_a_flush_that_is_counted_and_not_made_is_found(npt: bool, change: object
             guest.vcpu.runner = Deaf(guest.vcpu.cpu)
         before = flushes(guest.world.vm)
         change(guest)  # type: ignore[operator]
-        assert flushes(guest.world.vm) > before
+        # Of a slot that goes the TDP MMU flushes nothing: its roots are obsolete, and the new one comes with a flush.
+        assert flushes(guest.world.vm) > before or (npt and change is delete)
         # The flush is due, and not yet made: nothing is wrong.
         guest.world.audit()
         guest.read(VA + 0x1000)

@@ -80,7 +80,7 @@ def test_a_zapped_leaf_leaves_its_rmap() -> None:
     with held(guest.world.vm):
         zap.zap_pte(guest.world.vm, chain(guest)[-1], leaf.hpa)
     assert (word(guest, VA), slot.rmap_word(DATA >> 12, 1)) == (EMPTY, 0)
-    with pytest.raises(KvmBug, match="I1: vCPU 0, gva .* no flush is due"):
+    with pytest.raises(KvmBug, match=r"I1: vCPU 0, gva .* no flush is due"):
         guest.audit()
     flush_remote_tlbs(guest.world.vm)
     guest.audit()

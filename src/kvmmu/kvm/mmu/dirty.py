@@ -163,8 +163,8 @@ def clear_dirty_log(vm: Vm, slot_number: int, first_page: int, num_pages: int, b
         if rest < 0 or num_pages > rest or (num_pages < rest and num_pages & 63):
             _refuse(
                 errno.EINVAL,
-                f"KVM_CLEAR_DIRTY_LOG: {num_pages:#x} pages from {first_page:#x}: must lie in the slot's {slot.npages:#x}"
-                " pages, and be a multiple of 64 unless they end where it does",
+                f"KVM_CLEAR_DIRTY_LOG: {num_pages:#x} pages from {first_page:#x}: must lie in the slot's"
+                f" {slot.npages:#x} pages, and be a multiple of 64 unless they end where it does",
             )
         nr_bytes = (num_pages + 63) // 64 * 8
         if len(bitmap) < nr_bytes:

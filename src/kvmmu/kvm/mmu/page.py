@@ -97,6 +97,10 @@ class ShadowPage:
             return index
         return 512
 
+    def unsync_words(self) -> list[int]:
+        """The bits of all indices, 64 in a word, for who compares them."""
+        return [self.unsync_child_bitmap[i] for i in range(8)]
+
     def __repr__(self) -> str:
         state = "unsync" if self.unsync else "sync"
         return (

@@ -2,9 +2,9 @@
 """Audit of the CPUs' TLBs: no entry but what kvm's tables still say, unless a flush is on its way (I1, I2).
 
 Whatever kvm takes back from its tables it flushes before anybody may rely on it. So between two operations each live
-translation of a vCPU must be in its tables: the same frame, and no right that they do not give. A flush that was counted
-and not made, or made of the wrong range, shows here. What the guest itself left unflushed is no excuse: tables that
-change for its sake are flushed as well.
+translation of a vCPU must be in its tables: the same frame, and no right that they do not give. A flush that was
+counted and not made, or made of the wrong range, shows here. What the guest itself left unflushed is no excuse: tables
+that change for its sake are flushed as well.
 """
 
 from __future__ import annotations
