@@ -131,7 +131,7 @@ class Guest:
         ``address`` is what the exit tells: a gva, or under nested paging a gpa.
         """
         execution = self.execution
-        if execution is not None and execution.has_reached_accesses(rip):
+        if execution is not None and not execution.has_read_entry and execution.has_reached_accesses(rip):
             self._interpret(execution)
         if execution is not None and execution.has_insn and self.vmm.is_nested:
             if execution.op.name in ("cr3", "invlpg") and execution.has_reached_accesses(rip):

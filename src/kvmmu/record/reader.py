@@ -13,6 +13,7 @@ from array import array
 from itertools import accumulate
 from typing import NoReturn, Self
 
+from ..addr import Address
 from ..errors import RecordingError
 from ..page_types import U32, U64
 from .blocks import PADDING, BlockFile
@@ -133,16 +134,15 @@ class Reader:
         self.known = KnownFrames(header)
         self.raw = memoryview(bytearray(COLUMN_LENGTHS.size))
         self.left = 0
-        self.position = 0
-        self.kind = 0
+        self.position = self.kind = 0
         self.cpu = self.state_cpu = 0
         self.smm = False
         self.access = self.state_access = 0
-        self.gva = self.gpa = self.value = self.size = 0
-        self.cr0 = self.cr3 = self.cr4 = self.efer = self.pkru = self.what = 0
-        self.invpcid_type = self.pcid = 0
+        self.gva: Address = 0
+        self.gpa: Address = 0
+        self.value = self.size = self.what = self.content = self.content_size = 0
+        self.cr0 = self.cr3 = self.cr4 = self.efer = self.pkru = self.invpcid_type = self.pcid = 0
         self.map_size = self.map_kind = self.map_memory = self.map_offset = 0
-        self.content = self.content_size = 0
         self.last_page = self.last_frame = 0
 
     def __enter__(self) -> Self:

@@ -211,7 +211,7 @@ class GuestMachine:
             number = self.free_numbers.pop()
             if not self.free_numbers:
                 self.free_numbers.append(number + 1)
-            self.world.set_region(UserMemoryRegion(number, flags, gpa, size, hva))  # type: ignore[arg-type]
+            self.world.set_region(UserMemoryRegion(number, flags, gpa, size, hva))  # type: ignore[arg-type]  # a recording's numbers have no kind
             numbers.append(number)
             gpa += size
 
@@ -258,7 +258,7 @@ class GuestMachine:
 
     def is_read_only(self, gpa: int) -> bool:
         """Whether ``gpa`` is ROM, to which stores go as to a device."""
-        slot = self.vm.gfn_to_memslot(gpa >> 12, 0)  # type: ignore[arg-type]
+        slot = self.vm.gfn_to_memslot(gpa >> 12, 0)  # type: ignore[arg-type]  # a recording's numbers have no kind
         return slot is not None and slot.is_readonly()
 
     def read_guest(self, gpa: int, size: int) -> bytes:

@@ -88,7 +88,7 @@ def _check_descs(survey: Survey) -> None:
             survey.bad("frames", f"free descriptor {desc:#x} is in use, free twice or misplaced")
             return
         free.add(desc)
-        desc = survey.word(desc)  # type: ignore[assignment]
+        desc = survey.word(desc)  # type: ignore[assignment]  # a free descriptor's word names the next
     total = survey.vm.nr_desc_frames * _DESCS_PER_FRAME
     if len(free) + len(survey.descs) != total:
         text = f"{len(survey.descs)} in use and {len(free)} free, {survey.vm.nr_desc_frames} frames hold {total}"
