@@ -214,3 +214,118 @@ def test_a_slot_that_was_never_mapped_has_nothing_to_do() -> None:
     assert flushes(guest.world.vm) == flushed
     dirty.slot_log_enabled(guest.world.vm, slot)
     assert flushes(guest.world.vm) == flushed + 1
+
+
+# Manual protection.
+
+
+def logged(flags: int, *settings: str) -> Guest:
+    """A guest with a large page of the host that was written before its slot was logged in the mode of ``flags``."""
+    guest = Guest("4-level", "host_page=2m", *settings, npt=True)
+    guest.tables.map(VA, LARGE, SIZE_2M, RW | AD)
+    assert guest.write(VA) == "done"
+    dirty.set_manual_protect(guest.world.vm, flags)
+    guest.world.set_region(UserMemoryRegion(0, 1, 0, MEMORY, guest.hva))
+    return guest
+
+
+def pages_in(log: bytes) -> list[int]:
+    return [page for page in range(8 * len(log)) if log[page >> 3] >> (page & 7) & 1]
+
+
+def clear(guest: Guest, first: int, count: int, *pages: int) -> None:
+    bits = sum(1 << (page - first) for page in pages)
+    dirty.clear_dirty_log(guest.world.vm, 0, first, count, bits.to_bytes(-(-count // 64) * 8, "little"))
+
+
+@pytest.mark.parametrize(("flags", "ok"), [(0, True), (1, True), (3, True), (2, False), (4, False), (5, False)])
+def test_a_log_begins_full_only_if_it_is_cleared_by_hand(flags: int, ok: bool) -> None:
+    vm = Guest().world.vm
+    if ok:
+        dirty.set_manual_protect(vm, flags)
+    else:
+        with pytest.raises(KvmIoctlError) as caught:
+            dirty.set_manual_protect(vm, flags)
+        assert caught.value.errno == errno.EINVAL
+    assert vm.manual_dirty_log_protect == (flags if ok else 0)
+
+
+def test_a_manual_log_is_read_and_read_again_until_it_is_cleared() -> None:
+    guest = logged(1)
+    page = LARGE >> 12
+    for number in (3, 70):
+        assert guest.write(VA + number * 4096) == "done"
+    wanted = [page + 3, page + 70]
+    for _ in range(2):
+        assert [each for each in pages_in(guest.world.dirty_log(0)) if each >= page] == wanted
+    before = flushes(guest.world.vm)
+    clear(guest, page, 64, page + 3, page + 4)
+    assert flushes(guest.world.vm) == before + 1
+    clear(guest, page, 64, page + 3)
+    assert flushes(guest.world.vm) == before + 1
+    assert pages_in(guest.world.dirty_log(0))[-1:] == [page + 70]
+    assert guest.write(VA + 3 * 4096) == "done"
+    assert [each for each in pages_in(guest.world.dirty_log(0)) if each >= page] == wanted
+    guest.audit()
+
+
+@pytest.mark.parametrize("setting", ["eager_page_split=on", "eager_page_split=off", "tdp_mmu=off"])
+def test_a_log_that_begins_full_protects_nothing_until_it_is_cleared(setting: str) -> None:
+    guest = logged(3, setting)
+    page = LARGE >> 12
+    assert len(pages_in(guest.world.dirty_log(0))) == MEMORY >> 12
+    level, spte = [(one.level, one.spte) for one in guest.world.walk(guest.vcpu, LARGE)][-1]
+    assert (level, spte & W) == (2, W)
+    clear(guest, page, 64, page + 5)
+    level, spte = [(one.level, one.spte) for one in guest.world.walk(guest.vcpu, LARGE + 0x5000)][-1]
+    assert (level, spte & W) == (1 if setting == "eager_page_split=on" else 2, 0)
+    assert page + 5 not in pages_in(guest.world.dirty_log(0))
+    assert guest.write(VA + 5 * 4096) == "done"
+    assert page + 5 in pages_in(guest.world.dirty_log(0))
+    guest.audit()
+
+
+def test_of_pages_in_two_blocks_both_are_protected_if_not_as_the_kernel_rounds() -> None:
+    """The first and the last page that is cleared; a last one that begins a block counts to the block below."""
+    for first, last, blocks in ((0x3FF, 0x401, (0x200, 0x400)), (0x3FF, 0x400, (0x200,)), (0x201, 0x23F, (0x200,))):
+        guest = Guest("4-level", "host_page=2m", "eager_page_split=off", npt=True)
+        for at in (0, SIZE_2M):
+            guest.tables.map(VA + at, 0x200000 + at, SIZE_2M, RW | AD)
+            assert guest.write(VA + at) == "done"
+        dirty.set_manual_protect(guest.world.vm, 3)
+        guest.world.set_region(UserMemoryRegion(0, 1, 0, MEMORY, guest.hva))
+        slot = guest.vcpu.gfn_to_memslot(first)
+        assert slot is not None
+        with held(guest.world.vm):
+            dirty.protect_again(guest.world.vm, slot, first, 1 | 1 << (last - first))
+        lost = [gfn for gfn in (0x200, 0x400) if not guest.world.walk(guest.vcpu, gfn << 12)[-1].spte & W]
+        assert tuple(lost) == blocks
+
+
+@pytest.mark.parametrize(
+    ("slot", "first", "count", "number"),
+    [
+        (1 << 17, 0, 64, errno.EINVAL),
+        (40000, 0, 64, errno.EINVAL),
+        (0, 1, 64, errno.EINVAL),
+        (7, 0, 64, errno.ENOENT),
+        (0, 0, 63, errno.EINVAL),
+        (0, MEMORY >> 12, 64, errno.EINVAL),
+        (0, 2 * MEMORY >> 12, 0, errno.EINVAL),
+        (0, 0, 128, errno.EFAULT),
+    ],
+)
+def test_what_the_clear_ioctl_refuses(slot: int, first: int, count: int, number: int) -> None:
+    guest = logged(1)
+    with pytest.raises(KvmIoctlError) as caught:
+        dirty.clear_dirty_log(guest.world.vm, slot, first, count, bytes(8))
+    assert caught.value.errno == number
+
+
+def test_a_slot_may_end_between_words() -> None:
+    guest = Guest(npt=True)
+    guest.world.add_slot(1, 64 << 20, 70 << 12, flags=1)
+    dirty.clear_dirty_log(guest.world.vm, 1, 64, 6, bytes(8))
+    slot = Memslot(5, 1, 0, 70, 0)
+    slot.alloc_dirty_bitmap(True)
+    assert list(slot.dirty_array)[:3] == [(1 << 64) - 1, 63, 0]  # type: ignore[arg-type]
