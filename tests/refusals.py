@@ -65,6 +65,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "region": NO_RECORDS,
     "cpu": NO_RECORDS,
     "data": NO_DATA,
+    "bitmap": {"none": None, "number": 1, "text": "x", "list": [1], "bytearray": bytearray(8)},
     "params": {name: value for name, value in NO_RECORDS.items() if name != "none"},
 }
 #: Where None is an answer: "as the host", "the leaf", "from outside".
@@ -100,6 +101,11 @@ class Rig:
             "set_region": (world.set_region, {"region": None}),
             "delete_slot": (world.delete_slot, {"slot": 5}),
             "dirty_log": (world.dirty_log, {"slot": 5}),
+            "clear_dirty_log": (
+                world.clear_dirty_log,
+                {"slot": 5, "first_page": 0, "num_pages": 64, "bitmap": bytes(8)},
+            ),
+            "enable_cap": (world.enable_cap, {"cap": 168, "argument": 0, "flags": 0}),
             "create_vcpu": (world.create_vcpu, {"cpu": CpuFeatures(40)}),
             "set_cpuid": (world.set_cpuid, {"vcpu": vcpu, "cpu": CpuFeatures()}),
             "poke": (world.poke, {"gpa": 0x5000, "data": 1, "size": 8}),
@@ -243,6 +249,21 @@ def cases(rig: Rig) -> dict[str, str]:
             {"gva": 0, "gpa": 0, "nr_bytes": (1 << 64) - (1 << 30), "size": 1 << 30},
         ),
         "map_range of gpas too wide": (tables.map_range, {"gva": 0, "gpa": (1 << 52) - 4096, "nr_bytes": 8192}),
+        "clear_dirty_log of 33 bits": (
+            world.clear_dirty_log,
+            {"slot": 0, "first_page": 0, "num_pages": 1 << 32, "bitmap": bytes(8)},
+        ),
+        "clear_dirty_log far away": (
+            world.clear_dirty_log,
+            {"slot": 0, "first_page": (1 << 64) - 64, "num_pages": 64, "bitmap": bytes(8)},
+        ),
+        "clear_dirty_log without bytes": (
+            world.clear_dirty_log,
+            {"slot": 0, "first_page": 0, "num_pages": 64, "bitmap": b""},
+        ),
+        "enable_cap unknown": (world.enable_cap, {"cap": 1}),
+        "enable_cap options": (world.enable_cap, {"cap": 168, "argument": 2}),
+        "enable_cap flags": (world.enable_cap, {"cap": 168, "argument": 1, "flags": 1}),
         "wrpkru 33 bits": (world.wrpkru, {"vcpu": vcpu, "value": 1 << 32}),
         "no such parameter": (Params().with_settings, {"settings": ["x=1"]}),
         "program kind": (

@@ -264,7 +264,8 @@ def test_two_vcpus_share_memory_and_tables_not_registers(npt: bool) -> None:
     assert world.write(second, 0x40_0000, b"paging") == Access("done")
     assert world.read(first, 0x40_0000, 6) == Access("done", b"paging")
     roots = [sp for sp in world.shadow_pages() if sp.root_count]
-    assert max(sp.root_count for sp in roots) == 2
+    # Nested paging has one root for both, which the TDP MMU itself uses too.
+    assert max(sp.root_count for sp in roots) == (3 if npt else 2)
     counters = world.counters()
     assert counters["exits"] == sum(vcpu.stat.as_dict()["exits"] for vcpu in (first, second))
     world.audit()

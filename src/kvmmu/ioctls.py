@@ -13,12 +13,15 @@ from .guest.tables import ControlRegisters
 from .hw.cpu import Cpu
 from .hw.cpumodel import CpuModel
 from .kvm import guestmem, regions, run, sregs
+from .kvm.bits import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
 from .kvm.cpuid import CpuFeatures
 from .kvm.mmu import dirty
 from .kvm.regions import UserMemoryRegion
 from .kvm.vcpu import Vcpu
 from .page_types import PAGE_SIZE
 from .parts import Parts, working
+
+_U32 = (1 << 32) - 1
 
 
 class Ioctls(Parts):
@@ -76,9 +79,44 @@ class Ioctls(Parts):
 
     @working
     def dirty_log(self, slot: int) -> bytes:
-        """KVM_GET_DIRTY_LOG: one bit per page of ``slot``, cleared with this call."""
-        arguments.number("slot", slot, (1 << 32) - 1)
+        """KVM_GET_DIRTY_LOG: one bit per page of ``slot``, cleared with this call unless :meth:`enable_cap` said no.
+
+        :raises KvmIoctlError: EINVAL for a number that no slot can have, ENOENT for a slot that is not logged.
+        """
+        arguments.number("slot", slot, _U32)
         return dirty.get_dirty_log(self.vm, slot)
+
+    @working
+    def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: bytes) -> None:
+        """KVM_CLEAR_DIRTY_LOG: what is set in ``bitmap`` (bit 0: ``first_page``) is clean, and its next write logged.
+
+        :raises KvmIoctlError: EINVAL, ENOENT as :meth:`dirty_log`; EINVAL unless ``first_page`` is a multiple of 64 and
+            the ``num_pages`` end with the slot or are a multiple of 64; EFAULT for too short a bitmap.
+        """
+        arguments.number("slot", slot, _U32)
+        arguments.number("first_page", first_page)
+        arguments.number("num_pages", num_pages, _U32)
+        arguments.instance("bitmap", bitmap, bytes, "dirty_log() returns one")
+        dirty.clear_dirty_log(self.vm, slot, first_page, num_pages, bitmap)
+
+    @working
+    def enable_cap(self, cap: int, argument: int = 0, *, flags: int = 0) -> None:
+        """KVM_ENABLE_CAP of the VM: ``KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`` (168) with its options as ``argument``.
+
+        Options: 1, :meth:`dirty_log` only reads and :meth:`clear_dirty_log` clears; 1 | 2, also a log begins with every
+        page written. They hold for what comes: slots that are logged already keep their bitmaps.
+
+        :raises KvmIoctlError: EINVAL for another capability, other options, or any ``flags``.
+        """
+        arguments.number("cap", cap, _U32)
+        arguments.number("argument", argument)
+        arguments.number("flags", flags, _U32)
+        if cap != KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
+            known = f"the model has KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 ({KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2})"
+            raise KvmIoctlError(errno.EINVAL, f"EINVAL: KVM_ENABLE_CAP: capability {cap}: {known}")
+        if flags:
+            raise KvmIoctlError(errno.EINVAL, f"EINVAL: KVM_ENABLE_CAP: flags {flags:#x}: must be 0")
+        dirty.set_manual_protect(self.vm, argument)
 
     @working
     def create_vcpu(self, cpu: CpuFeatures | None = None) -> Vcpu:
@@ -95,6 +133,7 @@ class Ioctls(Parts):
             tlb_entries_2m=params.tlb_entries_2m,
             tlb_entries_1g=params.tlb_entries_1g,
             keep_all=params.tlb_keep_all,
+            tracks_gfns=params.range_flush,
         )
         vcpu = run.create_vcpu(self.vm, Cpu(len(self.vm.vcpus), self.memory, model))
         # What two vCPUs share a TLB for is nothing: each has an address-space tag of its own.

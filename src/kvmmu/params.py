@@ -66,6 +66,9 @@ class Params:
         "a memslot that is deleted or moved takes all shadow pages along; off: its own only",
         "KVM_X86_QUIRK_SLOT_ZAP_ALL",
     )
+    range_flush: bool = _parameter(
+        False, "with nested paging, ranges of gfns are flushed alone, as a hypervisor below offers it", ""
+    )
     host_maxphyaddr: int = _parameter(46, "physical address bits of the host", "", range(36, 53))
     host_levels: int = _parameter(4, "levels of the host's page tables", "", (4, 5))
     host_page: str = _parameter("4k", "largest page that backs guest memory", "", tuple(_PAGE_LEVELS))

@@ -193,7 +193,7 @@ def test_the_design_has_every_room_of_the_inside() -> None:
         "addr",
         "page_types",
         "errors",
-        "ranges",
+        "intervaltree",
         "sync",
         "params",
         "tracepoint",

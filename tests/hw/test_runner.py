@@ -136,7 +136,7 @@ def test_a_runner_that_refuses_kvms_own_root_is_a_bug() -> None:
         world.read(vcpu, GVA)
 
 
-def test_a_runner_answers_all_four() -> None:
+def test_a_runner_answers_every_call() -> None:
     runner = Runner()
     with pytest.raises(KvmBug, match="cannot load 0x1 0x2 0x3 0x4"):
         runner.load_guest(1, 2, 3, 4)
@@ -146,6 +146,8 @@ def test_a_runner_answers_all_four() -> None:
         runner.flush_asid()
     with pytest.raises(KvmBug, match="cannot flush 0x6000"):
         runner.flush_gva(0x6000)
+    with pytest.raises(KvmBug, match="cannot flush 0x2 frames from 0x7"):
+        runner.flush_gfns(7, 2)
 
 
 # Our own CPU as one.

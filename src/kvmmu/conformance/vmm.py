@@ -41,7 +41,9 @@ OP_SIZE = 32
 #: Where the guest's code begins at CPL 0 and CPL 3, and where its stack ends.
 CODE, USER_CODE, STACK = 0x1000, 0x8000, 0x3FF0
 
-_GDT, _IDT, _TSS = 0x2000, 0x2400, 0x2800
+#: What the CPU itself touches to deliver an exception lies between these.
+DESCRIPTORS, STACK_END = 0x2000, 0x4000
+_GDT, _IDT, _TSS = DESCRIPTORS, 0x2400, 0x2800
 _IDT_ENTRIES = 32
 _USER_VECTOR = 30
 #: Width of the guest's code by mode.
@@ -104,6 +106,7 @@ class Vmm:
         for _, flags in scenario.caps:
             dirty.set_manual_protect(self.world.vm, flags)
         self.slots: dict[int, Slot] = {}
+        self.world.mm.table.has_huge_zero = True
         for line in scenario.slots:
             self._add_slot(line)
         for poke in scenario.memory:
@@ -261,6 +264,24 @@ def _dontneed(vmm: Vmm, words: tuple[str, ...]) -> str:
     return _madvise(vmm, words, vmm.world.mm.dontneed)
 
 
+def _thp(vmm: Vmm, words: tuple[str, ...]) -> str:
+    return _madvise(vmm, words, lambda start, size: vmm.world.mm.allow_huge(start, size, 2))
+
+
+def _nothp(vmm: Vmm, words: tuple[str, ...]) -> str:
+    return _madvise(vmm, words, lambda start, size: vmm.world.mm.allow_huge(start, size, 1))
+
+
+# New memory in the place of old. An address of no slot is page 0 of the VMM, which may have it.
+def _remap(vmm: Vmm, words: tuple[str, ...]) -> str:
+    if number_of(words[0]) % PAGE_SIZE or not number_of(words[1]):
+        return f"remap errno={errno.EINVAL}"
+    place = vmm._range(words)
+    if place is not None:
+        vmm.world.mm.mmap_fixed(place[0], place[1] - place[0])
+    return ""
+
+
 def _munmap(vmm: Vmm, words: tuple[str, ...]) -> str:
     place = vmm._range(words)
     if place is not None and vmm._mapped(*place):
@@ -363,12 +384,15 @@ _ACTIONS: dict[str, Callable[[Vmm, tuple[str, ...]], str]] = {
     "move": _move,
     "mprotect": _mprotect,
     "munmap": _munmap,
+    "nothp": _nothp,
     "nrmmu": _nrmmu,
     "peek8": _peek8,
     "poke8": _poke8,
+    "remap": _remap,
     "restore": _restore,
     "setflags": _setflags,
     "sreg": _sreg,
     "stats": _look,
+    "thp": _thp,
     "translate": _translate,
 }

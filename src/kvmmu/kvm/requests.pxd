@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..addr cimport u64, gfn_t
+from ..addr cimport u64, gfn_t, pages_per_level
 from ..sync cimport Gate
+from .memslots cimport Memslot
 from .mode cimport kick, wait_for_reading
 from .vcpu cimport Vcpu
 from .vm cimport Vm
@@ -21,4 +22,7 @@ cpdef bint make_all_cpus_request(Vm vm, int req) except -1
 @cython.locals(vcpu=Vcpu)
 cpdef int kick_all(Vm vm) except -1
 cpdef int flush_remote_tlbs(Vm vm) except -1
+cpdef int flush_remote_tlbs_range(Vm vm, gfn_t gfn, u64 nr_pages) except -1
+@cython.locals(size=u64)
 cpdef int flush_remote_tlbs_gfn(Vm vm, gfn_t gfn, int level) except -1
+cpdef int flush_remote_tlbs_memslot(Vm vm, Memslot slot) except -1

@@ -61,6 +61,9 @@ cdef class Vcpu:
     cdef public bint exception_has_error
     cdef public u32 exception_error_code
     cdef public u64 exception_address   # CR2 of a page fault
+    # Hint of gfn_to_memslot(), and the generation that it belongs to.
+    cdef readonly Memslot last_used_slot
+    cdef readonly u64 last_used_slot_gen
     # MMIO record.
     cdef public gva_t mmio_gva
     cdef public u32 mmio_access
@@ -72,5 +75,5 @@ cdef class Vcpu:
 
     cpdef Memslots memslots(self)
     cpdef u64 nr_faults(self, int cause) noexcept
-    @cython.locals(slots=Memslots)
+    @cython.locals(slots=Memslots, slot=Memslot, generation=u64)
     cpdef Memslot gfn_to_memslot(self, gfn_t gfn)

@@ -54,6 +54,8 @@ class Vcpu:
         "has_run",
         "last_retry_addr",
         "last_retry_eip",
+        "last_used_slot",
+        "last_used_slot_gen",
         "maxphyaddr",
         "mmio_access",
         "mmio_gen",
@@ -121,6 +123,8 @@ class Vcpu:
         self.mmio_access = 0
         self.mmio_gfn = Gfn(0)
         self.mmio_gen = 0
+        self.last_used_slot: Memslot | None = None
+        self.last_used_slot_gen = 0
         self.last_retry_eip = 0
         self.last_retry_addr = 0
 
@@ -153,9 +157,22 @@ class Vcpu:
         return self.vm.slots_of(1 if self.smm else 0)
 
     def gfn_to_memslot(self, gfn: Gfn) -> Memslot | None:
-        """The slot of ``gfn`` in the vCPU's address space, or None."""
+        """The slot of ``gfn`` in the vCPU's address space, or None (``kvm_vcpu_gfn_to_memslot``).
+
+        Tries the one that this vCPU found last first, if that was in the generation of today.
+        """
         slots: Memslots = self.vm.slots_of(1 if self.smm else 0)
-        return slots.find(gfn)
+        generation = slots.read_generation(self.gate)
+        if generation != self.last_used_slot_gen:
+            self.last_used_slot = None
+            self.last_used_slot_gen = generation
+        slot = self.last_used_slot
+        if slot is not None and slot.base_gfn <= gfn < slot.end_gfn:
+            return slot
+        slot = slots.search(gfn)
+        if slot is not None:
+            self.last_used_slot = slot
+        return slot
 
     def is_not_reading(self) -> bool:
         """Whether no lockless walk of this vCPU is under way (``mode``)."""

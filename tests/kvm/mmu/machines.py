@@ -136,6 +136,16 @@ def held(vm: Vm) -> Iterator[None]:
         vm.mmu_lock.write_unlock()
 
 
+@contextlib.contextmanager
+def slots_held(vm: Vm) -> Iterator[None]:
+    """``slots_lock``: what changes of slots and dirty logs want of their caller."""
+    vm.slots_lock.lock()
+    try:
+        yield
+    finally:
+        vm.slots_lock.unlock()
+
+
 def pages_of(world: World, gfn: int, level: int) -> list[ShadowPage]:
     """The active shadow pages of this gfn and level, newest first."""
     return [sp for sp in world.shadow_pages() if sp.gfn == gfn and sp.role & 15 == level]

@@ -121,7 +121,7 @@ def make_shadow() -> World:
 
 
 def make_tdp() -> World:
-    world = World(npt=True)
+    world = World(npt=True, tdp_mmu=False)
     for gpa in (0x1000, 0x203000, 0x1000000, 0xE0000000):
         world.fault(gpa, WRITE | USER | 1 << 32)
     return world
@@ -501,7 +501,7 @@ def test_the_audit_changes_nothing() -> None:
 
 
 def test_rmap_statistics_count_lists_by_their_lowest_set_bit() -> None:
-    world = World(npt=True)
+    world = World(npt=True, tdp_mmu=False)
     lines = mmu_rmaps_stat(world.vm).splitlines()
     assert lines[0] == "Rmap_Count:\t0\t1\t2-3\t4-7\t8-15\t16-31\t32-63\t64-127\t128-255\t256-511\t512-1023\t"
     assert lines[1:] == [

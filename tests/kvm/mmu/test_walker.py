@@ -66,7 +66,7 @@ class World:
         """Publish the slot, with these flags."""
         slot = Memslot(slot_id, flags, 0, NR_PAGES, self.hva)  # type: ignore[arg-type]
         slot.alloc_dirty_bitmap()
-        self.vm.memslots[0] = Memslots(0, 2, [slot])
+        self.vm.memslots[0] = Memslots(0, self.vm.memslots[0].generation + 2, [slot])
         return slot
 
     def place(self, gpa: int) -> int:

@@ -203,7 +203,7 @@ def freeze(vm: Vm, sptep: Hpa) -> int:
 
 def alloc_table(vm: Vm) -> ShadowPage:
     """A table that nobody links yet, its entries undefined; needs no lock."""
-    return make_page(NOTHING, 0, pfn_to_hpa(vm.frames.alloc()))  # type: ignore[arg-type]
+    return make_page(NOTHING, 0, pfn_to_hpa(vm.frames.alloc()))
 
 
 def init_table(vm: Vm, sp: ShadowPage, gfn: Gfn, role: int, ptep: Hpa) -> int:

@@ -114,7 +114,7 @@ class TdpIter:
         if not is_shadow_present(self.old_spte) or is_last(self.old_spte, self.level):
             return False
         self.level -= 1
-        self.pt_path[self.level] = self.old_spte & SPTE_BASE_ADDR_MASK  # type: ignore[call-overload]
+        self.pt_path[self.level] = self.old_spte & SPTE_BASE_ADDR_MASK  # type: ignore[call-overload]  # the word names an hpa
         self.gfn = round_gfn(self.next_last_level_gfn, self.level)
         self.refresh(mem)
         return True
