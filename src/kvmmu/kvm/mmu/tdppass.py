@@ -255,7 +255,7 @@ def write_protect_leaf_below(vm: Vm, root: ShadowPage, gfn: Gfn, min_level: int)
 
 
 def collapse_tables(vm: Vm, slot: Memslot) -> int:
-    """Zap each table of ``slot`` that a huge page could replace, with a flush each; ``mmu_lock`` shared, and yielded."""
+    """Zap each table of ``slot`` that a huge page could replace, a flush each; ``mmu_lock`` shared, and yielded."""
     vm.mmu_lock.assert_shared()
     root = next_root(vm, None, slot.as_id, True)
     while root is not None:

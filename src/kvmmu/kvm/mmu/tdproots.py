@@ -2,8 +2,8 @@
 """Roots of the TDP MMU: one for each role that vCPUs use, shared among them, and how whole trees go.
 
 A root is used by vCPUs and, until it is invalid, by the TDP MMU itself: its ``root_count`` says by how many. A memslot
-update makes every root invalid under ``mmu_lock`` held exclusively, which schedules it, and zaps the scheduled ones with
-the lock held shared; the vCPUs drop theirs at their next entry. The last user unlinks the root, readers of ``vm.rcu``
+update makes every root invalid under ``mmu_lock`` held exclusively, which schedules it, and zaps the scheduled ones
+with the lock held shared; the vCPUs drop theirs at their next entry. The last user unlinks the root, readers of ``vm.rcu``
 may still stand on it. The list changes under ``tdp_mmu_pages_lock``. Reference: "TDP MMU", roots, zap.
 """
 
