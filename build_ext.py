@@ -41,8 +41,10 @@ from setuptools.errors import CompileError
 
 #: Every compiled room, party by party. ``tests/test_headers.py`` holds it equal to the set of ``.pxd`` files.
 COMPILED = [
+    "access",
     "addr",
-    "ranges",
+    "door",
+    "intervaltree",
     "sync",
     "tracepoint",
     "hw/cpu",
@@ -52,6 +54,7 @@ COMPILED = [
     "hw/paging",
     "hw/regs",
     "hw/runner",
+    "hw/stage2",
     "hw/tdp",
     "hw/tlb",
     "host/frames",
@@ -145,6 +148,7 @@ OFTEN = [
 #: Rooms that run once per register change, guest, exception or event that somebody watches: they get less.
 SELDOM = [
     "tracepoint",
+    "hw/stage2",
     "kvm/exception",
     "kvm/insn",
     "kvm/kvmtrace",

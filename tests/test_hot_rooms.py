@@ -23,6 +23,8 @@ import house
 #: change or invalidation, not per access or fault.
 HOT = {
     "addr": (),
+    # A node is made.
+    "intervaltree": ("insert",),
     "host/frames": ("alloc_block", "_alloc_slow", "_carve", "_break_down", "_free"),
     "host/mm": (),
     "host/mmfault": ("_try_map_block", "_break_cow"),
@@ -34,7 +36,11 @@ HOT = {
     "hw/tdp": (),
     "hw/floors": ("floor_of", "flush_space", "flush_non_global", "flush_pcid", "flush_current"),
     # The TLB without bounds, hw/kept, is a dictionary.
-    "hw/tlb": ("invlpg_space", "_sweep"),
+    "hw/tlb": (
+        *("invlpg_space", "_sweep"),
+        # Flushes by guest frame are a mode for tests.
+        *("note_gfn", "flush_gfns"),
+    ),
     "kvm/emulate": (),
     "kvm/guestmem": (),
     "kvm/dirtylog": (),

@@ -89,4 +89,19 @@ EXAMPLES: list[tuple[Event, str]] = [
         ("kvm_unmap_hva_range", 0x7FFFF6C00000, 0x7FFFF6C01000),
         "mmu notifier unmap range: 0x007ffff6c00000 -- 0x007ffff6c01000",
     ),
+    (
+        ("kvm_age_hva", 0x7FFFF6C00000, 0x7FFFF6C01000),
+        "mmu notifier age hva: 0x007ffff6c00000 -- 0x007ffff6c01000",
+    ),
+    (("kvm_test_age_hva", 0x7FFFF6C00000), "mmu notifier test age hva: 0x007ffff6c00000"),
+    (
+        ("kvm_tdp_mmu_spte_changed", 0x4001, 1 << 63, 0x8E67, 1, 0),
+        "as id 0 gfn 4001 level 1 old_spte 8000000000000000 new_spte 8e67",
+    ),
+    (
+        ("kvm_tdp_mmu_spte_changed", 0x200, 0x400EE7, 0x80000000000005A0, 2, 1),
+        "as id 1 gfn 200 level 2 old_spte 400ee7 new_spte 80000000000005a0",
+    ),
+    (("kvm_mmu_split_huge_page", 0x8000, 0x600EE7, 2, 0), "gfn 8000 spte 600ee7 level 2 errno 0"),
+    (("kvm_mmu_split_huge_page", 0x40000, 0x40000EE7, 3, -12), "gfn 40000 spte 40000ee7 level 3 errno -12"),
 ]

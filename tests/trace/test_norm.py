@@ -28,10 +28,12 @@ def set_slots(mark: str, *normalisers: Normaliser) -> None:
             normaliser.set_slot(slot, gpa, size, HVA + (slot << 40))
 
 
-def test_all_scenarios_are_here_in_both_modes() -> None:
+def test_all_scenarios_are_here_in_all_modes() -> None:
     scenarios = [path.stem for path in DATA.glob("*.scn")]
     assert len(scenarios) >= 7
-    assert {f"{name}.{mode}.norm.xz" for name in scenarios for mode in ("shadow", "tdplegacy")} == set(RECORDINGS)
+    assert {f"{name}.{mode}.norm.xz" for name in scenarios for mode in ("shadow", "tdp", "tdplegacy")} == set(
+        RECORDINGS
+    )
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
@@ -123,7 +125,17 @@ def test_an_unmapped_range_prints_the_slots_that_it_touches() -> None:
 
 def test_marks_and_unknown_events_are_no_events() -> None:
     assert Normaliser().parse("== op 0 r4 400000 0") is None
-    assert Normaliser().parse("   kvm_age_hva slot0:gfn 0-1   [sh]") is None
+    assert Normaliser().parse("   kvm_nested_vmexit vcpu 0") is None
+
+
+def test_an_event_of_another_task_names_it() -> None:
+    normaliser = Normaliser()
+    normaliser.set_slot(0, 0, 0x100000, HVA)
+    event = normaliser.parse("   kvm_age_hva slot0:gfn 0-1   [sh]")
+    assert event == ("kvm_age_hva", HVA, HVA + 0x1000)
+    assert normaliser.line(event) == "kvm_age_hva slot0:gfn 0-1"
+    assert normaliser.line(("kvm_test_age_hva", HVA + 0x2000)) == "kvm_test_age_hva slot0:gfn 2-3"
+    assert normaliser.parse("   kvm_test_age_hva slot0:gfn 2-3") == ("kvm_test_age_hva", HVA + 0x2000)
 
 
 @pytest.mark.parametrize("line", ["set_spte gfn=1 spte=e63|PFN level=1", "exit PF excp", "mark_mmio_spte sptep=1"])

@@ -137,9 +137,13 @@ class Comparison:
         slot = self.vmm.slots[slot_id]
         self.normaliser.set_slot(slot_id, slot.gpa, slot.size if slot.is_used else 0, slot.hva)
 
+    def number_of(self, step: Step) -> int:
+        """Which step of the transcript ``step`` is."""
+        return self._numbers[step.number]
+
     def text_after(self, step: Step) -> str:
         """The text of the step behind ``step``; "" behind the last."""
-        number = self._numbers[step.number] + 1
+        number = self.number_of(step) + 1
         return self.transcript.steps[number].text if number < len(self.transcript.steps) else ""
 
     def note_refusal(self, step: Step, error: KvmIoctlError) -> None:

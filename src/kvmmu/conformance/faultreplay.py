@@ -76,6 +76,8 @@ class FaultReplay:
         self.mmio_data = b""
         # What KVM_RUN failed with.
         self.run_errno = 0
+        # KVM_RUN failed in the middle of an operation, which goes on when the VMM has mended what it can.
+        self.has_failed = False
         self.unknown_results: set[int] = set()
         self.last_op = -1
 
@@ -115,7 +117,8 @@ class FaultReplay:
             self._play_exit(step.exit)
             return
         name, _, rest = step.text.partition(" ")
-        if name in ("op", "host", *_STOPS) and self.guest.execution is not None:
+        is_past = name in ("op", *_STOPS) or (name == "host" and not self.has_failed)
+        if is_past and self.guest.execution is not None:
             self._finish_op()
         if name not in ("mmio", "slot"):
             self.compare.place = step.text
@@ -221,6 +224,12 @@ class FaultReplay:
         if f"errno={self.run_errno} " not in f"{rest} ":
             raise Parted("KVM_RUN failed", step.text, f"errno={self.run_errno}")
         self.run_errno = 0
+        # The VMM has actions for this, then it calls KVM_RUN again; or it has none, and it ends.
+        steps = self.transcript.steps
+        self.has_failed = any(later.exit is not None for later in steps[self.compare.number_of(step) + 1 :])
+        if not self.has_failed:
+            self._end_guest()
+            self.compare.compare_dump(step)
 
     def _mark_stop(self, step: Step, rest: str) -> None:
         self.compare.compare_dump(step)
@@ -248,6 +257,7 @@ class FaultReplay:
 
     def _play_exit(self, exit_: Exit) -> None:
         vcpu = self.vcpu
+        self.has_failed = False
         self.guest.flush()
         access = self.guest.catch_up(exit_.rip, exit_.info2)
         if exit_.reason in _PAGE_FAULTS and self.guest.expect_fault(access, exit_.info2, exit_.info1, exit_.rip):
@@ -378,7 +388,7 @@ class FaultReplay:
         if not self._decode(exit_):
             return
         value = self._operand("cr4")
-        if not self.vmm.is_valid_cr4(value) or sregs.set_cr4(self.vcpu, value):
+        if sregs.set_cr4(self.vcpu, value):
             queue_exception(self.vcpu, GP_VECTOR, True, 0)
 
     # The MSR is written before the instruction is skipped.

@@ -29,7 +29,7 @@ from ..hw.bits import (
 from ..kvm import insn, sregs
 from ..page_types import PAGE_SIZE
 from .program import Access, Execution, modified, op_of
-from .vmm import CODE, OP_SIZE, OPS, Vmm
+from .vmm import CODE, DESCRIPTORS, OP_SIZE, OPS, STACK, STACK_END, Vmm
 
 _PDPT_MASK = 0xFFFF_FFE0
 _U32 = 0xFFFF_FFFF
@@ -131,9 +131,8 @@ class Guest:
         ``address`` is what the exit tells: a gva, or under nested paging a gpa.
         """
         execution = self.execution
-        if execution is not None and execution.has_reached_accesses(rip):
-            # What the interpreter read before is history: the TLB has forgotten it.
-            execution.has_read_entry = True
+        if execution is not None and not execution.has_read_entry and execution.has_reached_accesses(rip):
+            self._interpret(execution)
         if execution is not None and execution.has_insn and self.vmm.is_nested:
             if execution.op.name in ("cr3", "invlpg") and execution.has_reached_accesses(rip):
                 self._run_insn(execution)
@@ -141,6 +140,7 @@ class Guest:
             return None
         if execution.is_past_accesses(rip):
             self._make_pending()
+            self._return(execution, rip)
             return None
         if self.vmm.is_nested:
             return self._catch_up_nested(execution, rip)
@@ -187,6 +187,7 @@ class Guest:
         self._make_pending()
         if execution.has_insn:
             self._run_insn(execution)
+        self._return(execution, CODE)
         result = execution.result_bytes()
         if execution.fault is not None:
             width = 8 if self.vmm.scenario.mode == "long" else 4
@@ -205,6 +206,18 @@ class Guest:
         if not execution.has_read_entry:
             execution.has_read_entry = True
             self._touch(execution, execution.entry, 0)
+            if execution.is_user:
+                # The frame for IRET, and the descriptors that it loads.
+                self._touch(execution, STACK - 8, ACCESS_WRITE)
+                self._touch(execution, DESCRIPTORS, 0)
+
+    # Behind the accesses: what delivers an exception, or the INT that ends an operation at CPL 3.
+    def _return(self, execution: Execution, rip: int) -> None:
+        is_back = execution.is_user and CODE <= rip < CODE + PAGE_SIZE
+        if (execution.fault is not None or is_back) and not execution.has_returned:
+            execution.has_returned = True
+            self._touch(execution, DESCRIPTORS, 0)
+            self._touch(execution, STACK - 8, ACCESS_WRITE)
 
     def _touch(self, execution: Execution, gva: int, kind: int) -> None:
         status = self.vcpu.cpu.access(Gva(gva), kind)
@@ -229,7 +242,9 @@ class Guest:
         """
         status, gva = self._fault_of(access, address, code, rip)
         cpu = self.vcpu.cpu
-        if gva is None:
+        is_delivery = self.vmm.is_nested and status == HW_PAGE_FAULT and DESCRIPTORS <= address < STACK_END
+        if gva is None or is_delivery:
+            # The guest's own, or a #PF, for which the CPU reads descriptors and writes to the stack.
             return False
         # QEMU's walk leaves P out of a code with RSVD.
         want = f"{address:#x} error code {code | (PFERR_PRESENT if code & PFERR_RSVD else 0):#x}"

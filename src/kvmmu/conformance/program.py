@@ -59,10 +59,22 @@ class Execution:
     """One operation while it runs: accesses still to be made, the result so far.
 
     ``result`` is the word that will be stored, None once it cannot be known; ``fault`` is (vector, error code) after
-    an exception; ``has_read_entry``: the interpreter knows which operation it is.
+    an exception; ``has_read_entry``: the interpreter knows which operation it is; ``has_returned``: it is back in its
+    loop, by an exception or an INT.
     """
 
-    __slots__ = ("entry", "fault", "has_insn", "has_read_entry", "index", "mode", "op", "pending", "result")
+    __slots__ = (
+        "entry",
+        "fault",
+        "has_insn",
+        "has_read_entry",
+        "has_returned",
+        "index",
+        "mode",
+        "op",
+        "pending",
+        "result",
+    )
 
     def __init__(self, index: int, op: Op, mode: str) -> None:
         self.index = index
@@ -74,6 +86,7 @@ class Execution:
         self.fault: tuple[int, int] | None = None
         self.has_insn = op.name in INSTRUCTIONS
         self.has_read_entry = False
+        self.has_returned = False
 
     @property
     def is_user(self) -> bool:

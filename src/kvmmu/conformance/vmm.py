@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from ..addr import Gpa, Hpa, Hva
 from ..errors import KvmIoctlError, RecordingError, UserError
-from ..hw.bits import CR4_LA57, CR4_PCIDE, CR4_PKE
 from ..kvm import regions, sregs
+from ..kvm.cpuid import FEATURES, CpuFeatures
 from ..kvm.mmu import dirty
 from ..kvm.regions import UserMemoryRegion
 from ..page_types import PAGE_SHIFT, PAGE_SIZE
@@ -41,7 +41,9 @@ OP_SIZE = 32
 #: Where the guest's code begins at CPL 0 and CPL 3, and where its stack ends.
 CODE, USER_CODE, STACK = 0x1000, 0x8000, 0x3FF0
 
-_GDT, _IDT, _TSS = 0x2000, 0x2400, 0x2800
+#: What the CPU itself touches to deliver an exception lies between these.
+DESCRIPTORS, STACK_END = 0x2000, 0x4000
+_GDT, _IDT, _TSS = DESCRIPTORS, 0x2400, 0x2800
 _IDT_ENTRIES = 32
 _USER_VECTOR = 30
 #: Width of the guest's code by mode.
@@ -104,13 +106,13 @@ class Vmm:
         for _, flags in scenario.caps:
             dirty.set_manual_protect(self.world.vm, flags)
         self.slots: dict[int, Slot] = {}
+        self.world.mm.table.has_huge_zero = True
         for line in scenario.slots:
             self._add_slot(line)
         for poke in scenario.memory:
             self.poke(poke.gpa, poke.value.to_bytes(8, "little")[: poke.size])
         self._write_low_memory()
-        self.vcpu = self.world.create_vcpu()
-        self._set_cpuid()
+        self.vcpu = self.world.create_vcpu(self._features())
         self._set_registers()
 
     # Building.
@@ -151,12 +153,9 @@ class Vmm:
     def _poke_words(self, gpa: int, words: list[int]) -> None:
         self.poke(gpa, b"".join(word.to_bytes(8, "little") for word in words))
 
-    def _set_cpuid(self) -> None:
-        missing = self.scenario.without_cpuid
-        self.vcpu.set_cpuid(
-            HOST_MAXPHYADDR, gbpages="gbpages" not in missing, nx="nx" not in missing, pcid=False, amd_compatible=True
-        )
-        sregs.after_set_cpuid(self.vcpu)
+    def _features(self) -> CpuFeatures:
+        absent = dict.fromkeys(self.scenario.without_cpuid & {row.name for row in FEATURES}, False)
+        return replace(CpuFeatures(HOST_MAXPHYADDR, pcid=False, la57=False), **absent)
 
     def _set_registers(self) -> None:
         cr0, cr4, efer = _REGISTERS[self.scenario.mode]
@@ -166,16 +165,6 @@ class Vmm:
         )
         self.vcpu.rip = CODE
         self.vcpu.fetches_insns = True
-
-    def is_valid_cr4(self, value: int) -> bool:
-        """Whether the guest's CPUID has every feature that CR4 ``value`` turns on."""
-        unknown = CR4_LA57 | CR4_PCIDE
-        if not self.is_nested or "pku" in self.scenario.without_cpuid:
-            unknown |= CR4_PKE
-        for name, bit in (("smep", 1 << 20), ("smap", 1 << 21)):
-            if name in self.scenario.without_cpuid:
-                unknown |= bit
-        return not value & unknown
 
     # The VMM's own accesses.
 
@@ -273,6 +262,24 @@ def _madvise(vmm: Vmm, words: tuple[str, ...], advise: Callable[[Hva, int], None
 
 def _dontneed(vmm: Vmm, words: tuple[str, ...]) -> str:
     return _madvise(vmm, words, vmm.world.mm.dontneed)
+
+
+def _thp(vmm: Vmm, words: tuple[str, ...]) -> str:
+    return _madvise(vmm, words, lambda start, size: vmm.world.mm.allow_huge(start, size, 2))
+
+
+def _nothp(vmm: Vmm, words: tuple[str, ...]) -> str:
+    return _madvise(vmm, words, lambda start, size: vmm.world.mm.allow_huge(start, size, 1))
+
+
+# New memory in the place of old. An address of no slot is page 0 of the VMM, which may have it.
+def _remap(vmm: Vmm, words: tuple[str, ...]) -> str:
+    if number_of(words[0]) % PAGE_SIZE or not number_of(words[1]):
+        return f"remap errno={errno.EINVAL}"
+    place = vmm._range(words)
+    if place is not None:
+        vmm.world.mm.mmap_fixed(place[0], place[1] - place[0])
+    return ""
 
 
 def _munmap(vmm: Vmm, words: tuple[str, ...]) -> str:
@@ -377,12 +384,15 @@ _ACTIONS: dict[str, Callable[[Vmm, tuple[str, ...]], str]] = {
     "move": _move,
     "mprotect": _mprotect,
     "munmap": _munmap,
+    "nothp": _nothp,
     "nrmmu": _nrmmu,
     "peek8": _peek8,
     "poke8": _poke8,
+    "remap": _remap,
     "restore": _restore,
     "setflags": _setflags,
     "sreg": _sreg,
     "stats": _look,
+    "thp": _thp,
     "translate": _translate,
 }

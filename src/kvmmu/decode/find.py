@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import ConfigError, UserError
 from ..hw.bits import PFERR_NAMES
-from ..hw.modes import MODE_32BIT_PSE, MODE_PAE, MODES, PagingMode
+from ..hw.modes import MODE_2LEVEL_PSE, MODE_PAE, MODES, PagingMode
 from .layouts import NONPRESENT_LAYOUTS, Layout, layout_of, parse_version
 from .mmio import l1tf_width
 from .number import Number, parse_number
@@ -214,7 +214,7 @@ def _oops(line: str, around: Around) -> Iterator[Found]:
         number = _number(text)
         wide = "*pdpt" in line or len(text.removeprefix("0x")) > 8
         level = {"pdpt": 3, "pde": 2, "pte": 1}[name]
-        mode = MODES[MODE_PAE if wide else MODE_32BIT_PSE]
+        mode = MODES[MODE_PAE if wide else MODE_2LEVEL_PSE]
         if number is not None:
             yield Found(name, Kind.GPTE, number, around.context(level=level, mode=mode))
 

@@ -33,16 +33,7 @@ from ..hw.bits import (
     PT_PSE36_LOW,
     PT_PSE36_SHIFT,
 )
-from ..hw.modes import (
-    MODE_4LEVEL,
-    MODE_5LEVEL,
-    MODE_32BIT,
-    MODE_32BIT_PSE,
-    MODE_PAE,
-    MODES,
-    Limits,
-    PagingMode,
-)
+from ..hw.modes import MODES, Limits, PagingMode
 from ..page_types import PAGE_SIZE
 
 SIZE_4K = 1 << 12
@@ -50,13 +41,7 @@ SIZE_2M = 1 << 21
 SIZE_4M = 1 << 22
 SIZE_1G = 1 << 30
 
-_MODES = {
-    "2-level": MODES[MODE_32BIT],
-    "2-level-pse": MODES[MODE_32BIT_PSE],
-    "pae": MODES[MODE_PAE],
-    "4-level": MODES[MODE_4LEVEL],
-    "5-level": MODES[MODE_5LEVEL],
-}
+_MODES = {mode.name: mode for mode in MODES if mode.levels and mode.is_guests}
 #: The modes by name.
 MODE_NAMES = tuple(_MODES)
 
@@ -76,9 +61,8 @@ def tables_mode(mode: PagingMode) -> str:
 
     :raises GuestMisuse: no guest has such tables of its own.
     """
-    for name, row in _MODES.items():
-        if row.number == mode.number:
-            return name
+    if mode.name in _MODES:
+        return mode.name
     raise GuestMisuse(f"paging mode {mode.name}: there are {', '.join(_MODES)}")
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 
-from ..addr cimport u8, u32, u64, s64, gva_t
+from ..addr cimport u8, u32, u64, s64, gfn_t, gva_t
 from .floors cimport Floors
 from .kept cimport KeptEntries, piece_shift
 
@@ -24,6 +24,9 @@ cdef class Tlb(Floors):
     cdef u8 used[4]                 # by level: filled since the last flush_all()
     cdef bint used_pieces           # entries that are pieces of guest pages may exist
     cdef u64[::1] cells             # floors of pieces, hashed by guest page
+    cdef readonly bint tracks_gfns  # keep `gfns`
+    cdef dict gfns                  # (level, page number, owner) -> first guest frame; of dead entries too
+    cdef Py_ssize_t sweep_at        # size of `gfns` at which dead ones are swept out
     cdef readonly u64 hits
     cdef readonly u64 misses
     cdef readonly u64 evictions
@@ -46,6 +49,10 @@ cdef class Tlb(Floors):
     @cython.locals(level=int, translation=u64)
     cdef u64 _find_kept(self, gva_t gva) except? 0x5A5A5A5A
     cdef int _sweep(self) except -1
+    @cython.locals(level=int, owner=u64, size=u64)
+    cpdef int note_gfn(self, gva_t gva, gfn_t gfn, u64 translation) except -1
+    @cython.locals(level=int, vpn=u64, owner=u64, first=u64)
+    cpdef int flush_gfns(self, gfn_t gfn, u64 nr_pages) except -1
     cpdef int flush_all(self) except -1
     cpdef int invlpg(self, gva_t gva) except -1
     cpdef int invlpg_pcid(self, u32 pcid, gva_t gva) except -1

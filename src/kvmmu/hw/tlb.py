@@ -8,6 +8,9 @@ An entry is four words: the page number, its owner, a stamp, and the translation
 A guest page larger than the entry that holds a piece of it (a 4M page, or a large page over small nested ones) is
 invalidated as a whole by INVLPG of any of its addresses. Pieces carry the page's size, and have floors by page.
 
+With ``tracks_gfns`` the TLB also knows the guest frame behind each entry, so that :meth:`Tlb.flush_gfns` finds what
+came through a range of guest memory.
+
 With ``keep_all`` nothing is ever evicted (:mod:`kvmmu.hw.kept`).
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 from array import array
 
-from ..addr import Gva
+from ..addr import Gfn, Gva
 from ..page_types import ONE
 from .bits import TLB_PCID_SHIFT, TLB_SPACE_SHIFT, TR_GLOBAL, TR_LEVEL_SHIFT, TR_PIECE_SHIFT
 from .cpumodel import CpuModel
@@ -25,6 +28,8 @@ from .kept import KeptEntries, piece_shift
 _WORDS = 4
 # Floors of pieces of guest pages, by a hash of the page; two pages that share a floor are flushed together.
 _NR_CELLS = 1024
+# Sweep the frames of dead entries out when their number has doubled since, and not below this size.
+_SWEEP_FROM = 4096
 
 
 class Tlb(Floors):
@@ -36,6 +41,7 @@ class Tlb(Floors):
     __slots__ = (
         "cells",
         "evictions",
+        "gfns",
         "hit_index",
         "hits",
         "keep_all",
@@ -45,6 +51,8 @@ class Tlb(Floors):
         "set_mask",
         "slots",
         "start",
+        "sweep_at",
+        "tracks_gfns",
         "used",
         "used_pieces",
         "ways",
@@ -54,6 +62,9 @@ class Tlb(Floors):
         Floors.__init__(self)
         self.keep_all = params.keep_all
         self.kept = KeptEntries()
+        self.tracks_gfns = params.tracks_gfns
+        self.gfns: dict[tuple[int, int, int], int] = {}
+        self.sweep_at = _SWEEP_FROM
         self.hit_index = 0
         sizes = (0, 0, 0) if params.keep_all else (params.tlb_entries_4k, params.tlb_entries_2m, params.tlb_entries_1g)
         self.slots = memoryview(array("Q", bytes(8 * _WORDS * (sum(sizes) or 1))))
@@ -91,13 +102,11 @@ class Tlb(Floors):
 
     def peek(self, gva: Gva) -> int:
         """What :meth:`find` would answer, without a trace: nothing is counted, nothing remembered for :meth:`drop`."""
-        hits = self.hits
-        misses = self.misses
+        hits, misses = self.hits, self.misses
         index = self.hit_index
         key = self.kept.hit_key
         translation = self.find(gva)
-        self.hits = hits
-        self.misses = misses
+        self.hits, self.misses = hits, misses
         self.hit_index = index
         self.kept.hit_key = key
         return translation
@@ -199,6 +208,56 @@ class Tlb(Floors):
     # Entries of flushed contexts stay until their number pays for a pass over all of them.
     def _sweep(self) -> int:
         return self.kept.sweep({owner: self.floor_of(owner) for owner in self.kept.owners})
+
+    # Looking at all of it, and flushes by guest frame.
+
+    def entries(self) -> list[tuple[int, int, int, int]]:
+        """Level, page number (gva by the size of its level), owner and translation word of each live entry.
+
+        The owner is ``space << 13 | pcid << 1``, or ``space << 13 | 1`` of a global entry.
+        """
+        if self.keep_all:
+            kept = [
+                (*key, translation)
+                for key, (stamp, translation) in self.kept.entries.items()
+                if stamp >= self.floor_of(key[2])
+            ]
+            return sorted(kept)
+        found = []
+        for level in (1, 2, 3):
+            first = self.start[level]
+            for index in range(first, first + (self.set_mask[level] + 1) * self.ways * _WORDS, _WORDS):
+                vpn = self.slots[index]
+                owner = self.slots[index + 1]
+                stamp = self.slots[index + 2]
+                is_live = stamp != 0 and stamp >= self.floor_of(owner)
+                if is_live and not (self.used_pieces and self._is_cut(Gva(vpn << (9 * level + 3)), index)):
+                    found.append((level, vpn, owner, self.slots[index + 3]))
+        return sorted(found)
+
+    def note_gfn(self, gva: Gva, gfn: Gfn, translation: int) -> int:
+        """Remember that what was just filled for ``gva`` goes through guest frame ``gfn``. Return 0."""
+        level = (translation >> TR_LEVEL_SHIFT) & 3
+        owner = self.global_owner if translation & TR_GLOBAL else self.owner
+        if len(self.gfns) >= self.sweep_at:
+            live = {entry[:3] for entry in self.entries()}
+            self.gfns = {key: frame for key, frame in self.gfns.items() if key in live}
+            self.sweep_at = max(_SWEEP_FROM, 2 * len(self.gfns))
+        size = ONE << (9 * (level - 1))
+        self.gfns[level, gva >> (9 * level + 3), owner] = gfn & ~(size - 1)
+        return 0
+
+    def flush_gfns(self, gfn: Gfn, nr_pages: int) -> int:
+        """Flush the entries that go through ``nr_pages`` guest frames from ``gfn`` on, in every context. Return 0."""
+        self.tick()
+        for level, vpn, owner, _ in self.entries():
+            first = self.gfns[level, vpn, owner]
+            if first < gfn + nr_pages and gfn < first + (ONE << (9 * (level - 1))):
+                if self.keep_all:
+                    self.kept.entries.pop((level, vpn, owner), None)
+                else:
+                    self._forget_slot(level, vpn << (9 * level + 3), owner)  # type: ignore[arg-type]  # a tag's gva
+        return 0
 
     # Flushes.
 

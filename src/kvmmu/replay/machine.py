@@ -14,7 +14,7 @@ from dataclasses import replace
 from operator import itemgetter
 
 from ..addr import Gpa, Hpa
-from ..errors import RecordingError
+from ..errors import ConfigError, RecordingError
 from ..host.bits import NO_HPA
 from ..hw.bits import CR4_PKE, PT_ACCESSED, PT_DIRTY
 from ..hw.cpu import Cpu
@@ -22,6 +22,7 @@ from ..hw.cpumodel import CpuModel
 from ..hw.memory import PhysicalMemory
 from ..kvm import sregs
 from ..kvm.bits import KVM_MEM_READONLY
+from ..kvm.cpuid import CpuFeatures, parse_cpu
 from ..kvm.guestmem import gpa_to_hpa
 from ..kvm.regions import UserMemoryRegion
 from ..kvm.vcpu import Vcpu
@@ -32,7 +33,7 @@ from ..record.format import MAX_RANGES, Header, Region
 from ..record.memmap import Change, MemoryMap
 from ..record.reader import Reader
 from ..world import World, nr_frames_for
-from .registers import check_registers, clean_pdptes
+from .registers import check_features, check_registers, clean_pdptes
 
 # A and D of every 4-byte unit of a page, as one number; in the upper half of an 8-byte entry they are frame bits.
 _PAGE_ACCESSED_DIRTY = int.from_bytes((PT_ACCESSED | PT_DIRTY).to_bytes(4, "little") * (PAGE_SIZE // 4), "little")
@@ -43,24 +44,48 @@ _DEVICE_MEMORY = 4 << 30
 _BLOCK = 1 << 30
 
 
-def build_machine(header: Header, params: Params | None) -> GuestMachine | BareMachine:
-    """The machine of ``header``: a VM with ``params``, or, with None, bare CPUs."""
-    return BareMachine(header) if params is None else GuestMachine(header, params)
+def features_of(header: Header) -> CpuFeatures:
+    """The features of the recorded CPU."""
+    return CpuFeatures(
+        header.maxphyaddr,
+        gbpages=header.has("pdpe1gb"),
+        pse36=header.has("pse36"),
+        nx=header.has("nx"),
+        smep=header.has("smep"),
+        smap=header.has("smap"),
+        pku=header.has("pku"),
+        la57=header.has("la57"),
+        pcid=header.has("pcid"),
+        lm=header.has("lm"),
+        amd=header.has("svm"),
+    )
+
+
+def build_machine(header: Header, params: Params | None, cpu: str | None = None) -> GuestMachine | BareMachine:
+    """The machine of ``header``: a VM with ``params``, or, with None, bare CPUs.
+
+    ``cpu``: what the VM's CPUID says otherwise than the recorded machine's, as ``--cpu`` has it.
+    """
+    return BareMachine(header) if params is None else GuestMachine(header, params, cpu)
 
 
 class NotedRegisters:
     """What the registers of each CPU of a machine were at last, while records are not played but taken over.
 
-    Those of CPU number n are ``noted[n]``: cr0, cr3, cr4, efer, pkru. ``has_la57``: the CPUs have 5-level paging.
+    Those of CPU number n are ``noted[n]``: cr0, cr3, cr4, efer, pkru. The CPUs have ``features``; ``cpu`` is what of
+    them the caller changed, or None.
     """
 
-    def __init__(self, header: Header) -> None:
-        self.has_la57 = header.has("la57")
+    def __init__(self, features: CpuFeatures, cpu: str | None = None) -> None:
+        self.features = features
+        self.cpu = cpu
         self.noted: dict[int, tuple[int, int, int, int, int]] = {}
 
     def note_regs(self, reader: Reader) -> None:
         """Remember the registers of the record in hand for ``load_noted_regs()``."""
-        check_registers(self.has_la57, reader)
+        check_registers(self.features.la57 or self.cpu is not None, reader)
+        if self.cpu is not None:
+            check_features(self, reader)
         self.noted[reader.cpu] = (reader.cr0, reader.cr3, reader.cr4, reader.efer, reader.pkru)
 
 
@@ -68,11 +93,12 @@ class BareMachine(NotedRegisters):
     """Physical memory that is the guest's own, and CPUs that walk its tables."""
 
     def __init__(self, header: Header) -> None:
-        super().__init__(header)
+        features = features_of(header)
+        super().__init__(features)
         # Devices below 4 GiB may have memory that the map shows later.
         top = max(_DEVICE_MEMORY, header.memory_end, *(region.gpa + region.size for region in header.memory))
         self.memory = PhysicalMemory(top // PAGE_SIZE)
-        cpu_params = CpuModel(maxphyaddr=header.maxphyaddr, has_gbpages=header.has("pdpe1gb"))
+        cpu_params = CpuModel(maxphyaddr=header.maxphyaddr, has_gbpages=features.gbpages)
         self.cpus = [Cpu(number, self.memory, cpu_params) for number in range(header.cpus)]
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
@@ -102,14 +128,15 @@ class BareMachine(NotedRegisters):
 class GuestMachine(NotedRegisters):
     """A world whose VM has the recorded machine's memory and CPUs."""
 
-    def __init__(self, header: Header, params: Params) -> None:
-        super().__init__(header)
-        if self.has_la57:
+    def __init__(self, header: Header, params: Params, cpu: str | None = None) -> None:
+        recorded = features_of(header)
+        super().__init__(recorded if cpu is None else parse_cpu(cpu, recorded), cpu)
+        if recorded.la57:
             params = replace(params, host_levels=5)
         if params.host_maxphyaddr < header.maxphyaddr:
-            raise RecordingError(
-                f"the recorded guest has {header.maxphyaddr} physical address bits, the host"
-                f" {params.host_maxphyaddr}; set host_maxphyaddr={header.maxphyaddr} or more"
+            raise ConfigError(
+                f"host_maxphyaddr={params.host_maxphyaddr}: the recorded guest has {header.maxphyaddr} physical address"
+                f" bits; set host_maxphyaddr={header.maxphyaddr} or more"
             )
         sizes = header.memory_sizes()
         self.world = World(params, nr_frames_for(sum(sizes.values()) + _DEVICE_MEMORY))
@@ -129,20 +156,8 @@ class GuestMachine(NotedRegisters):
         self.free_numbers = [0]
         for region in self.map.regions:
             self._add(region)
-        self.vcpus = [self._create_vcpu(header) for _ in range(header.cpus)]
+        self.vcpus = [self.world.create_vcpu(self.features) for _ in range(header.cpus)]
         self.cpus = [vcpu.cpu for vcpu in self.vcpus]
-
-    def _create_vcpu(self, header: Header) -> Vcpu:
-        vcpu = self.world.create_vcpu()
-        vcpu.set_cpuid(
-            header.maxphyaddr,
-            gbpages=header.has("pdpe1gb"),
-            nx=header.has("nx"),
-            pcid=header.has("pcid"),
-            amd_compatible=header.has("svm"),
-        )
-        sregs.after_set_cpuid(vcpu)
-        return vcpu
 
     # Make the slots of a range: one for each piece of memory of the process that backs it.
     def _add(self, region: Region) -> None:
@@ -156,7 +171,7 @@ class GuestMachine(NotedRegisters):
             number = self.free_numbers.pop()
             if not self.free_numbers:
                 self.free_numbers.append(number + 1)
-            self.world.set_region(UserMemoryRegion(number, flags, gpa, size, hva))  # type: ignore[arg-type]
+            self.world.set_region(UserMemoryRegion(number, flags, gpa, size, hva))  # type: ignore[arg-type]  # a recording's numbers have no kind
             numbers.append(number)
             gpa += size
 
@@ -203,7 +218,7 @@ class GuestMachine(NotedRegisters):
 
     def is_read_only(self, gpa: int) -> bool:
         """Whether ``gpa`` is ROM, to which stores go as to a device."""
-        slot = self.vm.gfn_to_memslot(gpa >> 12, 0)  # type: ignore[arg-type]
+        slot = self.vm.gfn_to_memslot(gpa >> 12, 0)  # type: ignore[arg-type]  # a recording's numbers have no kind
         return slot is not None and slot.is_readonly()
 
     def read_guest(self, gpa: int, size: int) -> bytes:
@@ -227,7 +242,7 @@ class GuestMachine(NotedRegisters):
             self.vcpus[number].cpu.write_pkru(pkru)
 
 
-# Ranges leave `source`, as far as they are in it, and are in `target` otherwise: who goes and comes back has done neither.
+# Ranges leave `source`, as far as they are in it, and are in `target` otherwise: who goes and comes back did neither.
 def _move(regions: list[Region], source: dict[Region, None], target: dict[Region, None]) -> None:
     for region in regions:
         if region in source:

@@ -9,7 +9,7 @@ from ..kvm.run cimport access
 from ..kvm.vcpu cimport Vcpu
 from ..record.reader cimport Reader
 from .referee cimport Referee
-from .registers cimport change_register, check_registers, clean_pdptes, has_registers, load_registers
+from .registers cimport change_register, check_features, check_registers, clean_pdptes, has_registers, load_registers
 
 cdef int HW_HIT, MODEL_EMULATED, MODEL_HIT, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE, K_REGS, K_STORE
 cdef int RUN_EMULATE, RUN_FAULT, RUN_HIT, STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH, W_INIT, W_PKRU
@@ -22,7 +22,8 @@ cdef class Player(Referee):
     cdef readonly list vcpus        # by CPU number; empty when bare
     cdef readonly list cpus
     cdef readonly u64 cr4_mask      # CR4 bits that the machine offers its guest
-    cdef bint has_la57              # the CPUs have 5-level paging
+    cdef bint other_cpu             # the caller changed what the CPUs have
+    cdef bint has_la57              # they may have 5-level paging
     # What came of it.
     cdef u64 counts[16]             # records by kind
     cdef readonly u64 accesses      # verified translations: ACCESS, STORE and MMIO records

@@ -44,7 +44,7 @@ from ..record.format import (
 )
 from ..record.reader import Reader
 from .referee import Referee
-from .registers import change_register, check_registers, clean_pdptes, has_registers, load_registers
+from .registers import change_register, check_features, check_registers, clean_pdptes, has_registers, load_registers
 from .result import MODEL_EMULATED, MODEL_HIT, STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH
 
 
@@ -61,6 +61,7 @@ class Player(Referee):
         "has_la57",
         "map_waits",
         "on_record",
+        "other_cpu",
         "smm_records",
         "stop_at_mismatch",
         "stores",
@@ -72,7 +73,8 @@ class Player(Referee):
         self.vcpus: list[Vcpu] = machine.vcpus
         self.cpus: list[Cpu] = machine.cpus
         self.cr4_mask = machine.cr4_mask
-        self.has_la57 = machine.has_la57
+        self.other_cpu = machine.cpu is not None
+        self.has_la57 = self.other_cpu or machine.features.la57
         self.counts = [0] * 16
         self.accesses = 0
         self.stores = 0
@@ -189,7 +191,7 @@ class Player(Referee):
         """Let ``vcpu`` make the access of the record in hand; return how it ended (RUN_*)."""
         self.accesses += 1
         vcpu.rflags = X86_EFLAGS_AC | 2 if self.reader.access & ACCESS_AC else 2
-        return access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
+        return access(vcpu, self.reader.gva, self.reader.access)
 
     def play_access(self) -> int:
         """Make the recorded access, and verify where it goes."""
@@ -221,10 +223,10 @@ class Player(Referee):
         """Store what the record in hand (STORE, PAGE) stores, entries in one piece."""
         reader = self.reader
         if reader.size == 8 and hpa & 7 == 0:
-            return self.memory.write_once(hpa, reader.value)  # type: ignore[no-any-return]
+            return self.memory.write_once(hpa, reader.value)  # type: ignore[no-any-return]  # memory is known when the machine is
         if reader.size == 4 and hpa & 3 == 0:
-            return self.memory.write_once32(hpa, reader.value)  # type: ignore[no-any-return]
-        return self.memory.write(hpa, reader.raw[reader.content : reader.content + reader.size])  # type: ignore[no-any-return]
+            return self.memory.write_once32(hpa, reader.value)  # type: ignore[no-any-return]  # memory is known when the machine is
+        return self.memory.write(hpa, reader.raw[reader.content : reader.content + reader.size])  # type: ignore[no-any-return]  # memory is known when the machine is
 
     def play_store(self) -> int:
         """Make the recorded store to a guest table, and verify where it goes."""
@@ -240,7 +242,7 @@ class Player(Referee):
 
     def emulate_until_done(self, vcpu: Vcpu, data: bytes | None, size: int) -> int:
         """Let kvm make the access in the guest's place."""
-        outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, size)  # type: ignore[arg-type]
+        outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, size)
         if outcome == X86EMUL_CONTINUE or outcome == X86EMUL_IO_NEEDED:
             if vcpu.mmio_gpa != self.reader.gpa:
                 self.disagree(MODEL_EMULATED, vcpu.mmio_gpa, f"kvm's own walk finds gpa {vcpu.mmio_gpa:#x}")
@@ -261,7 +263,7 @@ class Player(Referee):
         if status != RUN_EMULATE:
             return self.fail_exception(status, "a device access")
         data = self.store_data() if self.reader.access & ACCESS_WRITE else None
-        outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, self.reader.size)  # type: ignore[arg-type]
+        outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, self.reader.size)
         if self.reader.access & ACCESS_FETCH:
             return self.verify_unfetchable(vcpu, outcome)
         if outcome == X86EMUL_PROPAGATE_FAULT:
@@ -289,11 +291,7 @@ class Player(Referee):
         return 0
 
     def play_page(self) -> int:
-        """The table at gpa is now known to hold these bytes.
-
-        What differs was written unseen: kvm must not go on mirroring the old content. PDPTEs in use that it holds bring
-        QEMU's A bits along.
-        """
+        """The table at gpa holds these bytes: what differs was written unseen. PDPTEs in use bring QEMU's A bits along."""
         self.store_unseen(self.reader.gpa, self.reader.payload())
         for cpu in self.cpus:
             holder = cpu if self.bare else self.vcpus[cpu.number]
@@ -308,6 +306,8 @@ class Player(Referee):
         vcpu = None if self.bare else self.vcpus[reader.cpu]
         cr4 = reader.cr4 & self.cr4_mask
         check_registers(self.has_la57, reader)
+        if self.other_cpu:
+            check_features(self.machine, reader)
         clean_pdptes(self.machine, reader.cr0, reader.cr3, reader.cr4, reader.efer)
         ret = change_register(cpu, vcpu, reader, cr4)
         if not has_registers(cpu, vcpu, reader, cr4):
@@ -322,8 +322,8 @@ class Player(Referee):
         """Execute the recorded INVLPG or INVPCID."""
         vcpu = self.vcpus[self.reader.cpu]
         if kind == K_INVLPG:
-            return insn_invlpg(vcpu, self.reader.gva)  # type: ignore[arg-type]
-        if insn_invpcid(vcpu, self.reader.invpcid_type, self.reader.pcid, self.reader.gva):  # type: ignore[arg-type]
+            return insn_invlpg(vcpu, self.reader.gva)
+        if insn_invpcid(vcpu, self.reader.invpcid_type, self.reader.pcid, self.reader.gva):
             return self.fail("kvm refuses an INVPCID that the machine executed")
         return 0
 
@@ -333,13 +333,13 @@ class Player(Referee):
         if kind == K_REGS:
             return self.play_regs()
         if kind == K_INVLPG:
-            return cpu.invlpg(self.reader.gva)  # type: ignore[arg-type]
+            return cpu.invlpg(self.reader.gva)
         if kind == K_INVPCID:
-            return cpu.invpcid(self.reader.invpcid_type, self.reader.pcid, self.reader.gva)  # type: ignore[arg-type]
+            return cpu.invpcid(self.reader.invpcid_type, self.reader.pcid, self.reader.gva)
         self.accesses += 1
         if kind == K_STORE:
             self.stores += 1
-        if cpu.access(self.reader.gva, self.reader.access) != HW_HIT:  # type: ignore[arg-type]
+        if cpu.access(self.reader.gva, self.reader.access) != HW_HIT:
             return self.fail_exception(RUN_FAULT, "an access")
         if cpu.hpa != self.reader.gpa:
             self.disagree(MODEL_HIT, cpu.hpa, "the access goes to another address than the machine's")

@@ -6,10 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..addr import Hpa
-from ..errors import RecordingError
+from ..errors import ConfigError, RecordingError
 from ..hw.bits import CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, EFER_LMA
 from ..hw.cpu import Cpu
 from ..kvm import sregs
+from ..kvm.cpuid import CR4_FEATURES, EFER_FEATURES
 from ..kvm.insn import mov_cr0, mov_cr3, mov_cr4, wrmsr_efer, wrpkru
 from ..kvm.vcpu import Vcpu
 from ..record.format import W_CR0, W_CR3, W_CR4, W_EFER
@@ -39,7 +40,7 @@ def clean_pdptes(machine: GuestMachine | BareMachine, cr0: int, cr3: int, cr4: i
 
 
 def check_registers(has_la57: bool, reader: Reader) -> int:
-    """Refuse registers that no CPU (``has_la57``: none with 5-level paging) holds together; return 0.
+    """Refuse registers that no CPU holds together (``has_la57``: 5-level paging may be there); return 0.
 
     :class:`RecordingError` names the record in hand.
     """
@@ -52,6 +53,19 @@ def check_registers(has_la57: bool, reader: Reader) -> int:
     if reader.cr4 & CR4_LA57 and not has_la57:
         return _refuse(reader, "CR4.LA57, which the header's CPU lacks,")
     return 0
+
+
+def check_features(machine: GuestMachine | BareMachine, reader: Reader) -> None:
+    """What the caller changed of the CPU must leave what the guest used; :class:`ConfigError` if not."""
+    cr4 = reader.cr4 & machine.cr4_mask & machine.features.cr4_guest_rsvd_bits
+    efer = reader.efer & machine.features.efer_guest_rsvd_bits
+    lacking = [name for name, mask in CR4_FEATURES.items() if cr4 & mask]
+    lacking += [name for name, mask in EFER_FEATURES.items() if efer & mask]
+    if lacking:
+        raise ConfigError(
+            f"cpu {machine.cpu}: the recorded guest turns on {', '.join(lacking)} at record {reader.position - 1}"
+            f" (cr4 {reader.cr4:#x}, efer {reader.efer:#x}), which that CPU lacks; leave it on"
+        )
 
 
 def _refuse(reader: Reader, wrong: str) -> int:

@@ -26,7 +26,7 @@ from ..kvm.mmu.shadowwalk import is_dummy_root
 from ..kvm.vcpu import Vcpu
 from ..page_types import INVALID_PAGE
 from ..record.reader import Reader
-from .machine import build_machine
+from .machine import build_machine, features_of
 from .player import Player
 from .replay import PROGRESS_RECORDS, Options
 from .result import STOP_END
@@ -153,13 +153,12 @@ def _is_cr3(holder: Vcpu | Cpu, mode: PagingMode, cr3: int) -> bool:
 
 
 def _mode_name(vcpu: Vcpu) -> str:
-    mode = paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer)
-    return tables_mode(mode) if mode.levels else "none"
+    return paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer).name
 
 
 def _limits(player: Player, has_nx: bool) -> Limits:
     header = player.reader.header
-    return Limits(header.maxphyaddr, has_nx=has_nx, has_gbpages=header.has("pdpe1gb"))
+    return features_of(header).limits(has_nx=has_nx, widest=header.maxphyaddr)
 
 
 def _has_memory(player: Player, gpa: int) -> bool:
@@ -181,4 +180,4 @@ def _tables_at(player: Player, mode: PagingMode, root: int) -> GuestTables:
     def refuse(*_: object) -> None:
         raise GuestMisuse("the tables of a recording are only looked at")
 
-    return GuestTables(tables_mode(mode), load, refuse, root, refuse, load_bytes)  # type: ignore[arg-type]
+    return GuestTables(tables_mode(mode), load, refuse, root, refuse, load_bytes)  # type: ignore[arg-type]  # refuse() takes whatever it is given

@@ -36,7 +36,7 @@ _SPTE_CHANGED = re.compile(r"tdp_spte_changed as=(\d+) gfn=([0-9a-f]+) level=(\d
 _SPLIT = re.compile(r"kvm_mmu_split_huge_page gfn ([0-9a-f]+) spte (\S+) level (\d) errno (-?\d+)")
 _EXIT = re.compile(r"exit (.+?) rip=(\S+) info1=(\S+) info2=(\S+) intr=(\S+) err=(\S+)")
 _HVA_EVENTS = ("kvm_unmap_hva_range", "kvm_age_hva", "kvm_test_age_hva")
-_HVA = re.compile(r"(kvm_(?:unmap_hva_range|age_hva|test_age_hva)) slot(\d+):gfn ([0-9a-f]+)-([0-9a-f]+)")
+_HVA = re.compile(r"(kvm_(?:unmap_hva_range|age_hva|test_age_hva)) slot(\d+):gfn ([0-9a-f]+)-([0-9a-f]+)(?:\s+\[.*\])?")
 
 
 def _spte(spte: int) -> str:

@@ -29,7 +29,7 @@ Row = tuple[int, int, Event]
 _BOOLEAN = frozenset({
     "unsync", "created", "r", "x", "has_error", "reinjected", "immediate_exit", "write", "gpa_match", "failed",
 })  # fmt: skip
-_SIGNED = {"u": pl.Int8(), "ret": pl.Int32()}
+_SIGNED = {"u": pl.Int8(), "ret": pl.Int32(), "errno": pl.Int32()}
 
 
 def _column_type(field: str) -> pl.DataType:

@@ -15,6 +15,7 @@ from kvmmu.host.frames import FrameAllocator
 from kvmmu.host.mm import Mm
 from kvmmu.hw.cpu import Cpu
 from kvmmu.hw.memory import PhysicalMemory
+from kvmmu.kvm.cpuid import CpuFeatures
 from kvmmu.kvm.mmu import context as c
 from kvmmu.kvm.mmu import setup
 from kvmmu.kvm.mmu.bits import FAULT_OP_NONPAGING, FAULT_OP_PAGING, FAULT_OP_TDP, KVM_MMU_NUM_PREV_ROOTS
@@ -224,7 +225,7 @@ def test_an_unchanged_mode_is_no_change(npt: bool) -> None:
 
 def test_guest_tables_use_the_guests_cpuid_and_shadow_tables_the_hosts() -> None:
     vcpu = make_vcpu(npt=False, host_maxphyaddr=46)
-    vcpu.set_cpuid(40, gbpages=False, amd_compatible=False)
+    vcpu.set_cpuid(CpuFeatures(40, gbpages=False, amd=False))
     set_mode(vcpu, PG, PAE, LMA)
     setup.init_mmu(vcpu)
     assert reserved_bits(is_rsvd_bits_set, vcpu.mmu, 0, 3) == bits(40, 51) | 1 << 63 | 1 << 7
@@ -237,7 +238,7 @@ def test_guest_tables_use_the_guests_cpuid_and_shadow_tables_the_hosts() -> None
 
 def test_nested_tables_have_1g_pages_whatever_the_guest_has() -> None:
     vcpu = make_vcpu(npt=True, host_maxphyaddr=48)
-    vcpu.set_cpuid(40, gbpages=False)
+    vcpu.set_cpuid(CpuFeatures(40, gbpages=False))
     setup.init_mmu(vcpu)
     assert reserved_bits(is_rsvd_spte, vcpu.mmu, 0, 3) == bits(48, 51)
     assert reserved_bits(is_rsvd_spte, vcpu.mmu, 1 << 7, 3) == bits(48, 51) | bits(13, 29)

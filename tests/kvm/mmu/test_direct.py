@@ -27,7 +27,7 @@ class Direct:
     """A nested-paging world (or, with ``npt=False``, an unpaged guest), one vCPU with its root."""
 
     def __init__(self, host_page: str = "4k", *settings: str, npt: bool = True, size: int = MEMORY) -> None:
-        params = Params(npt=npt, host_page=host_page).with_settings(settings)
+        params = Params(npt=npt, tdp_mmu=False, host_page=host_page).with_settings(settings)
         self.world = World(params, nr_frames=1 << 20)
         self.hva = self.world.add_slot(0, 0, size)
         self.vcpu: Vcpu = self.world.create_vcpu()

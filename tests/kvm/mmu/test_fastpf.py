@@ -23,8 +23,8 @@ LEAF = SHADOW | HOST_W | P | U
 class Logged:
     """A nested-paging guest whose page at DATA has been written, then logged: W is gone, MMU-writable is not."""
 
-    def __init__(self, *, log: bool = True) -> None:
-        self.guest = Guest(npt=True)
+    def __init__(self, *settings: str, log: bool = True) -> None:
+        self.guest = Guest("4-level", *settings, npt=True)
         self.guest.tables.map(VA, DATA, flags=RW | AD)
         assert self.guest.write(VA) == "done"
         if log:
@@ -81,8 +81,19 @@ def test_w_is_given_back_where_only_w_was_taken() -> None:
     fault = box.fault()
     assert fastpf.fast_page_fault(box.vcpu, fault) == FIXED
     assert box.spte == before | W
-    assert (box.vcpu.stat.pf_fast, box.vcpu.mode) == (1, 0)
+    assert box.vcpu.stat.pf_fast == 1
     assert box.is_dirty()
+
+
+def test_the_walk_is_over_when_it_returns() -> None:
+    """For who frees pages of the legacy MMU the vCPU's mode tells, for the TDP MMU a section of RCU."""
+    box = Logged("tdp_mmu=off")
+    assert fastpf.fast_page_fault(box.vcpu, box.fault()) == FIXED
+    assert box.vcpu.mode == 0
+    box = Logged()
+    mode = box.vcpu.mode
+    assert fastpf.fast_page_fault(box.vcpu, box.fault()) == FIXED
+    assert (box.vcpu.mode, box.vm.rcu.readers) == (mode, 0)
 
 
 def test_it_needs_no_lock() -> None:
@@ -120,7 +131,7 @@ def test_where_the_walk_ends_early_the_slow_path_must_look() -> None:
     box.vcpu.mmu.root_hpa = 2**64 - 1
     assert fastpf.fast_page_fault(box.vcpu, box.fault()) == INVALID
     box.vcpu.mmu.root_hpa = root
-    assert (box.vcpu.stat.pf_fast, box.vcpu.mode) == (0, 0)
+    assert (box.vcpu.stat.pf_fast, box.vm.rcu.readers) == (0, 0)
 
 
 @pytest.mark.parametrize("logged", [False, True])

@@ -432,7 +432,7 @@ def test_an_unpaged_guest_has_four_direct_gigabytes() -> None:
 
 @pytest.mark.parametrize("levels", [4, 5])
 def test_a_nested_paging_root_has_the_hosts_levels(levels: int) -> None:
-    guest = Guest("4-level", f"host_levels={levels}", npt=True)
+    guest = Guest("4-level", f"host_levels={levels}", "tdp_mmu=off", npt=True)
     roots.load(guest.vcpu)
     root = guest.world.frames.owner(guest.vcpu.mmu.root_hpa >> 12)
     assert (root.gfn, root.role & 15, root.role & DIRECT, root.root_count) == (0, levels, DIRECT, 1)

@@ -17,6 +17,7 @@ from kvmmu.host.mm import Mm
 from kvmmu.hw.cpu import Cpu
 from kvmmu.hw.memory import PhysicalMemory
 from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, KVM_USER_MEM_SLOTS
+from kvmmu.kvm.cpuid import CpuFeatures
 from kvmmu.kvm.guestmem import gpa_to_hpa
 from kvmmu.kvm.memslots import Memslot, Memslots
 from kvmmu.kvm.mmu import setup
@@ -65,7 +66,7 @@ class World:
         """Publish the slot, with these flags."""
         slot = Memslot(slot_id, flags, 0, NR_PAGES, self.hva)  # type: ignore[arg-type]
         slot.alloc_dirty_bitmap()
-        self.vm.memslots[0] = Memslots(0, 2, [slot])
+        self.vm.memslots[0] = Memslots(0, self.vm.memslots[0].generation + 2, [slot])
         return slot
 
     def place(self, gpa: int) -> int:
@@ -180,7 +181,7 @@ def check(world: World, case: Case, width: int) -> None:
     """Make the walk and let the oracle make it: same outcome, same memory afterwards."""
     path = path_of(case.mode)
     size = MODES[case.mode][2]
-    world.vcpu.set_cpuid(width, amd_compatible=False)
+    world.vcpu.set_cpuid(CpuFeatures(width, amd=False))
     setup.forget_roles(world.vcpu)
     world.set_mode(case.mode, case.cr0, case.cr4, case.efer, path.cr3)
     build(world, path, list(case.entries))
@@ -482,7 +483,7 @@ def test_events_of_a_refused_walk_end_with_its_error() -> None:
 def test_a_reserved_bit_ends_the_walk_where_it_is() -> None:
     world = World()
     path = path_of("4")
-    world.vcpu.set_cpuid(46)
+    world.vcpu.set_cpuid(CpuFeatures(46))
     world.set_mode("4")
     entries = tables(path, 0x5000 | P, P | W | U)
     entries[1] |= 1 << 46
@@ -711,7 +712,7 @@ def test_a_changed_or_vanished_gpte_is_noticed_at_every_level(mode: str) -> None
 
 def test_pdptrs_are_loaded_checked_and_compared() -> None:
     world = World()
-    world.vcpu.set_cpuid(40)
+    world.vcpu.set_cpuid(CpuFeatures(40))
     world.set_mode("pae")
     for i in range(4):
         world.store(0x3020 + i * 8, 0x1000 * i | (P if i else 0))
@@ -726,7 +727,7 @@ def test_pdptrs_are_loaded_checked_and_compared() -> None:
 @pytest.mark.parametrize("bit", [1, 2, 5, 6, 7, 8, 40, 51, 52, 62, 63])
 def test_a_present_pdpte_with_a_reserved_bit_is_refused_and_changes_nothing(bit: int) -> None:
     world = World()
-    world.vcpu.set_cpuid(40)
+    world.vcpu.set_cpuid(CpuFeatures(40))
     world.set_mode("pae")
     world.store(0x3000, 0x7001)
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3000) == PDPTRS_CHANGED

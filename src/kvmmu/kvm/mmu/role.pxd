@@ -39,6 +39,8 @@ cpdef u32 calc_shadow_root_role(u64 cpu_role) noexcept
 @cython.locals(role=u32)
 cpdef u32 calc_tdp_root_role(u64 cpu_role, int root_level, bint ad_disabled) noexcept
 # What the cpu_role says of the guest.
+@cython.locals(role=u64)
+cpdef u64 calc_ept_role(int levels, bint has_ad, bint has_execonly) noexcept
 cpdef int cpu_role_level(u64 cpu_role) noexcept
 cpdef bint cpu_role_paging(u64 cpu_role) noexcept
 cpdef bint cpu_role_has_4_byte_gpte(u64 cpu_role) noexcept

@@ -9,7 +9,7 @@ page role in the low half, the extended role in the high half.
 bits    page role         note
 ======  ================  =====================================================================================
 0-3     level             of the shadow page
-4       has_4_byte_gpte   a 32-bit non-PAE guest table is behind it
+4       has_4_byte_gpte   a 2-level guest table is behind it
 5-6     quadrant          which part of that table
 7       direct            no guest table behind it
 8-10    access            inherited from upper guest levels, or of the huge gpte that a direct page splits
@@ -51,6 +51,7 @@ from .bits import (
     EXT_CR4_SMAP,
     EXT_CR4_SMEP,
     EXT_EFER_LMA,
+    EXT_EXECONLY,
     EXT_FLAGS,
     EXT_VALID,
     PT32_ROOT_LEVEL,
@@ -222,6 +223,17 @@ def calc_tdp_root_role(cpu_role: int, root_level: int, ad_disabled: bool) -> int
     if ad_disabled:
         role |= ROLE_AD_DISABLED
     return role
+
+
+def calc_ept_role(levels: int, has_ad: bool, has_execonly: bool) -> int:
+    """The CPU role, and in its low half the root role, of what mirrors a guest's EPT of ``levels`` (4 or 5) levels.
+
+    No register of the guest's comes into it.
+    """
+    role = EXT_VALID | ROLE_ACCESS_MASK | ROLE_GUEST_MODE | levels
+    if has_execonly:
+        role |= EXT_EXECONLY
+    return role if has_ad else role | ROLE_AD_DISABLED
 
 
 def cpu_role_level(cpu_role: int) -> int:

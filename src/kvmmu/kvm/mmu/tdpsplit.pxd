@@ -13,8 +13,8 @@ from .tdpchange cimport alloc_table, free_table, init_child, link_table
 from .tdpiter cimport TdpIter, make_iter, yield_walk
 from .tdproots cimport next_root, drop_root
 
-cdef int EBUSY, ENOMEM, ENTRIES, LEVEL_BITS, PAGE_SHIFT
-cdef u64 ACC_EXEC, PT_PAGE_SIZE
+cdef int EBUSY, ENOMEM, ENTRIES, LEVEL_BITS
+cdef u64 ACC_EXEC, PAGE_SHIFT, PT_PAGE_SIZE
 
 @cython.locals(tracked=bint)
 cpdef u64 make_executable(SpteFormat fmt, u64 spte) except? 0x5A5A5A5A5A
