@@ -98,7 +98,8 @@ class Cursors:
         if self.at_page > self.end_page or at + 2 > self.end_offset:
             self.overrun()
         low: int = self.raw[at]
-        return ((page << 12) & U64) | (low << 4) | (self.raw[at + 1] & 15)
+        low = (low << 4) | (self.raw[at + 1] & 15)
+        return ((page << 12) & U64) | low
 
     def read_frame(self) -> int:
         """A frame number: a signed difference to the last one written."""

@@ -79,6 +79,7 @@ class NotedRegisters:
     def __init__(self, features: CpuFeatures, cpu: str | None = None) -> None:
         self.features = features
         self.cpu = cpu
+        self.cr4_mask = U64
         self.noted: dict[int, tuple[int, int, int, int, int]] = {}
 
     def note_regs(self, reader: Reader) -> None:
@@ -102,7 +103,6 @@ class BareMachine(NotedRegisters):
         self.cpus = [Cpu(number, self.memory, cpu_params) for number in range(header.cpus)]
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
-        self.cr4_mask = U64
         self.world: World | None = None
 
     def hpa_of(self, gpa: int) -> Hpa:

@@ -291,7 +291,7 @@ class Player(Referee):
         return 0
 
     def play_page(self) -> int:
-        """The table at gpa holds these bytes: what differs was written unseen. PDPTEs in use bring QEMU's A bits along."""
+        """The table at gpa holds these bytes: what differs was written unseen. PDPTEs in use have QEMU's A bits."""
         self.store_unseen(self.reader.gpa, self.reader.payload())
         for cpu in self.cpus:
             holder = cpu if self.bare else self.vcpus[cpu.number]

@@ -17,7 +17,7 @@ from ..record.format import W_CR0, W_CR3, W_CR4, W_EFER
 from ..record.reader import Reader
 
 if TYPE_CHECKING:
-    from .machine import BareMachine, GuestMachine
+    from .machine import BareMachine, GuestMachine, NotedRegisters
 
 # Bits 1, 2 and 5 to 8 of a PDPTE are reserved on every CPU; QEMU sets A (bit 5) there, and looks at none of them.
 _PDPTE_RESERVED = 0x1E6
@@ -55,7 +55,7 @@ def check_registers(has_la57: bool, reader: Reader) -> int:
     return 0
 
 
-def check_features(machine: GuestMachine | BareMachine, reader: Reader) -> None:
+def check_features(machine: NotedRegisters, reader: Reader) -> None:
     """What the caller changed of the CPU must leave what the guest used; :class:`ConfigError` if not."""
     cr4 = reader.cr4 & machine.cr4_mask & machine.features.cr4_guest_rsvd_bits
     efer = reader.efer & machine.features.efer_guest_rsvd_bits
