@@ -155,7 +155,7 @@ class Vm:
         return self.manual_dirty_log_protect & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE != 0
 
     def is_log_initially_set(self) -> bool:
-        """Whether a slot's log begins with every page written, so that nothing needs protection before it is cleared."""
+        """Whether a slot's log begins with every page written, so that nothing is protected before it is cleared."""
         return self.manual_dirty_log_protect & KVM_DIRTY_LOG_INITIALLY_SET != 0
 
     def has_rmaps(self) -> bool:

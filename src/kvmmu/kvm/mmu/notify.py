@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How kvm reacts when the host takes memory back, or asks what was used: the notifier that a VM registers with its process.
+"""How kvm reacts when the host takes memory back, or asks what was used: the notifier that a VM registers.
 
 Between start and end no fault may install what the host is taking away: the sequence and the range tell those that are
 on their way. Reference: "MMU notifiers".
@@ -70,7 +70,6 @@ class MmuNotifier:
         vm.srcu.read_unlock()
         vm.invalidation.leave()
 
-
     def clear_flush_young(self, start: Hva, end: Hva) -> bool:
         """Make what maps ``[start, end)`` not accessed; whether it was. TLBs are flushed, so that the next use shows.
 
@@ -93,9 +92,7 @@ class MmuNotifier:
         return self._ask(is_young_gfn_range, address, Hva(address + 1), False)
 
     # Put question to every slot that shows part of the range: whether one says yes.
-    def _ask(
-        self, question: Callable[[Vm, Memslot, Gfn, Gfn], bool], start: Hva, end: Hva, flushes: bool
-    ) -> bool:
+    def _ask(self, question: Callable[[Vm, Memslot, Gfn, Gfn], bool], start: Hva, end: Hva, flushes: bool) -> bool:
         vm = self.vm
         young = False
         vm.srcu.read_lock()

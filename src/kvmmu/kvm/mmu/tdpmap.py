@@ -55,7 +55,7 @@ def tdp_map(vcpu: Vcpu, fault: PageFault, leaf: Leaf) -> int:
 
 
 def walk_to_goal(vcpu: Vcpu, fault: PageFault, it: TdpIter) -> bool:
-    """Lead ``it`` down to the entry of the goal level, linking what is missing; False: somebody changes things there."""
+    """Lead ``it`` down to the entry of the goal level, linking what is missing; False: somebody else is at it."""
     vm = vcpu.vm
     nx_huge_pages = vm.policy.nx_huge_pages
     while it.valid and it.gfn <= fault.gfn:

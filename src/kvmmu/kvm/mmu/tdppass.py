@@ -16,6 +16,7 @@ from ..memslots import Memslot
 from ..vm import Vm
 from .bits import KVM_MAX_HUGEPAGE_LEVEL, SHADOW_NONPRESENT_VALUE
 from .hugepage import max_mapping_level
+from .mmutrace import trace_tdp_mmu_spte_changed
 from .page import ShadowPage
 from .pages import is_invalid_root
 from .role import role_smm
@@ -28,7 +29,6 @@ from .spte import (
     mark_for_access_track,
     spte_to_pfn,
 )
-from .mmutrace import trace_tdp_mmu_spte_changed
 from .tdpchange import clear_bits, set_spte, set_spte_atomic, write_spte, zap_spte_atomic
 from .tdpiter import TdpIter, make_iter, yield_walk
 from .tdproots import next_root
@@ -50,7 +50,7 @@ def zap_leafs_below(vm: Vm, root: ShadowPage, start_gfn: Gfn, end_gfn: Gfn, flus
 
     ``flush``: one is pending already. Return whether one is when this is done; a yield flushes what is pending.
     """
-    end: Gfn = min(end_gfn, vm.max_gfn + 1)  # type: ignore[assignment]
+    end: Gfn = min(end_gfn, vm.max_gfn + 1)
     it = make_iter()
     vm.rcu.read_lock()
     it.start(vm.memory, root, 1, start_gfn)
@@ -205,7 +205,7 @@ def write_protect_mask_below(vm: Vm, root: ShadowPage, base_gfn: Gfn, mask: int)
         first += 1
     it = make_iter()
     vm.rcu.read_lock()
-    it.start(vm.memory, root, 1, base_gfn + first)  # type: ignore[arg-type]
+    it.start(vm.memory, root, 1, base_gfn + first)
     while it.valid and it.gfn < base_gfn + 64 and mask:
         if is_leaf(it) and it.level == 1 and (mask >> (it.gfn - base_gfn)) & ONE:
             mask &= ~(ONE << (it.gfn - base_gfn))
@@ -255,7 +255,7 @@ def write_protect_leaf_below(vm: Vm, root: ShadowPage, gfn: Gfn, min_level: int)
 
 
 def collapse_tables(vm: Vm, slot: Memslot) -> int:
-    """Zap each table of ``slot`` that a huge page could replace, with a flush each; ``mmu_lock`` shared, and yielded."""
+    """Zap each table of ``slot`` that a huge page could replace, with a flush each; ``mmu_lock`` shared, yielded."""
     vm.mmu_lock.assert_shared()
     root = next_root(vm, None, slot.as_id, True)
     while root is not None:

@@ -2,8 +2,8 @@
 """Roots of the TDP MMU: one for each role that vCPUs use, shared among them, and how whole trees go.
 
 A root is used by vCPUs and, until it is invalid, by the TDP MMU itself: its ``root_count`` says by how many. A memslot
-update makes every root invalid under ``mmu_lock`` held exclusively, which schedules it, and zaps the scheduled ones with
-the lock held shared; the vCPUs drop theirs at their next entry. The last user unlinks the root, readers of ``vm.rcu``
+update makes every root invalid under ``mmu_lock`` held exclusively, which schedules it, and zaps the scheduled ones
+with the lock held shared; the vCPUs drop theirs at their next entry. The last user unlinks the root, readers of ``vm.rcu``
 may still stand on it. The list changes under ``tdp_mmu_pages_lock``. Reference: "TDP MMU", roots, zap.
 """
 
@@ -99,7 +99,7 @@ def take_root(vcpu: Vcpu) -> int:
         else:
             root = alloc_table(vm)
             clear_table(vm, root)
-            init_table(vm, root, NOTHING, mmu.root_role, NOTHING)  # type: ignore[arg-type]
+            init_table(vm, root, NOTHING, mmu.root_role, NOTHING)
             link_root(vm, root)
         vm.tdp_mmu_pages_lock.unlock()
     vm.mmu_lock.read_unlock()
@@ -193,9 +193,9 @@ def zap_root(vm: Vm, root: ShadowPage) -> int:
 
 def zap_level(vm: Vm, root: ShadowPage, level: int) -> int:
     """Empty every present entry of ``level`` below ``root``, leaf or table."""
-    end: Gfn = vm.max_gfn + 1  # type: ignore[assignment]
+    end: Gfn = vm.max_gfn + 1
     it = make_iter()
-    it.start(vm.memory, root, level, NOTHING)  # type: ignore[arg-type]
+    it.start(vm.memory, root, level, NOTHING)
     while it.valid and it.gfn < end:
         if yield_walk(vm, it, False) or not is_shadow_present(it.old_spte) or it.level > level:
             it.next(vm.memory)

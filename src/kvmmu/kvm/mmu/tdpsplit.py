@@ -19,10 +19,17 @@ from .change import count_pages
 from .mmutrace import trace_split_huge_page
 from .page import ShadowPage
 from .role import role_access, role_level
-from .spte import SpteFormat, is_access_tracked, is_large, is_shadow_present, mark_for_access_track, restore_access_track
+from .spte import (
+    SpteFormat,
+    is_access_tracked,
+    is_large,
+    is_shadow_present,
+    mark_for_access_track,
+    restore_access_track,
+)
 from .tdpchange import alloc_table, free_table, init_child, link_table
 from .tdpiter import TdpIter, make_iter, yield_walk
-from .tdproots import next_root, drop_root
+from .tdproots import drop_root, next_root
 
 
 def make_executable(fmt: SpteFormat, spte: int) -> int:
@@ -128,7 +135,7 @@ def alloc_unlocked(vm: Vm, it: TdpIter) -> ShadowPage | None:
 
 
 def split_leafs(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn, target_level: int) -> int:
-    """Split the huge pages that map ``[start_gfn, end_gfn)`` of ``slot`` down to ``target_level``, as far as memory goes.
+    """Split the huge pages that map ``[start_gfn, end_gfn)`` of ``slot`` to ``target_level``, as far as memory goes.
 
     ``mmu_lock`` held, in either mode, and yielded.
     """

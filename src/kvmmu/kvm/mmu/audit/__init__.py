@@ -5,8 +5,8 @@ Called while nobody holds a lock; slow, interpreted, and without side effects. W
 numbers: I1 (the host's pages) and I8 (what may be written is logged) of the TDP MMU, I3 (protected guest tables), I4
 (unsync bits), I5 (rmaps and parent links, descriptors), I6 (write-track and large-page counts), I7 (lists, validity,
 root counts), I9 (writable triples, nothing frozen), I10 (MMIO sptes), I11 (counters), I14 (roles), I15 (no section of
-RCU is open), I16 (empty entries), and the accounting of frames. The translations themselves, and what TLBs hold, are the
-business of other oracles. Words are decoded here anew, apart from the single-spte predicates of ``spte``. Every check
+RCU is open), I16 (empty entries), and the accounting of frames. The translations themselves, and what TLBs hold, are
+the business of other oracles. Words are decoded here anew, apart from the single-spte predicates of ``spte``. Every check
 adds to one :class:`~.survey.Survey`, so that each table is read once: the order of the checks is that of their needs.
 Source: reference "Invariants for a model checker / runtime audit".
 """

@@ -50,7 +50,7 @@ def check_tdp_mmu(survey: Survey) -> None:
 
 def _check_root(survey: Survey, root: ShadowPage, roots: dict[int, ShadowPage]) -> None:
     survey.nr_tdp_roots += 1
-    if not root.is_tdp or not root.role & ROLE_DIRECT or root.ptep or root.gfn or level_of(root) < 4:  # noqa: PLR2004
+    if not root.is_tdp or not root.role & ROLE_DIRECT or root.ptep or root.gfn or level_of(root) < 4:
         survey.bad("I14", f"no root of the TDP MMU: {root!r} linked at {root.ptep:#x}")
     if root.scheduled_to_zap:
         survey.bad("I7", f"{name_of(root)} still waits to be zapped")
@@ -126,7 +126,7 @@ def _wrong_with_leaf(survey: Survey, sp: ShadowPage, gfn: Gfn, spte: int) -> Ite
     level = level_of(sp)
     size = 1 << (9 * (level - 1))
     pfn = (spte & SPTE_BASE_ADDR_MASK) >> 12
-    if level > 3 or pfn & (size - 1):  # noqa: PLR2004
+    if level > 3 or pfn & (size - 1):
         yield "I5", f"no leaf of level {level}"
     if not is_legal_triple(vm.fmt, spte):
         yield "I9", "illegal (host-writable, MMU-writable, W)"
