@@ -17,7 +17,7 @@ XDIST   := -n 2 --dist loadgroup
 PYTEST  := $(REQUIRE) $(BIN)/python -m pytest $(XDIST)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-pure lint bench explore fuzz record-smoke guests clean
+.PHONY: help build run test test-pure lint bench explore fuzz record-smoke guests oracle clean
 
 help:   ## print this list
 	@sed -n 's/^\([a-z-]*\): .*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null || \
@@ -55,6 +55,12 @@ record-smoke: $(BUILT) ## record a tiny guest with QEMU >= 10, and replay it
 
 guests: $(BUILT) ## record firmware, hypervisors, kernels from Debian's packages with QEMU >= 10, and replay them
 	PATH="$(CURDIR)/$(BIN):$$PATH" python3 tools/guests/guests.py out/guests $(ARGS)
+
+oracle: $(BUILT) ## record real KVM with fresh random scenarios, and compare (needs Debian's packages; ARGS="FAMILY... --seeds A-B")
+	rm -rf out/oracle/scenarios out/oracle/recordings
+	python3 tools/oracle/scenarios.py out/oracle/scenarios $(or $(ARGS),random wild huge dirty --seeds 0-1)
+	python3 tools/oracle/record.py out/oracle/scenarios out/oracle/recordings
+	$(BIN)/kvmmu conformance out/oracle/recordings
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build dist out src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -41,8 +41,10 @@ from setuptools.errors import CompileError
 
 #: Every compiled room, party by party. ``tests/test_headers.py`` holds it equal to the set of ``.pxd`` files.
 COMPILED = [
+    "access",
     "addr",
-    "ranges",
+    "door",
+    "intervaltree",
     "sync",
     "tracepoint",
     "hw/cpu",
@@ -50,6 +52,7 @@ COMPILED = [
     "hw/paging",
     "hw/regs",
     "hw/runner",
+    "hw/stage2",
     "hw/tdp",
     "hw/tlb",
     "host/frames",
@@ -111,6 +114,7 @@ COMPILED = [
     "kvm/mmu/unsync",
     "kvm/mmu/walker",
     "kvm/mmu/zap",
+    "record/columns",
     "record/encoder",
     "record/known",
     "record/reader",
@@ -129,6 +133,7 @@ OFTEN = ["hw/cpu", "hw/memory", "hw/paging", "hw/tdp", "hw/tlb", "record/known",
 #: Rooms that run once per register change, guest, exception or event that somebody watches: they get less.
 SELDOM = [
     "tracepoint",
+    "hw/stage2",
     "kvm/exception",
     "kvm/insn",
     "kvm/kvmtrace",
@@ -141,6 +146,7 @@ SELDOM = [
     "kvm/mmu/mmutrace",
     "kvm/mmu/roots",
     "kvm/mmu/setup",
+    "record/columns",
     "record/encoder",
 ]
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from kvmmu import ControlRegisters, GuestTables, KvmmuError, Params, TablePages, UserMemoryRegion, World
+from kvmmu import ControlRegisters, CpuFeatures, GuestTables, KvmmuError, Params, TablePages, UserMemoryRegion, World
 from kvmmu.guest import program
 from kvmmu.guest.tables import WIDEST_LIMITS
 from kvmmu.world import nr_frames_for
@@ -63,11 +63,19 @@ WRONG: dict[str, dict[str, Any]] = {
     "new_table": NO_FUNCTIONS,
     "registers": NO_RECORDS,
     "region": NO_RECORDS,
+    "cpu": NO_RECORDS,
     "data": NO_DATA,
+    "bitmap": {"none": None, "number": 1, "text": "x", "list": [1], "bytearray": bytearray(8)},
     "params": {name: value for name, value in NO_RECORDS.items() if name != "none"},
 }
 #: Where None is an answer: "as the host", "the leaf", "from outside".
-OPTIONAL = {("create_vcpu", "maxphyaddr"), ("set_bits", "level"), ("clear_bits", "level"), ("tables", "vcpu")}
+OPTIONAL = {
+    ("create_vcpu", "cpu"),
+    ("World", "cpu"),
+    ("set_bits", "level"),
+    ("clear_bits", "level"),
+    ("tables", "vcpu"),
+}
 
 
 class Rig:
@@ -85,7 +93,7 @@ class Rig:
         self.stranger = stranger.create_vcpu()
         world, vcpu, tables = self.world, self.vcpu, self.tables
         self.calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-            "World": (World, {"params": None, "nr_frames": 4096}),
+            "World": (World, {"params": None, "nr_frames": 4096, "cpu": None}),
             "add_slot": (
                 world.add_slot,
                 {"slot": 1, "gpa": 32 * MIB, "size": 4096, "flags": 0, "backing": "anonymous", "populate": False},
@@ -93,7 +101,13 @@ class Rig:
             "set_region": (world.set_region, {"region": None}),
             "delete_slot": (world.delete_slot, {"slot": 5}),
             "dirty_log": (world.dirty_log, {"slot": 5}),
-            "create_vcpu": (world.create_vcpu, {"maxphyaddr": 40}),
+            "clear_dirty_log": (
+                world.clear_dirty_log,
+                {"slot": 5, "first_page": 0, "num_pages": 64, "bitmap": bytes(8)},
+            ),
+            "enable_cap": (world.enable_cap, {"cap": 168, "argument": 0, "flags": 0}),
+            "create_vcpu": (world.create_vcpu, {"cpu": CpuFeatures(40)}),
+            "set_cpuid": (world.set_cpuid, {"vcpu": vcpu, "cpu": CpuFeatures()}),
             "poke": (world.poke, {"gpa": 0x5000, "data": 1, "size": 8}),
             "kvm_write_guest": (world.kvm_write_guest, {"gpa": 0x5000, "data": 1, "size": 8}),
             "translate": (world.translate, {"vcpu": vcpu, "gva": 0x40_0000}),
@@ -235,6 +249,21 @@ def cases(rig: Rig) -> dict[str, str]:
             {"gva": 0, "gpa": 0, "nr_bytes": (1 << 64) - (1 << 30), "size": 1 << 30},
         ),
         "map_range of gpas too wide": (tables.map_range, {"gva": 0, "gpa": (1 << 52) - 4096, "nr_bytes": 8192}),
+        "clear_dirty_log of 33 bits": (
+            world.clear_dirty_log,
+            {"slot": 0, "first_page": 0, "num_pages": 1 << 32, "bitmap": bytes(8)},
+        ),
+        "clear_dirty_log far away": (
+            world.clear_dirty_log,
+            {"slot": 0, "first_page": (1 << 64) - 64, "num_pages": 64, "bitmap": bytes(8)},
+        ),
+        "clear_dirty_log without bytes": (
+            world.clear_dirty_log,
+            {"slot": 0, "first_page": 0, "num_pages": 64, "bitmap": b""},
+        ),
+        "enable_cap unknown": (world.enable_cap, {"cap": 1}),
+        "enable_cap options": (world.enable_cap, {"cap": 168, "argument": 2}),
+        "enable_cap flags": (world.enable_cap, {"cap": 168, "argument": 1, "flags": 1}),
         "wrpkru 33 bits": (world.wrpkru, {"vcpu": vcpu, "value": 1 << 32}),
         "no such parameter": (Params().with_settings, {"settings": ["x=1"]}),
         "program kind": (

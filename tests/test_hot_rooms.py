@@ -23,6 +23,8 @@ import house
 #: change or invalidation, not per access or fault.
 HOT = {
     "addr": (),
+    # A node is made.
+    "intervaltree": ("insert",),
     "host/frames": ("alloc_block", "_alloc_slow", "_carve", "_break_down", "_free"),
     "host/mm": (),
     "host/mmfault": ("_try_map_block", "_break_cow"),
@@ -36,6 +38,8 @@ HOT = {
         *("_floor_of", "flush_space", "flush_non_global", "flush_pcid", "flush_current", "invlpg_space"),
         # The TLB without bounds is a dictionary.
         *("_probe_kept", "_keep", "_sweep", "_forget_kept"),
+        # Flushes by guest frame are a mode for tests.
+        *("note_gfn", "flush_gfns"),
     ),
     "kvm/emulate": (),
     "kvm/guestmem": (),
@@ -71,7 +75,6 @@ HOT = {
     "kvm/requests": (),
     "kvm/run": (),
     "kvm/vcpu": (),
-    "ranges": (),
     # The map and the set of tables are asked when the small caches before them do not know.
     "record/known": ("find_range", "change", "is_table", "add_table"),
     "record/reader": ("payload", "_load_block", "_check_memory", "_read_map"),

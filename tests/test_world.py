@@ -12,6 +12,7 @@ import pytest
 from kvmmu.errors import ConfigError, GuestMisuse, KvmIoctlError, OutOfFrames, UserError
 from kvmmu.guest.tables import SIZE_2M, ControlRegisters
 from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES
+from kvmmu.kvm.cpuid import CpuFeatures
 from kvmmu.kvm.mmu.audit import audit
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.look import shadow_pages
@@ -293,7 +294,7 @@ def test_what_one_vcpu_loses_the_other_loses_too(npt: bool) -> None:
 
 def test_maxphyaddr_is_each_vcpus_own() -> None:
     world, _ = machine()
-    small = world.create_vcpu(36)
+    small = world.create_vcpu(CpuFeatures(36))
     world.load_registers(small, world.tables("4-level", ROOT).registers())
     world.poke(world.tables("4-level", ROOT).entry_gpa(0x40_0000, 1), (1 << 40) | P | W | U)
     assert world.read(small, 0x40_0000) == Access("fault", error_code=9, address=0x40_0000)

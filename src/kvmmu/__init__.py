@@ -18,7 +18,8 @@ from ._build import VERSION, BuildInfo, build_info, choose_build
 choose_build(__name__)
 
 if TYPE_CHECKING:
-    from .access import Access, EmulationFailure
+    from .access import Access
+    from .emulationfailure import EmulationFailure
     from .errors import (
         ConfigError,
         GuestMisuse,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         UserError,
     )
     from .guest.tables import ControlRegisters, GuestTables, TablePages
+    from .kvm.cpuid import CpuFeatures
     from .kvm.regions import UserMemoryRegion
     from .params import Params
     from .record.bundled import bundled
@@ -45,7 +47,8 @@ _ROOMS = {
     "Access": "access",
     "ConfigError": "errors",
     "ControlRegisters": "guest.tables",
-    "EmulationFailure": "access",
+    "CpuFeatures": "kvm.cpuid",
+    "EmulationFailure": "emulationfailure",
     "GuestMisuse": "errors",
     "GuestTables": "guest.tables",
     "KvmBug": "errors",
@@ -69,6 +72,7 @@ __all__ = [
     "BuildInfo",
     "ConfigError",
     "ControlRegisters",
+    "CpuFeatures",
     "EmulationFailure",
     "GuestMisuse",
     "GuestTables",

@@ -1,85 +1,79 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How one access of the guest ended, as a value (``World.read()``, ``write()``, ``fetch()``), and kvm's way to it.
+"""Accesses through a world's door: the guest's loads, stores and fetches, and the VMM's to the guest's memory.
 
-Where the CPU could not make the access kvm does, and that may end KVM_RUN.
-Reference: "Emulator memory path, retry and unprotect".
+These are the calls that a test or a fuzzer makes millions of times. Each checks what it was handed, as every call
+of the API does (:mod:`kvmmu.guard` has the words of a refusal), and is then done in compiled code.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
+from . import arguments, guard
 from .addr import Gpa, Gva, Hpa
-from .errors import KvmBug
-from .hw.bits import ACCESS_FETCH, PF_VECTOR
-from .kvm import emulate, guestmem
+from .door import Door
+from .emulationfailure import INSN_MAX, SVM_EXIT_EXCP_PF, SVM_EXIT_NPF, EmulationFailure
+from .errors import GuestMisuse, KvmBug
+from .hw.bits import ACCESS_AC, ACCESS_FETCH, CR4_LA57, EFER_LMA, PF_VECTOR, X86_EFLAGS_AC
+from .kvm import emulate
 from .kvm.bits import INVALID_GPA
+from .kvm.guestmem import read_guest, write_from_process
 from .kvm.mmu import walker
-from .kvm.outcome import X86EMUL_IO_NEEDED, X86EMUL_PROPAGATE_FAULT, X86EMUL_RETRY_INSTR, X86EMUL_UNHANDLEABLE
+from .kvm.outcome import (
+    RUN_ERROR,
+    RUN_FAULT,
+    RUN_HIT,
+    RUN_SHUTDOWN,
+    X86EMUL_IO_NEEDED,
+    X86EMUL_PROPAGATE_FAULT,
+    X86EMUL_RETRY_INSTR,
+    X86EMUL_UNHANDLEABLE,
+)
+from .kvm.run import access, enter
 from .kvm.vcpu import Vcpu
-from .page_types import PAGE_SIZE
+from .kvm.vm import Vm
+from .page_types import PAGE_SIZE, U64
 
-#: KVM_INTERNAL_ERROR_EMULATION: the suberror of an emulation failure.
-KVM_INTERNAL_ERROR_EMULATION = 1
-#: Flag of its data: the bytes of the instruction follow, as far as they could be fetched.
-KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES = 1
-#: Reasons of an SVM exit: ``#PF`` intercepted (shadow paging), and a nested page fault.
-SVM_EXIT_EXCP_PF = 0x4E
-SVM_EXIT_NPF = 0x400
-
-#: Most bytes of an instruction; what could not be fetched of them is NOPs in struct kvm_run.
-INSN_MAX = 15
-_NOP = b"\x90"
+# Ranges of at most a page from here down do not pass the end of addresses.
+_LAST_WORD = U64 - PAGE_SIZE
 
 
-@dataclass(frozen=True, slots=True)
-class EmulationFailure:
-    """KVM_EXIT_INTERNAL_ERROR with suberror 1: kvm could not emulate an instruction, and KVM_RUN ended.
-
-    ``exit_reason``, ``exit_info1`` (the fault's error code) and ``exit_info2`` (its gva, or gpa under nested paging)
-    are the CPU's exit; ``insn_bytes`` what could be fetched; ``ud_queued``: who runs on gives the guest ``#UD``.
-    """
-
-    exit_reason: int
-    exit_info1: int
-    exit_info2: int
-    insn_bytes: bytes = b""
-    ud_queued: bool = True
-    suberror: int = KVM_INTERNAL_ERROR_EMULATION
-
-    @property
-    def flags(self) -> int:
-        """The first word of the data."""
-        return KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES if self.insn_bytes else 0
-
-    @property
-    def data(self) -> tuple[int, ...]:
-        """``kvm_run.internal.data`` up to ``ndata``: flags, size and bytes of the instruction, the exit's five words.
-
-        The last two, an event whose delivery the exit interrupted and its error code, are always 0 here.
-        """
-        insn: tuple[int, ...] = ()
-        if self.insn_bytes:
-            raw = bytes([len(self.insn_bytes)]) + self.insn_bytes.ljust(INSN_MAX, _NOP)
-            insn = (int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little"))
-        return (self.flags, *insn, self.exit_reason, self.exit_info1, self.exit_info2, 0, 0)
-
-
-@dataclass(frozen=True, slots=True)
 class Access:
     """How one guest access ended.
 
     ``kind``: ``"done"`` (``data`` is what a read found), ``"fault"`` (the guest got exception ``vector``: ``#PF`` with
     ``error_code`` at ``address``, or ``#UD`` for the instruction there), ``"mmio"`` (a device at gpa ``address`` must
     answer), or ``"emulation-failure"`` (KVM_RUN ended at the instruction at ``address``; ``failure`` has the facts).
+    Values that are equal in all fields are equal; none changes.
     """
 
-    kind: str
-    data: bytes = b""
-    error_code: int = 0
-    address: int = 0
-    vector: int = PF_VECTOR
-    failure: EmulationFailure | None = None
+    __slots__ = ("address", "data", "error_code", "failure", "kind", "vector")
+    __match_args__ = ("kind", "data", "error_code", "address", "vector", "failure")
+
+    def __init__(
+        self,
+        kind: str,
+        data: bytes = b"",
+        error_code: int = 0,
+        address: int = 0,
+        vector: int = PF_VECTOR,
+        failure: EmulationFailure | None = None,
+    ) -> None:
+        self.kind = kind
+        self.data = data
+        self.error_code = error_code
+        self.address = address
+        self.vector = vector
+        self.failure = failure
+
+    def _fields(self) -> tuple[Any, ...]:
+        return (self.kind, self.data, self.error_code, self.address, self.vector, self.failure)
+
+    def __eq__(self, other: object) -> bool:
+        return other._fields() == self._fields() if isinstance(other, Access) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
 
     def __repr__(self) -> str:
         if self.kind == "fault" and self.vector != PF_VECTOR:
@@ -93,14 +87,150 @@ class Access:
         return f"<Access done {self.data.hex()}>"
 
 
-def emulate_access(
+_DONE = Access("done")
+
+
+# The VMM's.
+
+
+def peek(door: Door, vm: Vm, gpa: Any, size: Any) -> bytes:
+    """``size`` bytes of guest memory at ``gpa``: ``World.peek()``."""
+    door.enter()
+    try:
+        if type(gpa) is not int or type(size) is not int or not 0 <= gpa <= _LAST_WORD or not 0 <= size <= PAGE_SIZE:
+            guard.span(gpa, size)
+        data = read_guest(vm, 0, gpa, size)
+        if data is None:
+            raise GuestMisuse(f"gpa {gpa:#x}: no memslot there; add_slot() first")
+        return data
+    finally:
+        door.leave()
+
+
+def poke(door: Door, vm: Vm, gpa: Any, data: Any, size: Any) -> None:
+    """Store ``data`` at ``gpa`` as the VMM does: ``World.poke()``."""
+    door.enter()
+    try:
+        raw = bytes_at(gpa, data, size)
+        if gpa % PAGE_SIZE + len(raw) > PAGE_SIZE:
+            guard.store(vm, gpa, len(raw))
+        if write_from_process(vm, 0, gpa, raw):
+            raise GuestMisuse(f"gpa {gpa:#x}: no memslot there, or the process has nothing to write; add_slot() first")
+    finally:
+        door.leave()
+
+
+def bytes_at(gpa: Any, data: Any, size: Any) -> bytes:
+    """What to store at ``gpa``, if there is such a range of addresses.
+
+    :raises GuestMisuse: there is none, or ``data`` (with ``size``, if it is a number) is nothing that can be stored.
+    """
+    raw = data if type(data) is bytes else arguments.data_bytes(data, size)
+    if type(gpa) is not int or not 0 <= gpa <= _LAST_WORD or len(raw) > PAGE_SIZE:
+        guard.span(gpa, len(raw))
+    return raw
+
+
+# The guest's.
+
+
+def guest_access(door: Door, vm: Vm, vcpu: Any, gva: Any, kind: int, data: bytes | None, size: Any) -> Access:
+    """An access of ``kind`` (ACCESS_* bits) to ``size`` bytes at ``gva`` by the code that ``vcpu`` runs.
+
+    ``data``: what a store stores; None: a load or fetch.
+
+    :raises UserError: what is no access of a vCPU of ``vm``.
+    """
+    door.enter()
+    try:
+        if type(gva) is not int or type(size) is not int or type(vcpu) is not Vcpu or vcpu.vm is not vm:
+            guard.access(vm, vcpu, gva, size)
+        if not (0 <= gva <= U64 and 1 <= size <= PAGE_SIZE and is_linear(vcpu, gva, size)):
+            guard.linear(vcpu, gva, size)
+        return _access(vcpu, gva, kind, data, size)
+    finally:
+        door.leave()
+
+
+def is_linear(vcpu: Vcpu, gva: int, size: int) -> bool:
+    """Whether one instruction can access ``size`` (1 to 4096) bytes at ``gva``: canonical, or below 4 GiB."""
+    last = (gva + size - 1) & U64
+    if not vcpu.efer & EFER_LMA:
+        return gva <= last and last >> 32 == 0
+    unused = 56 if vcpu.cr4 & CR4_LA57 else 47
+    top = gva >> unused
+    return top in (0, U64 >> unused) and last >> unused == top
+
+
+def _access(vcpu: Vcpu, gva: int, kind: int, data: bytes | None, size: int) -> Access:
+    if vcpu.rflags & X86_EFLAGS_AC:
+        kind |= ACCESS_AC
+    first = PAGE_SIZE - gva % PAGE_SIZE
+    if first < size:
+        return _access_two(vcpu, gva, kind, data, size, first)
+    while True:
+        status = _run(vcpu, gva, kind)
+        if status == RUN_HIT:
+            break
+        ended = _end(vcpu, status, gva, kind, data, size, [])
+        if ended is not None:
+            return ended
+    if data is None:
+        return Access("done", vcpu.vm.memory.read(vcpu.cpu.hpa, size))
+    vcpu.vm.memory.write(vcpu.cpu.hpa, data)
+    return _DONE
+
+
+# Bytes from `first` on are in the next page. Both must be reachable before anything is stored.
+def _access_two(vcpu: Vcpu, gva: int, kind: int, data: bytes | None, size: int, first: int) -> Access:
+    memory = vcpu.vm.memory
+    while True:
+        places: list[tuple[Hpa, int, int]] = []
+        status = _run(vcpu, gva, kind)
+        if status == RUN_HIT:
+            places.append((vcpu.cpu.hpa, 0, first))
+            status = _run(vcpu, gva + first, kind)
+        if status == RUN_HIT:
+            break
+        ended = _end(vcpu, status, gva, kind, data, size, places)
+        if ended is not None:
+            return ended
+    places.append((vcpu.cpu.hpa, first, size))
+    if data is None:
+        return Access("done", b"".join([memory.read(hpa, end - start) for hpa, start, end in places]))
+    for hpa, start, end in places:
+        memory.write(hpa, data[start:end])
+    return _DONE
+
+
+def _run(vcpu: Vcpu, gva: int, kind: int) -> int:
+    # The #UD of an emulation failure is delivered when the vCPU runs on.
+    if vcpu.exception_pending:
+        status = enter(vcpu)
+        vcpu.exception_pending = False
+        if status:
+            return status
+    return access(vcpu, Gva(gva), kind)
+
+
+# How an access ended that missed with `status` in the page after `places`; None: the guest must try again.
+def _end(
+    vcpu: Vcpu, status: int, gva: int, kind: int, data: bytes | None, size: int, places: list[tuple[Hpa, int, int]]
+) -> Access | None:
+    if status == RUN_FAULT:
+        return Access("fault", error_code=vcpu.exception_error_code, address=vcpu.cr2)
+    if status == RUN_SHUTDOWN:
+        raise GuestMisuse(f"access at {gva:#x}: vCPU {vcpu.vcpu_id} shut down after a triple fault")
+    if status == RUN_ERROR:
+        raise guard.run_error(vcpu, gva)
+    return _emulate(vcpu, Gva(gva), kind, data, size, places)
+
+
+# Kvm makes the access. An exception that the guest gets is delivered; the #UD of an emulation failure waits for the
+# next KVM_RUN. Reference: "Emulator memory path, retry and unprotect".
+def _emulate(
     vcpu: Vcpu, gva: Gva, kind: int, data: bytes | None, size: int, places: list[tuple[Hpa, int, int]]
 ) -> Access | None:
-    """Let kvm make an access that ended with RUN_EMULATE; None: the guest must try again.
-
-    Arguments as of ``kvm.emulate.emulate()``; ``places``: the pages before, where each is and from which byte to which.
-    An exception that the guest gets is delivered; the ``#UD`` of an emulation failure waits for the next KVM_RUN.
-    """
     outcome = emulate.emulate(vcpu, gva, kind, data, size)
     if outcome == X86EMUL_PROPAGATE_FAULT:
         vcpu.exception_pending = False
@@ -143,7 +273,7 @@ def _emulated_read(vcpu: Vcpu, gva: Gva, kind: int, size: int) -> bytes:
 
 
 def _read(vcpu: Vcpu, gpa: Gpa, size: int) -> bytes:
-    data = guestmem.read_guest(vcpu.vm, 0, gpa, size)
+    data = read_guest(vcpu.vm, 0, gpa, size)
     if data is None:
         raise KvmBug(f"gpa {gpa:#x}: kvm read {size} bytes there, and finds no memory now")
     return data

@@ -101,13 +101,13 @@ def data_bytes(data: Any, size: Any) -> bytes:
 
     :raises GuestMisuse: neither, or a number that does not fit.
     """
+    if type(data) is int or (isinstance(data, int) and not isinstance(data, bool)):
+        number("size", size, PAGE_SIZE, 1)
+        if not 0 <= data < 1 << (8 * size):
+            raise GuestMisuse(f"value {data:#x} does not fit into {size} bytes")
+        return data.to_bytes(size, "little")
     if isinstance(data, bytes):
         return data
     if isinstance(data, bytearray | memoryview):
         return bytes(data)
-    if not isinstance(data, int) or isinstance(data, bool):
-        raise GuestMisuse(f"data {describe(data)}: must be bytes, or a number that is stored as size bytes")
-    number("size", size, PAGE_SIZE, 1)
-    if not 0 <= data < 1 << (8 * size):
-        raise GuestMisuse(f"value {data:#x} does not fit into {size} bytes")
-    return data.to_bytes(size, "little")
+    raise GuestMisuse(f"data {describe(data)}: must be bytes, or a number that is stored as size bytes")

@@ -2,18 +2,16 @@
 """Door: one caller at a time works with a world, and after it was closed nobody does.
 
 While a call works, kvm may hold locks and have half a change made. An event sink runs in the middle of that: it may
-look (:func:`looking`), but what it calls must not touch the machine, and what it raises comes out when
+look (:meth:`Door.look`), but what it calls must not touch the machine, and what it raises comes out when
 the call ends. A second thread waits for the call to end, on a
 lock of its own; a world has no such lock, it refuses. Between two calls a world may go from one thread to another.
 """
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from threading import get_ident
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from .errors import GuestMisuse
 from .tracepoint import Event
@@ -24,7 +22,7 @@ _NOBODY = 0
 
 
 class Door:
-    """The door of one world: a call takes it, sets :attr:`owner`, and releases it."""
+    """The door of one world: a call begins with :meth:`enter` or :meth:`look` and ends with :meth:`leave`."""
 
     __slots__ = ("acquire", "failure", "locked", "owner", "release")
 
@@ -37,6 +35,36 @@ class Door:
         self.failure: BaseException | None = None
         #: The thread that works, or worked last.
         self.owner = _NOBODY
+
+    def enter(self) -> int:
+        """The caller works with the world from here to :meth:`leave`; return 0.
+
+        :raises GuestMisuse: the world is closed, or somebody works with it (:meth:`refusal`).
+        """
+        if not self.acquire(False):
+            raise self.refusal()
+        self.owner = get_ident()
+        return 0
+
+    def look(self) -> bool:
+        """Enter, unless the caller's own thread is inside: a sink may look. Return whether :meth:`leave` is due.
+
+        :raises GuestMisuse: the world is closed, or another thread works with it.
+        """
+        if self.acquire(False):
+            self.owner = get_ident()
+            return True
+        if not self.is_mine():
+            raise self.refusal()
+        return False
+
+    def leave(self) -> int:
+        """The call is over: let others in, unless the world was closed, and raise what a sink raised. Return 0."""
+        if self.owner != _CLOSED:
+            self.release()
+        if self.failure is not None:
+            self.raise_failure()
+        return 0
 
     def is_mine(self) -> bool:
         """Whether the caller's own thread entered last."""
@@ -83,59 +111,3 @@ class Door:
             "the world is at work in another thread: it is bound to one thread at a time; call it from one thread, or"
             " hold a lock of yours around each call"
         )
-
-
-class _HasDoor(Protocol):
-    _door: Door
-
-
-_W = TypeVar("_W", bound=_HasDoor)
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def working(method: Callable[Concatenate[_W, _P], _R]) -> Callable[Concatenate[_W, _P], _R]:
-    """The method may touch the machine: it has the door for itself while it runs.
-
-    :raises GuestMisuse: the world is closed, or somebody works with it (:meth:`Door.refusal`).
-    """
-
-    @functools.wraps(method)
-    def inside(self: _W, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        door = self._door
-        if not door.acquire(False):
-            raise door.refusal()
-        door.owner = get_ident()
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            if door.owner != _CLOSED:
-                door.release()
-            if door.failure is not None:
-                door.raise_failure()
-
-    return inside
-
-
-def looking(method: Callable[Concatenate[_W, _P], _R]) -> Callable[Concatenate[_W, _P], _R]:
-    """The method only looks: a sink may call it too, in the middle of another call of its thread.
-
-    :raises GuestMisuse: the world is closed, or another thread works with it.
-    """
-
-    @functools.wraps(method)
-    def inside(self: _W, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        door = self._door
-        if not door.acquire(False):
-            if not door.is_mine():
-                raise door.refusal()
-            return method(self, *args, **kwargs)
-        door.owner = get_ident()
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            door.release()
-            if door.failure is not None:
-                door.raise_failure()
-
-    return inside

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -66,6 +66,9 @@ class Params:
         "a memslot that is deleted or moved takes all shadow pages along; off: its own only",
         "KVM_X86_QUIRK_SLOT_ZAP_ALL",
     )
+    range_flush: bool = _parameter(
+        False, "with nested paging, ranges of gfns are flushed alone, as a hypervisor below offers it", ""
+    )
     host_maxphyaddr: int = _parameter(46, "physical address bits of the host", "", range(36, 53))
     host_levels: int = _parameter(4, "levels of the host's page tables", "", (4, 5))
     host_page: str = _parameter("4k", "largest page that backs guest memory", "", tuple(_PAGE_LEVELS))
@@ -90,11 +93,10 @@ class Params:
     def with_settings(self, settings: Iterable[str]) -> Params:
         """These parameters with ``name=value`` strings applied, the last of equal names winning.
 
-        Raises :class:`~kvmmu.errors.ConfigError` for a setting without ``=``, an unknown name (near names are
-        listed) and a value that the parameter does not allow.
+        Raises :class:`~kvmmu.errors.ConfigError` for what is no list of settings, a setting without ``=``, an unknown
+        name (near names are listed) and a value that the parameter does not allow.
         """
-        changes: dict[str, Any] = dict(_parse_setting(setting) for setting in settings)
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **parse_settings(settings, _BY_NAME, "parameter", "kvmmu params lists them"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class Parameter:
 
     def check(self, value: Value) -> None:
         """Raise :class:`~kvmmu.errors.ConfigError` unless ``value`` is of the default's type, and allowed."""
-        if type(value) is not type(self.default) or (self.allowed and value not in self.allowed):
+        if type(value) is not self._type or (self.allowed and value not in self.allowed):
             raise ConfigError(f"{self.name}={self.show(value)}: must be {self.describe_allowed()}")
 
     def parse(self, text: str) -> Value:
@@ -121,7 +123,7 @@ class Parameter:
             return word in _TRUE
         if isinstance(self.default, str) and word in self.allowed:
             return word
-        if type(self.default) is int:
+        if self._type is int:
             try:
                 value = int(word, 0)
             except ValueError:
@@ -129,6 +131,11 @@ class Parameter:
             if value in self.allowed:
                 return value
         raise ConfigError(f"{self.name}={text}: must be {self.describe_allowed()}")
+
+    # Of values; a number may be left out, and has no default then.
+    @property
+    def _type(self) -> type[Value]:
+        return int if isinstance(self.allowed, range) else type(self.default)
 
     def describe_allowed(self) -> str:
         """The rule for values, as text."""
@@ -161,14 +168,29 @@ _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS} | {
 }
 
 
-def _parse_setting(setting: str) -> tuple[str, Value]:
+def parse_settings(settings: Iterable[str], table: Mapping[str, Parameter], what: str, where: str) -> dict[str, Any]:
+    """The values of ``name=value`` strings by field, the last of equal names winning.
+
+    ``table`` has the rows by each name that they answer to; ``what`` is such a name's kind and ``where`` says where
+    all are listed, in errors.
+
+    :raises ConfigError: see :meth:`Params.with_settings`.
+    """
+    if isinstance(settings, str) or not isinstance(settings, Iterable):
+        raise ConfigError(f"settings {settings!r}: must be a list of texts, name=value")
+    return dict(_parse_setting(setting, table, what, where) for setting in settings)
+
+
+def _parse_setting(setting: str, table: Mapping[str, Parameter], what: str, where: str) -> tuple[str, Value]:
+    if not isinstance(setting, str):
+        raise ConfigError(f"{setting!r}: a {what} is set by a text, name=value")
     name, equals, text = setting.partition("=")
     name = name.strip()
     if not equals:
-        raise ConfigError(f"{setting!r}: a parameter is set as name=value")
-    parameter = _BY_NAME.get(name)
-    if parameter is None:
-        near = difflib.get_close_matches(name, _BY_NAME, n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else "kvmmu params lists them"
-        raise ConfigError(f"unknown parameter {name!r}: {hint}")
-    return parameter.name, parameter.parse(text)
+        raise ConfigError(f"{setting!r}: a {what} is set as name=value")
+    row = table.get(name)
+    if row is None:
+        near = difflib.get_close_matches(name, table, n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else where
+        raise ConfigError(f"unknown {what} {name!r}: {hint}")
+    return row.name, row.parse(text)

@@ -215,6 +215,7 @@ def test_usage_errors_speak_of_what_was_typed(
     assert cli.main(arguments) == Status.USAGE
     said = capsys.readouterr().err
     assert words in said
+    assert f"(kvmmu {arguments[0]} --help)" in said
     assert "Value error" not in said
     assert "Input should" not in said
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,8 @@ def test_the_model_does_what_real_kvm_did(folder: Path, name: str, mode: str) ->
     # A call into memory that holds no RET has no result that could be known.
     nr_calls = sum(result.op in ("x", "ux", "rdcr3") for result in transcript.results)
     assert nr_results - nr_calls <= outcome.nr_results <= nr_results
+    assert outcome.is_complete
+    assert outcome.nr_dirty_logs == len(transcript.dirty_logs)
 
 
 # What follows: the comparison itself can fail. Each changes one thing that was recorded.
@@ -169,6 +172,32 @@ def test_an_exit_that_the_model_would_have_had_is_missed() -> None:
     assert first.expected == "no exit for <Access load of 4 bytes at 0x400000>"
 
 
+def test_an_exit_for_a_fault_that_the_cpu_does_not_have_is_found() -> None:
+    transcript = basic_long()
+    step = next(step for step in transcript.steps if step.exit is not None and step.exit.info2 == 0x400000)
+    step.exit = replace(step.exit, info1=step.exit.info1 ^ 2)
+    first = replay(transcript).differences[0]
+    assert (first.line, first.expected, first.got) == (
+        step.number,
+        "0x400000 error code 0x2",
+        "0x400000 error code 0x0",
+    )
+
+
+def test_a_note_of_a_host_action_counts() -> None:
+    folder = DATA.parent / "6.12-cases"
+    transcript = read_transcript(folder, "wild-long-9201", "shadow")
+    at = next(i for i, step in enumerate(transcript.steps) if step.text == "nrmmu errno=22")
+    del transcript.steps[at]
+    first = FaultReplay(read_scenario(folder / "wild-long-9201.scn"), transcript).run().differences[0]
+    assert (first.what, first.expected, first.got) == ("what the action noted", "nothing", "nrmmu errno=22")
+
+
+def test_dumps_of_freed_tables_are_counted_as_left_out() -> None:
+    outcome = replay_file(DATA.parent / "6.12-qemu10", "churn-pae-0", "tdplegacy")
+    assert outcome.nr_dumps_skipped < outcome.nr_dumps
+
+
 # Files that cannot be played.
 
 
@@ -187,10 +216,10 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
         replay_file(tmp_path, "basic-long", "shadow")
 
 
-def test_a_recording_of_another_mode_is_refused(tmp_path: Path) -> None:
+def test_a_mode_that_is_none_is_refused(tmp_path: Path) -> None:
     for path in copy(tmp_path).glob("*.tdplegacy.*"):
         path.rename(tmp_path / path.name.replace("tdplegacy", "ept"))
-    with pytest.raises(RecordingError, match="mode 'ept'"):
+    with pytest.raises(RecordingError, match=r"mode 'ept'; known are shadow, tdp,"):
         replay_file(tmp_path, "basic-long", "ept")
 
 

@@ -135,6 +135,8 @@ def test_a_splat_without_a_broken_rule_says_so() -> None:
     ("kvm_tdp_mmu_spte_changed: as id 0 gfn 4 level 1 old_spte 5a0 new_spte 108a55e67", "REMOVED"),
     ("#PF: error_code(0x0009) - reserved bit violation", "P|RSVD; read: a reserved bit is set in an entry"),
     ("Oops: 0003 [#1] PREEMPT SMP", "P|W; write: the entry is present"),
+    ("cat[123]: segfault at 0 ip 00007f12 sp 00007ffd error 15 in libc.so.6[7f0000+1000]", "P|U|F; user fetch"),
+    ("error 0x11", "P|F; fetch: the entry is present"),
     ("exit_qualification 0x1aa", "EPT violation: write, entry present, allows R-X"),
     ("VMExit: intr_info=00000000 reason=00000030 qualification=0000000000000181", "EPT violation: read"),
     ("kvm_mmu_pagetable_walk: addr 1000 pferr 2 W", "W; write: no entry is present"),

@@ -15,7 +15,7 @@ from kvmmu.decode.role import page_role_text, read_role, trace_text
 from kvmmu.decode.words import Context, Kind, read_word
 from kvmmu.errors import UserError
 from kvmmu.hw.modes import MODE_PAE, MODES
-from kvmmu.kvm.mmu.role import describe_cpu_role, describe_role, role_text
+from kvmmu.kvm.mmu.role import describe_cpu_role, describe_role
 
 
 def read(kind: str, text: str, **known: object) -> list[Reading]:
@@ -28,7 +28,22 @@ def read(kind: str, text: str, **known: object) -> list[Reading]:
 @given(word=st.integers(0, 2**32 - 1))
 def test_a_role_of_the_baseline_reads_as_the_model_says(word: int) -> None:
     assert page_role_text(word, BASELINE_LAYOUT) == describe_role(word)
-    assert trace_text(word, BASELINE_LAYOUT) == role_text(word)
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        (0x3784, "l4 8-byte q0 direct wux nxe ad"),
+        (0x3704, "l4 8-byte q0 wux nxe ad"),
+        (0x1782, "l2 8-byte q0 direct wux nxe ad"),
+        (0x1782 | 1 << 16, "l2 8-byte q0 direct wux nxe !ad"),
+        (0x3704 | 1 << 11, "l4 8-byte q0 wux invalid nxe ad"),
+        (0x531, "l1 4-byte q1 -ux !nxe ad"),
+        (0xB1, "l1 4-byte q1 direct --- !nxe ad"),
+    ],
+)
+def test_text_of_the_kernels_tracepoints(word: int, text: str) -> None:
+    assert trace_text(word, BASELINE_LAYOUT) == text
 
 
 @given(word=st.integers(2**32, 2**64 - 1))

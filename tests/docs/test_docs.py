@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import ast
 import doctest
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 from contextlib import closing
 
 import pytest
@@ -142,6 +145,32 @@ def test_the_readme_tells_each_bundled_recording() -> None:
     assert told == recordings
 
 
+def test_the_debugger_session_of_the_page_is_what_the_debugger_says() -> None:
+    """Of all sessions of the page together; numbers of lines may differ."""
+    text = (house.ROOT / "docs/stepping.md").read_text(encoding="utf-8")
+    page = "".join(body for language, body in _FENCE.findall(text) if language == "pdb")
+    head, *blocks = page.split("(Pdb) ")
+    command, first = head.split("\n", 1)
+    assert command == "$ KVMMU_PURE=1 python -m pdb examples/first_fault.py"
+    commands = [block.split("\n", 1)[0] for block in blocks]
+    wanted = [first, *(block.partition("\n")[2] for block in blocks)]
+    done = subprocess.run(
+        [sys.executable, "-m", "pdb", "examples/first_fault.py"],
+        input="".join(f"{line}\n" for line in commands),
+        env={**os.environ, "KVMMU_PURE": "1", "KVMMU_REQUIRE_COMPILED": ""},
+        cwd=house.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    got = done.stdout.split("(Pdb) ")
+    assert len(got) == len(wanted)
+    for text_wanted, text_got in zip(wanted, got, strict=True):
+        told = re.sub(r"\S*/(kvmmu|examples)/", r".../\1/", text_got)
+        pair = [re.sub(r"(\.py)[:(]\d+\)?", r"\1:N", one) for one in (text_wanted, told)]
+        assert doctest.OutputChecker().check_output(*pair, doctest.ELLIPSIS), (text_wanted, text_got)
+
+
 def test_every_page_is_in_the_index() -> None:
     index = text_of(house.ROOT / "docs" / "README.md")
     pages = [path.name for path in (house.ROOT / "docs").glob("*.md") if path.name != "README.md"]
@@ -164,7 +193,7 @@ def test_the_design_has_every_room_of_the_inside() -> None:
         "addr",
         "page_types",
         "errors",
-        "ranges",
+        "intervaltree",
         "sync",
         "params",
         "tracepoint",
@@ -172,6 +201,10 @@ def test_the_design_has_every_room_of_the_inside() -> None:
         "arguments",
         "guard",
         "door",
+        "emulationfailure",
+        "instructions",
+        "ioctls",
+        "parts",
         "look",
         "hw",
         "host",

@@ -273,3 +273,67 @@ class AddressSpace(RuleBasedStateMachine):
 
 TestAddressSpace = AddressSpace.TestCase
 TestAddressSpace.settings = settings(max_examples=25, stateful_step_count=25)
+
+
+def test_a_fixed_mapping_takes_the_place_of_what_is_there() -> None:
+    mm, chain = make()
+    hva = mm.mmap(0x4000, populate=True)
+    free = mm.frames.nr_free
+    mm.mmap_fixed(hva + 0x1000, 0x2000)
+    assert chain.ranges() == [(hva + 0x1000, hva + 0x3000)]
+    assert mm.frames.nr_free == free + 2
+    assert [bool(mm.hpte(hva + n)) for n in range(0, 0x4000, 0x1000)] == [True, False, False, True]
+    assert mm.fault_in(hva + 0x1000, True) == VM_FAULT_OK
+    # Where nothing is mapped nobody needs to hear of it, and later mappings begin where they would have.
+    mm.munmap(hva, 0x1000)
+    chain.events.clear()
+    mm.mmap_fixed(hva, 0x1000)
+    assert not chain.events
+    assert mm.mmap(0x1000) > hva + 0x4000
+
+
+def test_huge_pages_can_be_forbidden_and_allowed_for_a_range() -> None:
+    mm, chain = make()
+    hva = mm.mmap(3 * M2, page_level=2)
+    mm.allow_huge(hva + M2, M2, 1)
+    mm.populate(hva, 3 * M2)
+    assert [mm.mapping_level(hva + n * M2) for n in range(3)] == [2, 1, 2]
+    mm.allow_huge(hva, 3 * M2, 1)
+    assert mm.mapping_level(hva) == 2
+    mm.dontneed(hva, 3 * M2)
+    mm.allow_huge(hva, M2, 2)
+    mm.populate(hva, 2 * M2)
+    assert [mm.mapping_level(hva + n * M2) for n in range(2)] == [2, 1]
+    assert len(chain.ranges()) == 3
+
+
+def test_the_huge_zero_page_is_split_by_the_first_write() -> None:
+    mm, chain = make()
+    hva = mm.mmap(2 * M2, page_level=2)
+    mm.fault_in(hva, False)
+    assert mm.mapping_level(hva) == 1
+    mm.munmap(hva, 2 * M2)
+    mm.table.has_huge_zero = True
+    free = mm.frames.nr_free
+    hva = mm.mmap(2 * M2, page_level=2)
+    chain.events.clear()
+    mm.fault_in(hva + 0x5000, False)
+    mm.fault_in(hva + M2, False)
+    assert [mm.mapping_level(hva), mm.mapping_level(hva + M2)] == [2, 2]
+    # One block backs both, and it belongs to nobody.
+    assert mm.frames.nr_free == free - 512
+    assert mm.user_access(hva + 0x5004, False) == mm.user_access(hva + M2 + 0x5004, False)
+    assert mm.gup_fast(hva, True) == NO_PFN
+    assert not chain.events
+    mm.fault_in(hva + 0x3000, True)
+    assert chain.ranges() == [(hva, hva + M2), (hva + 0x3000, hva + 0x4000)]
+    assert mm.mapping_level(hva + 0x5000) == 1
+    assert mm.user_access(hva + 0x5000, False) >> 12 == mm.frames.zero_pfn
+    mm.mprotect(hva, 2 * M2, False)
+    mm.mprotect(hva, 2 * M2, True)
+    assert mm.gup_fast(hva + M2, True) == NO_PFN
+    chain.events.clear()
+    mm.dontneed(hva + M2 + 0x1000, 0x1000)
+    assert ("start", hva + M2, hva + 2 * M2) in chain.events
+    mm.munmap(hva, 2 * M2)
+    assert mm.frames.nr_free == free - 512

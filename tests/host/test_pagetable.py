@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any, Self
 
 import pytest
 
 from host.spaces import G1, M2, make, pfn_of
 from kvmmu.host.bits import VM_FAULT_OK
+from kvmmu.host.mm import Mm
 from kvmmu.host.pagetable import hpte_level
 
 
@@ -117,3 +120,94 @@ def test_ranges_that_do_not_fit_above_go_below_and_all_stay_in_order() -> None:
         assert mm.hpte(hva + (1 << 40) - 0x1000)
         mm.munmap(hva, 1 << 40)
     assert mm.find_vma(big[1]) is None
+
+
+class Watcher:
+    """Hears of every access to the page table, and looks at it each time."""
+
+    def __init__(self, mm: Mm, look: Callable[[], object]) -> None:
+        self.mm = mm
+        self.look = look
+        self.heard: list[tuple[str, int]] = []
+        self.seen: list[object] = []
+
+    def point(self, kind: str, where: Any, key: Any) -> None:
+        if where is self.mm.table:
+            assert key[0] == "hptes"
+            self.heard.append((kind, key[1]))
+            self.seen.append(self.look())
+
+    def __enter__(self) -> Self:
+        self.mm.memory.gate.arm(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.mm.memory.gate.disarm()
+
+
+def levels_of(mm: Mm, hva: int, nr_bytes: int) -> set[int]:
+    """Sizes of the mappings in a range, 0 for none, read past the gate."""
+    vma = mm.find_vma(hva)
+    assert vma is not None
+    first = hva - vma.area_start >> 12
+    return {word >> 3 & 3 for word in vma.area[first : first + (nr_bytes >> 12)]}
+
+
+def test_a_huge_page_comes_and_goes_at_once() -> None:
+    mm, _ = make()
+    hva = mm.mmap(2 * M2, page_level=2)
+    with Watcher(mm, lambda: levels_of(mm, hva, M2)) as watcher:
+        mm.fault_in(hva, True)
+        mm.dontneed(hva, M2)
+    assert levels_of(mm, hva, M2) == {0}
+    # Never a part of it.
+    assert [seen for i, seen in enumerate(watcher.seen) if i == 0 or seen != watcher.seen[i - 1]] == [{0}, {2}]
+    # The end of the range is looked at: does it cut a page there?
+    assert set(watcher.heard) == {("read", hva >> 21), ("write", hva >> 21), ("read", (hva >> 21) + 1)}
+
+
+def test_a_split_changes_all_pieces_at_once() -> None:
+    mm, _ = make()
+    hva = mm.mmap(M2, page_level=2, populate=True)
+    with Watcher(mm, lambda: levels_of(mm, hva, M2)) as watcher:
+        mm.mprotect(hva, 0x1000, False)
+    assert {frozenset(seen) for seen in watcher.seen} == {frozenset({2}), frozenset({1})}  # type: ignore[call-overload]
+
+
+def test_a_1g_page_is_announced_whole_before_it_is_touched() -> None:
+    mm, _ = make(2 * 512 * 512)
+    hva = mm.mmap(G1, page_level=3)
+    for act in (lambda: mm.fault_in(hva, True), lambda: mm.dontneed(hva, G1)):
+        with Watcher(mm, lambda: None) as watcher:
+            act()
+        assert {block for kind, block in watcher.heard if kind == "write"} >= set(range(hva >> 21, hva + G1 >> 21))
+
+
+@pytest.mark.parametrize("call", [
+    lambda mm, hva: mm.hpte(hva),
+    lambda mm, hva: mm.gup_fast(hva, False),
+    lambda mm, hva: mm.user_access(hva, False),
+    lambda mm, hva: mm.mapping_level(hva),
+])  # fmt: skip
+def test_a_lookup_is_one_announced_read(call: Callable[[Mm, int], object]) -> None:
+    mm, _ = make()
+    hva = mm.mmap(0x2000, populate=True)
+    with Watcher(mm, lambda: None) as watcher:
+        call(mm, hva + 0x1000)
+    assert watcher.heard == [("read", hva >> 21)]
+
+
+@pytest.mark.parametrize("call", [
+    lambda mm, hva: mm.fault_in(hva + 0x3000, True),
+    lambda mm, hva: mm.gup(hva + 0x3000, False),
+    lambda mm, hva: mm.mprotect(hva, 0x4000, False),
+    lambda mm, hva: mm.munmap(hva, 0x4000),
+    lambda mm, hva: mm.dontneed(hva, 0x1000),
+])  # fmt: skip
+def test_a_change_is_announced_as_a_write(call: Callable[[Mm, int], object]) -> None:
+    mm, _ = make()
+    hva = mm.mmap(0x4000)
+    mm.fault_in(hva, True)
+    with Watcher(mm, lambda: None) as watcher:
+        call(mm, hva)
+    assert ("write", hva >> 21) in watcher.heard

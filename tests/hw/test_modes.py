@@ -10,7 +10,7 @@ import pytest
 from kvmmu.errors import ConfigError
 from kvmmu.hw import bits, modes
 from kvmmu.hw.cpumodel import CpuModel
-from kvmmu.hw.modes import MODES, Limits, npt_mode, paging_mode, reserved_bits
+from kvmmu.hw.modes import MODES, Limits, paging_mode, reserved_bits, second_stage_mode
 
 PG, PAE, PSE, LA57, LMA, NX = 1 << 31, 1 << 5, 1 << 4, 1 << 12, 1 << 10, 1 << 11
 NXBIT = 1 << 63
@@ -21,11 +21,11 @@ LIMITS = Limits(46, True, True)
     ("cr0", "cr4", "efer", "name", "levels"),
     [
         (0, PAE | LA57, 0, "none", 0),
-        (PG, 0, 0, "32-bit", 2),
-        (PG, LA57, NX, "32-bit", 2),
-        (PG, PSE, 0, "32-bit PSE", 2),
-        (PG, PAE, 0, "PAE", 3),
-        (PG, PAE | PSE | LA57, NX, "PAE", 3),
+        (PG, 0, 0, "2-level", 2),
+        (PG, LA57, NX, "2-level", 2),
+        (PG, PSE, 0, "2-level-pse", 2),
+        (PG, PAE, 0, "pae", 3),
+        (PG, PAE | PSE | LA57, NX, "pae", 3),
         (PG, PAE, LMA, "4-level", 4),
         (PG, PAE | LA57, LMA, "5-level", 5),
     ],
@@ -43,11 +43,11 @@ def span(low: int, high: int) -> int:
 @pytest.mark.parametrize(
     ("mode", "level", "is_large", "limits", "expected"),
     [
-        (modes.MODE_32BIT, 1, False, LIMITS, 0),
-        (modes.MODE_32BIT_PSE, 2, False, LIMITS, 0),
-        (modes.MODE_32BIT_PSE, 2, True, LIMITS, span(21, 21)),
-        (modes.MODE_32BIT_PSE, 2, True, Limits(36, True, True), span(17, 21)),
-        (modes.MODE_32BIT_PSE, 2, True, Limits(32, True, True), span(13, 21)),
+        (modes.MODE_2LEVEL, 1, False, LIMITS, 0),
+        (modes.MODE_2LEVEL_PSE, 2, False, LIMITS, 0),
+        (modes.MODE_2LEVEL_PSE, 2, True, LIMITS, span(21, 21)),
+        (modes.MODE_2LEVEL_PSE, 2, True, Limits(36, True, True), span(17, 21)),
+        (modes.MODE_2LEVEL_PSE, 2, True, Limits(32, True, True), span(13, 21)),
         (modes.MODE_PAE, 3, False, LIMITS, span(1, 2) | span(5, 8) | span(46, 63)),
         (modes.MODE_PAE, 2, False, LIMITS, span(46, 62)),
         (modes.MODE_PAE, 2, True, Limits(36, False, True), span(13, 20) | span(36, 63)),
@@ -62,6 +62,12 @@ def span(low: int, high: int) -> int:
         (modes.MODE_NPT4, 4, False, LIMITS, span(46, 51) | 0x180),
         (modes.MODE_NPT5, 5, False, LIMITS, span(46, 51) | 0x180),
         (modes.MODE_NPT4, 2, False, LIMITS, span(46, 51)),
+        (modes.MODE_EPT5, 5, False, LIMITS, span(46, 51) | span(3, 7)),
+        (modes.MODE_EPT4, 3, False, LIMITS, span(46, 51) | span(3, 6)),
+        (modes.MODE_EPT4, 3, False, Limits(46, True, False), span(46, 51) | span(3, 7)),
+        (modes.MODE_EPT4, 3, True, LIMITS, span(46, 51) | span(12, 29)),
+        (modes.MODE_EPT4, 2, True, LIMITS, span(46, 51) | span(12, 20)),
+        (modes.MODE_EPT4, 1, False, LIMITS, span(46, 51)),
     ],
 )
 def test_reserved_bits_are_the_manuals(mode: int, level: int, is_large: bool, limits: Limits, expected: int) -> None:
@@ -69,7 +75,8 @@ def test_reserved_bits_are_the_manuals(mode: int, level: int, is_large: bool, li
 
 
 def test_nested_modes_have_four_or_five_levels() -> None:
-    assert [npt_mode(levels).levels for levels in (4, 5)] == [4, 5]
+    for number in (modes.MODE_NPT4, modes.MODE_EPT4):
+        assert [second_stage_mode(number, levels).levels for levels in (4, 5)] == [4, 5]
 
 
 def test_words_are_described_by_their_bits() -> None:

@@ -53,7 +53,7 @@ def machine(npt: bool, *, refuses: bool = False) -> tuple[World, Vcpu, Emulator]
     world.add_slot(0, 0, 16 << 20)
     vcpu = world.create_vcpu()
     emulator = Emulator(vcpu, refuses=refuses)
-    vcpu.runner = emulator
+    vcpu.set_runner(emulator)
     tables = world.tables("4-level", ROOT)
     tables.map(GVA, GPA)
     world.poke(GPA, 0x1234)
@@ -136,7 +136,7 @@ def test_a_runner_that_refuses_kvms_own_root_is_a_bug() -> None:
         world.read(vcpu, GVA)
 
 
-def test_a_runner_answers_all_four() -> None:
+def test_a_runner_answers_every_call() -> None:
     runner = Runner()
     with pytest.raises(KvmBug, match="cannot load 0x1 0x2 0x3 0x4"):
         runner.load_guest(1, 2, 3, 4)
@@ -146,6 +146,8 @@ def test_a_runner_answers_all_four() -> None:
         runner.flush_asid()
     with pytest.raises(KvmBug, match="cannot flush 0x6000"):
         runner.flush_gva(0x6000)
+    with pytest.raises(KvmBug, match="cannot flush 0x2 frames from 0x7"):
+        runner.flush_gfns(7, 2)
 
 
 # Our own CPU as one.

@@ -18,6 +18,7 @@ import pytest
 
 from kvmmu import KvmBug, Params, World
 from kvmmu.kvm import insn, run
+from kvmmu.kvm.cpuid import CpuFeatures
 from kvmmu.kvm.mmu.gptewrite import track_write
 from kvmmu.kvm.outcome import RUN_EMULATE, RUN_FAULT, RUN_HIT
 from oracle.access_cases import (
@@ -283,7 +284,7 @@ def test_a_table_outside_every_slot_is_not_present(npt: bool) -> None:
 @pytest.mark.parametrize("is_amd", [True, False])
 def test_bit_8_of_upper_directories_is_reserved_for_amd_guests(is_amd: bool) -> None:
     rig = Rig("4", 3, False)
-    rig.vcpu.set_cpuid(WIDTH, amd_compatible=is_amd)
+    rig.vcpu.set_cpuid(CpuFeatures(WIDTH, amd=is_amd))
     rig.set_cpu(CpuBits(True, False, False, False, True), 0)
     rig.store(rig.high_at, rig.word(4, (P, W, U)) | 1 << 8)
     status = run.access(rig.vcpu, GVA, 0)

@@ -14,6 +14,7 @@ from kvmmu import GuestTables, KvmIoctlError, Params, World
 from kvmmu.guest.tables import SIZE_4M
 from kvmmu.hw.bits import CR0_ET, CR0_PE, CR0_PG, CR4_PSE, PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_USER, PT_WRITABLE
 from kvmmu.kvm import sregs
+from kvmmu.kvm.cpuid import CpuFeatures
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.world import Access
 
@@ -49,7 +50,7 @@ def test_shadow_pages_are_shared_across_cpuid() -> None:
     world, vcpu, tables = machine("4-level")
     tables.set_entry(VA, 1, 1 << 41 | RW | A)
     assert world.read(vcpu, VA).kind == "mmio"
-    vcpu.set_cpuid(40)
+    vcpu.set_cpuid(CpuFeatures(40))
     sregs.after_set_cpuid(vcpu)
     assert world.read(vcpu, VA).kind == "mmio"
 

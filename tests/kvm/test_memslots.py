@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmmu.errors import KvmBug
 from kvmmu.kvm import memslots as ms
 from kvmmu.kvm.bits import (
     KVM_HVA_ERR_BAD,
@@ -198,3 +199,28 @@ def test_overlaps_ignores_the_slot_itself() -> None:
     assert slots.overlaps(20, 30, 5) is None
     assert slots.overlaps(19, 31, 0).id == 1
     assert slots.overlaps(10, 20, 0) is None
+
+
+def test_slots_of_one_hva_are_handled_in_the_order_in_which_they_came() -> None:
+    slots = Memslots(0, 0, [slot(200, 8, 2), slot(0, 4, 0), slot(100, 4, 1)])
+    assert [one.id for one in slots.in_hva_range(HVA, HVA + 1)] == [2, 0, 1]
+    assert [one.id for one in slots.inactive().in_hva_range(HVA, HVA + 1)] == [2, 0, 1]
+    # What is replaced, with other flags say, comes anew.
+    slots.replace(slots.find_id(2), slot(200, 8, 2, flags=KVM_MEM_LOG_DIRTY_PAGES))
+    assert [one.id for one in slots.in_hva_range(HVA, HVA + 1)] == [0, 1, 2]
+
+
+def test_the_hint_of_a_set_follows_a_replacement_and_dies_with_its_slot() -> None:
+    old, new = slot(10, 10, 0), slot(10, 10, 0, flags=KVM_MEM_LOG_DIRTY_PAGES)
+    slots = Memslots(0, 0, [old, slot(30, 10, 1)])
+    assert slots.find(12) is old
+    assert slots.search(35).id == 1
+    assert slots.last_used_slot is old, "a search leaves the hint alone"
+    slots.replace(old, new)
+    assert slots.last_used_slot is new
+    assert slots.find(12) is new
+    slots.replace(new, None)
+    assert slots.last_used_slot is None
+    assert slots.find(12) is None
+    with pytest.raises(KvmBug, match="is not in set 0"):
+        slots.replace(new, None)

@@ -46,6 +46,7 @@ class FakeVm:
         self.n_max_mmu_pages = 0
         self.max_gfn = (1 << 40) - 1
         self.tracks_writes = False
+        self.begins_full = False
         self.policy = SimpleNamespace(slot_zap_all=True)
         self.diary: list[Any] = []
 
@@ -56,7 +57,7 @@ class FakeVm:
         return True
 
     def is_log_initially_set(self) -> bool:
-        return False
+        return self.begins_full
 
     def slots_of(self, as_id: int) -> Memslots:
         return self.memslots[as_id]
@@ -393,14 +394,46 @@ def test_a_slot_has_rmaps_and_counts_tables_only_while_tracking_is_on() -> None:
     assert len(full.write_track_array) == 16
 
 
-def test_a_set_that_is_published_does_not_change() -> None:
+def test_a_log_begins_full_where_that_was_asked_for_and_an_older_bitmap_stays() -> None:
+    vm = FakeVm()
+    set_user_memory_region(vm, region(0, flags=LOG))
+    vm.begins_full = True
+    set_user_memory_region(vm, region(1, flags=LOG, gpa=1 << 20, pages=130))
+    set_user_memory_region(vm, region(0, flags=LOG, gpa=1 << 22))
+    old, new = vm.memslots[0].find_id(0), vm.memslots[0].find_id(1)
+    assert list(old.dirty_array) == [0, 0]
+    assert list(new.dirty_array) == [2**64 - 1, 2**64 - 1, 3, 0, 0, 0]
+
+
+def test_a_set_that_somebody_may_read_does_not_change() -> None:
     vm = FakeVm()
     set_user_memory_region(vm, region(0))
-    seen = vm.memslots[0]
     set_user_memory_region(vm, region(1, gpa=1 << 20))
-    set_user_memory_region(vm, region(0, pages=0))
-    assert [slot.id for slot in seen.slots] == [0]
-    assert seen.generation == 2
+    seen: list[tuple[Any, ...]] = []
+    changes = [region(0, flags=LOG), region(2, gpa=1 << 21), region(0, flags=LOG, gpa=1 << 22), region(1, pages=0)]
+    for change in changes:
+        before, ids = vm.memslots[0], vm.view()
+
+        def wait_for_readers(before: Memslots = before, ids: list[Any] = ids) -> None:
+            # The set that was published before this swap is whole until its last reader is gone.
+            old = vm.memslots[0].inactive()
+            seen.append((old is before, [(s.id, s.base_gfn, s.npages, s.flags) for s in old.slots] == ids))
+
+        vm.srcu = SimpleNamespace(synchronize=wait_for_readers)
+        set_user_memory_region(vm, change)
+    # Moving and deleting swap twice: the second finds the set of the first, with the INVALID copy.
+    assert seen == [(True, True), (True, True), (True, True), (False, False), (True, True), (False, False)]
+
+
+def test_an_update_publishes_the_other_of_two_sets_and_both_end_alike() -> None:
+    vm = FakeVm()
+    first = vm.memslots[0]
+    for request, nr_swaps in ((region(0), 1), (region(1, gpa=1 << 20), 1), (region(0, pages=0), 2)):
+        before = vm.memslots[0]
+        set_user_memory_region(vm, request)
+        assert (vm.memslots[0] is before) == (nr_swaps == 2)
+        assert vm.memslots[0].inactive().slots == vm.memslots[0].slots
+        assert vm.memslots[0] in (first, first.inactive())
 
 
 def test_an_update_inside_a_host_invalidation_is_a_deadlock() -> None:
@@ -565,6 +598,11 @@ class Slots(RuleBasedStateMachine):
         assert self.vm.nr_memslot_pages == sum(slot[1] for slot in self.slots.values())
         assert self.vm.nr_memslots_dirty_logging == sum(slot[2] & LOG for slot in self.slots.values())
         for slots in self.vm.memslots:
+            twin = slots.inactive()
+            assert (twin.slots, twin.by_id) == (slots.slots, slots.by_id)
+            # After a move that failed, slots of one hva may come in another order in the other set.
+            by_hva = [sorted(repr(slot) for slot in one.in_hva_range(0, 1 << 64)) for one in (slots, twin)]
+            assert by_hva[0] == by_hva[1]
             for slot in slots.slots:
                 assert (slot.dirty_array is not None) == bool(slot.flags & LOG)
         assert self.vm.slots_lock.is_free()

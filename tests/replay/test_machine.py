@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from kvmmu.addr import Gfn
 from kvmmu.errors import RecordingError
+from kvmmu.kvm.bits import KVM_ADDRESS_SPACE_NUM
 from kvmmu.record import format as f
 from kvmmu.record.encoder import Registers
 from kvmmu.record.piece import cut
 from kvmmu.record.reader import Reader
+from kvmmu.replay.machine import build_machine
+from kvmmu.replay.player import Player
 from kvmmu.replay.replay import MMUS, Options, replay
-from replay.small import CR3, HEADER, TABLE, Small, leaves, table
+from kvmmu.replay.tables import play_to
+from replay.small import CR3, HEADER, RAM, TABLE, Small, leaves, table
 
 BAR = 0xE000_0000
 OTHER_BAR = 0xE800_0000
@@ -128,6 +133,46 @@ def test_a_map_that_says_nothing_new_costs_no_slot(tmp_path: Path) -> None:
     result = replay(small.path, Options("shadow"))
     assert result.mismatches == 0
     assert result.counters["mmu_shadow_zapped"] == 0
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "tdp-legacy"])
+def test_changes_that_nothing_happens_between_are_one_commit(tmp_path: Path, mmu: str) -> None:
+    """A range that goes and comes back keeps its slot and what is built on it; one that changes 99 times costs once."""
+    with Small(tmp_path / "x.kmr") as small:
+        small.read(0x5000)
+        for _ in range(99):
+            small.encoder.remap(0, BAR, 0x4000, f.MAP_RAM, (255, 0))
+            small.encoder.remap(0, BAR, 0x4000, f.MAP_IO, (255, 0))
+            small.encoder.remap(0, RAM, 0x10000, f.MAP_RAM, (0, RAM))
+            small.encoder.remap(0, RAM, 0x10000, f.MAP_ROM, (0, RAM))
+        small.encoder.remap(0, BAR, 0x4000, f.MAP_RAM, (255, 0))
+        small.read(0x5000)
+    with Reader(str(small.path)) as reader:
+        player = Player(reader, build_machine(reader.header, Options(mmu).params()))
+        player.play(6)
+        vm = player.vm
+        assert vm is not None
+        pages, generation = vm.n_used_mmu_pages, vm.memslots[0].generation
+        player.play(reader.total)
+        assert player.mismatches == 0
+        # One slot was made, in one update of the set, and nothing was zapped.
+        assert vm.memslots[0].generation == generation + KVM_ADDRESS_SPACE_NUM
+        assert vm.n_used_mmu_pages == pages
+        assert vm.stat.mmu_shadow_zapped == 0
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "tdp-legacy"])
+def test_a_map_at_the_end_reaches_the_slots(tmp_path: Path, mmu: str) -> None:
+    with Small(tmp_path / "x.kmr") as small:
+        small.read(0x5000)
+        small.encoder.remap(0, BAR, 0x4000, f.MAP_RAM, (255, 0))
+    result = replay(small.path, Options(mmu))
+    assert result.mismatches == 0
+    with Reader(str(small.path)) as reader:
+        player = play_to(reader, mmu, None)
+        assert player.vm is not None
+        assert player.vm.gfn_to_memslot(Gfn(BAR >> 12), 0) is not None
+        player.close()
 
 
 def test_more_memory_than_the_format_has_is_refused(tmp_path: Path) -> None:

@@ -23,14 +23,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from kvmmu import KvmIoctlError, Params, UserMemoryRegion, World
 from kvmmu.guest.tables import ControlRegisters
 from kvmmu.hw.bits import UD_VECTOR
+from kvmmu.kvm.cpuid import CpuFeatures
 from kvmmu.kvm.mmu import dirty, gfnrange, recovery, zap
-from kvmmu.kvm.mmu.audit import find_violations
+from kvmmu.kvm.mmu.audit import Auditor, find_violations
 from kvmmu.kvm.vcpu import Vcpu
 from oracle.access_oracle import Access, Machine, Ram, predict
 from oracle.tlb_oracle import Caches, Translation
@@ -195,6 +197,7 @@ class Rig:
         self.world = World(
             Params(npt=npt, tlb_keep_all=True, host_page=host_page, host_maxphyaddr=WIDTH, **params), nr_frames=8192
         )
+        self.auditor = Auditor(self.world.vm)
         self.slots: dict[int, Slot] = {}
         self.backing: dict[int, int] = {}
         #: gpas [start, end) that were holes while shadow pages of today existed, and are memory now. KVM's sync of an
@@ -214,7 +217,7 @@ class Rig:
         self.mirrors: list[Mirror] = []
         for _ in range(nr_vcpus):
             vcpu = self.world.create_vcpu()
-            vcpu.set_cpuid(WIDTH, amd_compatible=False)
+            vcpu.set_cpuid(CpuFeatures(WIDTH, amd=False))
             self.mirrors.append(Mirror(vcpu, [*self.gvas, *self.window_pages()]))
             self._start(self.mirrors[-1])
         self.settle()
@@ -389,10 +392,13 @@ class Rig:
 
     def audit(self) -> None:
         """No invariant is broken, but the one that KVM breaks: see ``revivable``."""
+        found = find_violations(self.world.vm)
+        # The audit of what changed since the last one must say the same.
+        changed = self.auditor.find_violations()
+        assert Counter(changed.problems) == Counter(found.problems)
+        assert found.problems or changed == found
         problems = [
-            text
-            for text in find_violations(self.world.vm).problems
-            if not (self.revivable and text.startswith("I10:") and "has memory" in text)
+            text for text in found.problems if not (self.revivable and text.startswith("I10:") and "has memory" in text)
         ]
         assert not problems, problems
 

@@ -65,7 +65,7 @@ def test_random_frames(seed: int) -> None:
             steps = [
                 (frames.alloc,), (frames.alloc_zeroed,), (frames.alloc_block, 2), (frames.alloc_block, 3),
                 (frames.get, pfn), (frames.put, pfn), (frames.flags_of, pfn), (frames.mark_dirty, pfn),
-                (frames.nr_refs, pfn), (frames.is_reserved, pfn),
+                (frames.nr_refs, pfn),
             ]  # fmt: skip
             told.append(tell(*rng.choice(steps)))
             told.append(frames.nr_free)

@@ -17,7 +17,7 @@ NR_TABLES = 12
 DEVICE = 0xE000_0000
 #: Guest modes: control registers (cr0, cr4, efer) and size of an entry.
 MODES = {
-    "32-bit": (0x8001_0011, 0x10, 0, 4),
+    "2-level": (0x8001_0011, 0x10, 0, 4),
     "pae": (0x8001_0011, 0x20, 0x800, 8),
     "4-level": (0x8001_0011, 0x20, 0xD00, 8),
     "5-level": (0x8001_0011, 0x1020, 0xD00, 8),

@@ -30,11 +30,20 @@ from .output import Interrupted, complain, one_line
 from .status import Status, describe_statuses, status_of
 
 #: Every command, in the order of ``kvmmu --help``.
-COMMANDS = ("run", "record", "recordings", "info", "dump", "tables", "cut", "params", "decode")
+COMMANDS = ("run", "record", "recordings", "info", "dump", "tables", "cut", "params", "decode", "conformance")
+
+
+#: Options that may stand without a value, and what they mean then.
+_ALONE = {"--audit": "--audit=changed"}
 
 
 class _Command(TyperCommand):
     """A command whose help is ours: Typer's names types and breaks lines inside sentences."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Typer knows no option whose value may be missing."""
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*(_ALONE.get(one, one) for one in args[:end]), *args[end:]])
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         typer.echo(help_text(ctx, self), nl=False, color=True)
@@ -173,7 +182,9 @@ def _unexpected(error: Exception) -> int:
         # Help shown for want of arguments is an error without a text.
         for theirs, ours in _WORDS:
             text = text.replace(theirs, ours)
-        return _complain(f"{text.rstrip('.')} (kvmmu --help)", Status.USAGE) if text else Status.USAGE
+        # Typer's context knows which command was meant.
+        command = getattr(getattr(error, "ctx", None), "command_path", "kvmmu")
+        return _complain(f"{text.rstrip('.')} ({command} --help)", Status.USAGE) if text else Status.USAGE
     if isinstance(error, typer.Abort):
         return _complain("interrupted", Status.INTERRUPTED)
     if isinstance(error, MemoryError):

@@ -19,12 +19,13 @@ from ..decode.reading import Machine, Reading
 from ..decode.spte import Format
 from ..decode.words import Context, Kind, read_word
 from ..errors import ConfigError, UserError
+from ..kvm.cpuid import CpuFeatures, parse_cpu
 from .output import json_text
 
 if TYPE_CHECKING:
     from ..decode.annotate import Annotator
 
-Mode = StrEnum("Mode", {name.upper().replace("-", "_"): name for name in MODE_NAMES})  # type: ignore[misc]
+Mode = StrEnum("Mode", {name.upper().replace("-", "_"): name for name in MODE_NAMES})  # type: ignore[misc]  # members come from a table
 
 #: Options that a kind of word has a meaning for.
 _USED = {
@@ -32,7 +33,7 @@ _USED = {
     Kind.ROLE: {"--kernel"},
     Kind.PFERR: {"--format"},
     Kind.QUAL: set[str](),
-    Kind.GPTE: {"--level", "--mode", "--maxphyaddr"},
+    Kind.GPTE: {"--level", "--mode", "--maxphyaddr", "--cpu"},
 }
 _FILE_SUFFIXES = (".txt", ".log", ".trace", ".ftrace", ".out", ".dat", ".data")
 #: How binary files begin, and what to do about them.
@@ -73,6 +74,14 @@ def command(
     cache_bits: Annotated[
         int | None, typer.Option(help="With --l1tf: address bits of the L1 cache. [default: MAXPHYADDR or 44]")
     ] = None,
+    cpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEATURE=VALUE,...|none",
+            help="Of a guest's entry: what its CPU has, such as nx=off,maxphyaddr=36 (nx, gbpages, pse36, pku, la57, "
+            "lm, amd, maxphyaddr); none: a guest without CPUID. [default: not known]",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what words mean: sptes, roles, error codes, guest entries of any kernel; alone, or in any text.
@@ -80,7 +89,7 @@ def command(
     In a text each line is followed by its words, with kernel, format and level from the text around them; a trace ends
     with a summary. What breaks a rule is told with the rule, what is ambiguous with each reading.
     """
-    context = _context(kernel, table_format, level, mode, Machine(maxphyaddr, l1tf, cache_bits))
+    context = _context(kernel, table_format, level, mode, Machine(maxphyaddr, l1tf, cache_bits, _cpu(cpu)))
     if arguments[0] in set(Kind):
         _decode_words(Kind(arguments[0]), arguments[1:], context, as_json)
         return
@@ -97,6 +106,9 @@ def _context(
         raise ConfigError(f"--level {level}: a table has a level of 1 to 5")
     if machine.maxphyaddr is not None and not 32 <= machine.maxphyaddr <= 52:
         raise ConfigError(f"--maxphyaddr {machine.maxphyaddr}: a CPU has 32 to 52 physical address bits")
+    said = machine.cpu.maxphyaddr if machine.cpu is not None else None
+    if machine.maxphyaddr is not None and said is not None:
+        raise ConfigError(f"--maxphyaddr {machine.maxphyaddr}: --cpu says that there are {said} bits; take one of both")
     if machine.cache_bits is not None and not machine.l1tf:
         raise ConfigError("--cache-bits: has a meaning with --l1tf alone")
     if machine.cache_bits is not None and not 32 <= machine.cache_bits <= 46:
@@ -108,6 +120,18 @@ def _context(
     return Context(layout, machine, table_format, level, paging)
 
 
+# Features that no bit of an entry depends on are refused, not ignored.
+def _cpu(text: str | None) -> CpuFeatures | None:
+    if text is None:
+        return None
+    start = CpuFeatures(amd=False)
+    cpu = parse_cpu(text, start)
+    for name in ("smep", "smap", "pcid"):
+        if cpu.has_cpuid and not getattr(cpu, name):
+            raise ConfigError(f"--cpu {name}=off: has no meaning for a gpte")
+    return cpu
+
+
 def _check_used(kind: Kind, context: Context) -> None:
     given = {
         "--kernel": context.layout,
@@ -116,6 +140,7 @@ def _check_used(kind: Kind, context: Context) -> None:
         "--mode": context.mode,
         "--maxphyaddr": context.machine.maxphyaddr,
         "--l1tf": context.machine.l1tf or None,
+        "--cpu": context.machine.cpu,
     }
     for option, value in given.items():
         if value is not None and option not in _USED[kind]:

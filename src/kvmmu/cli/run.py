@@ -40,6 +40,13 @@ def command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="PARAM=VALUE", help="Set a parameter (see kvmmu params).")
     ] = None,
+    cpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FEATURE=VALUE,...|none",
+            help="Give the guest another CPUID than the recorded machine's: maxphyaddr=N, gbpages=off ...; none: none.",
+        ),
+    ] = None,
     first: Annotated[
         int, typer.Option("--from", metavar="N", min=0, help="Verify from record N on; those before leave their state.")
     ] = 0,
@@ -48,8 +55,13 @@ def command(
         str | None, typer.Option("--break", metavar="CAUSE", help="Stop at the first fault of this cause, and show it.")
     ] = None,
     audit: Annotated[
-        bool, typer.Option("--audit", help="Check every invariant each 100,000 records, not only at the end.")
-    ] = False,
+        str | None,
+        typer.Option(
+            metavar="[=changed|full]",
+            help="Check the invariants each 100,000 records, not only at the end: of what changed since the check "
+            "before, or (--audit=full) all of them.",
+        ),
+    ] = None,
     interval: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Count for each N records as well (of several recordings: in --json)."),
@@ -69,7 +81,7 @@ def command(
     from ..record.bundled import find_recording
     from ..replay.replay import Options, bundled_recording
 
-    options = Options(mmu, tuple(settings or ()), first, until, break_cause, audit, events, interval or 0)
+    options = Options(mmu, tuple(settings or ()), first, until, break_cause, audit, events, interval or 0, cpu=cpu)
     options.check()
     if recordings is not None and len(recordings) > 1:
         return _run_several(recordings, options, as_json=as_json)
@@ -95,7 +107,8 @@ def _run_several(names: list[str], options: Options, *, as_json: bool) -> Status
         if outcome.error:
             complain(outcome.error)
         elif outcome.result is not None and outcome.result.warning:
-            complain(f"warning: {name}: {outcome.result.warning}")
+            warning = outcome.result.warning
+            complain(f"warning: {warning if name in warning else f'{name}: {warning}'}")
         if not as_json:
             print_findings(outcome)
         if outcome.status is Status.INTERRUPTED:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ..addr import Hpa
-from ..errors import KvmIoctlError
+from ..errors import KvmIoctlError, RecordingError
 from ..hw.bits import PF_VECTOR
 from ..kvm.mmu.pages import root_to_sp
 from ..trace.norm import Normaliser
@@ -29,12 +30,20 @@ NOT_COMPARED = frozenset(
 NOTHING_MORE = "(nothing more before the next input)"
 
 _RSVD = 8
+# Events shown on either side of a difference.
+_CONTEXT = 6
 _U32 = 0xFFFF_FFFF
+
+Recorded = TypeVar("Recorded")
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where the model and the transcript part: at ``line`` of the trace, in operation or host action ``place``."""
+    """Where the model and the transcript part: at ``line`` of the trace, in operation or host action ``place``.
+
+    ``kind``: events, tables, counters, dirty or results. Of events, ``before`` are the last that were equal,
+    ``recorded`` and ``model`` how each side goes on.
+    """
 
     transcript: str
     line: int
@@ -42,21 +51,37 @@ class Difference:
     what: str
     expected: str
     got: str
-    context: tuple[str, ...] = ()
+    kind: str = "events"
+    before: tuple[str, ...] = ()
+    recorded: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.transcript}, line {self.line}, {self.place}: {self.what}"]
         lines += [f"    recorded: {self.expected}", f"    model:    {self.got}"]
-        return "\n".join(lines + [f"      {line}" for line in self.context])
+        lines += [f"        {line}" for line in self.before]
+        return "\n".join(
+            lines + [f"      - {line}" for line in self.recorded] + [f"      + {line}" for line in self.model]
+        )
 
 
 @dataclass(slots=True)
 class Outcome:
-    """How much a replay compared, and the differences; one in the events ends the replay."""
+    """How much a replay compared, and the differences; one in the events ends the replay.
+
+    ``nr_faults``: exits for page faults where the model's own CPU was seen to fault alike; ``nr_dumps_skipped``: of
+    ``nr_dumps``, those of a root that was freed meanwhile, which hold whatever came to lie there; ``is_complete``: the
+    replay came to the end.
+    """
 
     transcript: str
     nr_exits: int = 0
+    nr_faults: int = 0
+    nr_dumps_skipped: int = 0
+    nr_dirty_logs: int = 0
     nr_events: int = 0
+    nr_equal_events: int = 0
+    is_complete: bool = False
     nr_dumps: int = 0
     nr_counters: int = 0
     nr_results: int = 0
@@ -66,6 +91,10 @@ class Outcome:
     def is_equal(self) -> bool:
         """Whether the model did what real KVM did."""
         return not self.differences
+
+    def agrees_on(self, kind: str) -> bool:
+        """Whether all of ``kind`` was compared, and equal."""
+        return self.is_complete and not any(difference.kind == kind for difference in self.differences)
 
 
 def comparable(line: str) -> str | None:
@@ -79,6 +108,11 @@ def comparable(line: str) -> str | None:
     if name == "kvm_emulate_insn":
         return f"{name} {rest.split(':')[1]}"
     return line
+
+
+# Pages of a dirty log as text.
+def _pages(pages: list[int]) -> str:
+    return " ".join(f"{page:x}" for page in pages) or "none"
 
 
 class Comparison:
@@ -95,17 +129,26 @@ class Comparison:
         self.outcome = Outcome(name)
         self.place = "before the first mark"
         self.loaded_root = (Hpa(0), 0)
-        self.nr_dirty_logs = 0
+        # Line -> number of the step that begins there.
+        self._numbers = {step.number: i for i, step in enumerate(transcript.steps)}
 
     def name_slot(self, slot_id: int) -> None:
         """Name hosts' addresses in ``slot_id`` as the transcript does."""
         slot = self.vmm.slots[slot_id]
         self.normaliser.set_slot(slot_id, slot.gpa, slot.size if slot.is_used else 0, slot.hva)
 
+    def number_of(self, step: Step) -> int:
+        """Which step of the transcript ``step`` is."""
+        return self._numbers[step.number]
+
+    def text_after(self, step: Step) -> str:
+        """The text of the step behind ``step``; "" behind the last."""
+        number = self.number_of(step) + 1
+        return self.transcript.steps[number].text if number < len(self.transcript.steps) else ""
+
     def note_refusal(self, step: Step, error: KvmIoctlError) -> None:
         """The model refuses an ioctl: :class:`Parted` unless the VMM noted the same refusal."""
-        number = self.transcript.steps.index(step) + 1
-        answer = self.transcript.steps[number].text if number < len(self.transcript.steps) else ""
+        answer = self.text_after(step)
         if not answer.endswith(f" errno={error.errno}"):
             raise Parted("an ioctl", answer or "no refusal", str(error)) from None
 
@@ -125,25 +168,63 @@ class Comparison:
             want = expected[i] if i < len(expected) else NOTHING_MORE
             have = got[i] if i < len(got) else NOTHING_MORE
             if want != have:
-                context = [f"  {line}" for line in got[max(0, i - 4) : i]]
-                context += [f"- {line}" for line in expected[i : i + 6]] + [f"+ {line}" for line in got[i : i + 6]]
-                raise Parted(f"after {step.text!r}", want, have, tuple(context))
+                before = tuple(got[max(0, i - _CONTEXT) : i])
+                recorded, model = tuple(expected[i : i + _CONTEXT]), tuple(got[i : i + _CONTEXT])
+                raise Parted(f"after {step.text!r}", want, have, before, recorded, model)
+            self.outcome.nr_equal_events += 1
 
-    def differ(self, step: Step, what: str, expected: str, got: str, context: tuple[str, ...] = ()) -> None:
-        """Note a difference at ``step``."""
-        difference = Difference(self.outcome.transcript, step.number, self.place, what, expected, got, context)
+    def differ(self, step: Step, what: str, expected: str, got: str, kind: str) -> None:
+        """Note a difference of ``kind`` at ``step``."""
+        difference = Difference(self.outcome.transcript, step.number, self.place, what, expected, got, kind)
+        self.outcome.differences += (difference,)
+
+    def part(self, step: Step, parted: Parted) -> None:
+        """Note where the replay of ``step`` came to an end."""
+        difference = Difference(
+            self.outcome.transcript,
+            step.number,
+            self.place,
+            parted.what,
+            parted.expected,
+            parted.got,
+            "events",
+            parted.before,
+            parted.recorded,
+            parted.model,
+        )
         self.outcome.differences += (difference,)
 
     def compare_dump(self, step: Step) -> None:
         """The live tables at the end of the guest, if the root that the CPU was given still is one."""
-        recorded = self.transcript.dumps[self.outcome.nr_dumps]
+        recorded = self._next(self.transcript.dumps, self.outcome.nr_dumps, "dump of tables", step)
         self.outcome.nr_dumps += 1
         if not self._is_root_alive():
+            self.outcome.nr_dumps_skipped += 1
             return
         different = compare_tables(recorded, dump_tables(self.vmm.world.vm, *self.loaded_root))
         if different is not None:
             expected, _, got = different.partition("; ")
-            self.differ(step, "live tables", expected, got)
+            self.differ(step, "live tables", expected.removeprefix("recorded: "), got.removeprefix("model: "), "tables")
+
+    def _next(self, recorded: list[Recorded], number: int, what: str, step: Step) -> Recorded:
+        if number >= len(recorded):
+            place = f"{self.outcome.transcript}: line {step.number} of the trace"
+            raise RecordingError(f"{place} has {what} number {number + 1}, the results have {len(recorded)}")
+        return recorded[number]
+
+    def finish(self) -> None:
+        """Everything was compared: raises :class:`~kvmmu.errors.RecordingError` if the results hold more."""
+        transcript = self.transcript
+        for what, nr, recorded in (
+            ("dumps of tables", self.outcome.nr_dumps, len(transcript.dumps)),
+            ("sets of counters", self.outcome.nr_counters, len(transcript.counters)),
+            ("dirty logs", self.outcome.nr_dirty_logs, len(transcript.dirty_logs)),
+        ):
+            if nr != recorded:
+                raise RecordingError(
+                    f"{self.outcome.transcript}: the results hold {recorded} {what}, the trace asks for {nr}"
+                )
+        self.outcome.is_complete = True
 
     # Tables that were freed since the CPU was given them hold anything.
     def _is_root_alive(self) -> bool:
@@ -152,18 +233,18 @@ class Comparison:
 
     def compare_counters(self, step: Step) -> None:
         """The next counters of the transcript, and its histogram of rmaps."""
-        recorded = self.transcript.counters[self.outcome.nr_counters]
+        recorded = self._next(self.transcript.counters, self.outcome.nr_counters, "counters", step)
         self.outcome.nr_counters += 1
         counters = self.vmm.world.counters()
         for name in sorted((counters.keys() | recorded.values.keys()) - NOT_COMPARED):
             want, have = recorded.values.get(name, 0), counters.get(name, 0)
             if want != have:
-                self.differ(step, f"counter {name}", str(want), str(have))
+                self.differ(step, f"counter {name}", str(want), str(have), "counters")
         if recorded.rmaps:
             have_rmaps = rmap_histogram(self.vmm.world.vm)
             for level, counts in recorded.rmaps.items():
-                if have_rmaps[level] != counts:
-                    self.differ(step, f"mmu_rmaps_stat {level}", str(counts), str(have_rmaps[level]))
+                if have_rmaps.get(level) != counts:
+                    self.differ(step, f"mmu_rmaps_stat {level}", str(counts), str(have_rmaps.get(level)), "counters")
 
     def compare_dirty_log(self, step: Step, slot_id: int) -> None:
         """The slot's dirty log, read and cleared, or its refusal."""
@@ -172,11 +253,11 @@ class Comparison:
         except KvmIoctlError as error:
             self.note_refusal(step, error)
             return
-        recorded_slot, want = self.transcript.dirty_logs[self.nr_dirty_logs]
-        self.nr_dirty_logs += 1
+        recorded_slot, want = self._next(self.transcript.dirty_logs, self.outcome.nr_dirty_logs, "dirty log", step)
+        self.outcome.nr_dirty_logs += 1
         have = [page for page in range(8 * len(log)) if log[page >> 3] >> (page & 7) & 1]
         if (recorded_slot, want) != (slot_id, have):
-            self.differ(step, f"dirty log of slot {slot_id}", str(want), str(have))
+            self.differ(step, f"dirty log of slot {slot_id}", _pages(want), _pages(have), "dirty")
 
     def compare_results(self, step: Step, last_op: int, unknown: set[int]) -> None:
         """What the guest's operations up to ``last_op`` found, but for those whose result is ``unknown``."""
@@ -188,7 +269,7 @@ class Comparison:
             have = self._result(result, int.from_bytes(entry[24:], "little"), int.from_bytes(entry[16:24], "little"))
             want = self._result(result, result.value, result.cr2)
             if want != have:
-                self.differ(step, f"result {result.index} ({result.op})", want, have)
+                self.differ(step, f"result {result.index} ({result.op})", want, have, "results")
 
     # QEMU's walk leaves P out of error codes with RSVD when it delivers the #PF itself.
     def _result(self, result: Result, value: int, cr2: int) -> str:

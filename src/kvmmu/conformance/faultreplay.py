@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..addr import Gva
-from ..errors import KvmBug, KvmIoctlError, RecordingError
+from ..errors import KvmBug, KvmIoctlError, KvmmuError, RecordingError
 from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG, GP_VECTOR, UD_VECTOR
 from ..kvm import emulate, run, sregs
 from ..kvm.bits import ACCESS_NOT_PT_INSN
@@ -29,7 +29,7 @@ from .guest import Guest, Parted
 from .program import Access, modified
 from .scenario import Scenario, read_scenario
 from .transcript import Exit, Step, Transcript, read_transcript
-from .vmm import Vmm
+from .vmm import NOTES, Vmm
 
 _INTR_VALID = 1 << 31
 _INTR_HAS_ERROR = 1 << 11
@@ -40,12 +40,13 @@ _U32 = 0xFFFF_FFFF
 _MMIO_FILL = 0xA5A5_A5A5_0000_0000
 _PAGE_MASK = 0xFFF
 _SLOT_ACTIONS = ("setflags", "move", "delete", "restore")
+_PAGE_FAULTS = ("PF excp", "npf")
 #: Marks after which the VMM dumps the tables and ends.
 _STOPS = ("hlt", "internal", "exit")
 
 
 def replay_file(folder: Path, name: str, mode: str) -> Outcome:
-    """Play the transcript ``NAME.MODE`` of the scenario ``NAME.scn`` in ``folder``.
+    """Play the recording ``NAME.MODE`` of the scenario ``NAME.scn`` in ``folder``.
 
     :raises RecordingError: what cannot be read, and what the model cannot play.
     """
@@ -75,6 +76,8 @@ class FaultReplay:
         self.mmio_data = b""
         # What KVM_RUN failed with.
         self.run_errno = 0
+        # KVM_RUN failed in the middle of an operation, which goes on when the VMM has mended what it can.
+        self.has_failed = False
         self.unknown_results: set[int] = set()
         self.last_op = -1
 
@@ -92,11 +95,18 @@ class FaultReplay:
                 self._play(step, following)
                 self.compare.compare_events(step, self.events)
             except Parted as parted:
-                self.compare.differ(step, parted.what, parted.expected, parted.got, parted.context)
-                break
+                self.compare.part(step, parted)
+                return self.outcome
             except KvmBug as bug:
-                self.compare.differ(step, "the model broke an invariant", step.text, str(bug))
-                break
+                self.compare.part(step, Parted("the model broke an invariant", step.text, str(bug)))
+                return self.outcome
+            except RecordingError:
+                raise
+            except (KvmmuError, ValueError, IndexError, KeyError) as error:
+                place = f"{self.outcome.transcript}: line {step.number} of the trace"
+                reason = f": {error}" if isinstance(error, KvmmuError) else ""
+                raise RecordingError(f"{place} cannot be played: {step.text!r}{reason}") from None
+        self.compare.finish()
         return self.outcome
 
     # Inputs.
@@ -107,7 +117,8 @@ class FaultReplay:
             self._play_exit(step.exit)
             return
         name, _, rest = step.text.partition(" ")
-        if name in ("op", "host", *_STOPS) and self.guest.execution is not None:
+        is_past = name in ("op", *_STOPS) or (name == "host" and not self.has_failed)
+        if is_past and self.guest.execution is not None:
             self._finish_op()
         if name not in ("mmio", "slot"):
             self.compare.place = step.text
@@ -127,7 +138,7 @@ class FaultReplay:
             self._enter()
 
     def _finish_op(self) -> None:
-        self.vcpu.cpu.flush_asid()
+        self.guest.flush()
         unknown = self.guest.finish()
         if unknown is not None:
             self.unknown_results.add(unknown)
@@ -145,7 +156,11 @@ class FaultReplay:
 
     def _mark_host(self, step: Step, rest: str) -> None:
         words = tuple(rest.split())
-        self.vmm.act(words)
+        note = self.vmm.act(words)
+        following = self._text_after(step)
+        recorded = following if following.startswith(NOTES) else ""
+        if note != recorded:
+            raise Parted("what the action noted", recorded or "nothing", note or "nothing")
         if words[0] == "dumpspt":
             self.compare.compare_dump(step)
         elif words[0] == "stats":
@@ -189,20 +204,32 @@ class FaultReplay:
         size = access.size - len(data)
         is_ram_first = self.vcpu.mmio_gpa & _PAGE_MASK == 0
         gva = access.gva if is_ram_first else access.gva + len(data)
+        # Kvm looked there before; to look again must leave no trace: no event, and no PDPTE that kvm could not load.
         nr_events = len(self.events)
-        ram = self.vmm.peek(gva_to_gpa(self.vcpu, self.vcpu.walk_mmu, Gva(gva), access.kind & ACCESS_USER), size)
+        self.guest.pdptes.show()
+        gpa = gva_to_gpa(self.vcpu, self.vcpu.walk_mmu, Gva(gva), access.kind & ACCESS_USER)
+        self.guest.pdptes.hide()
+        ram = self.vmm.peek(gpa, size)
         del self.events[nr_events:]
         return ram + data if is_ram_first else data + ram
 
     def _has_more_mmio(self, step: Step) -> bool:
-        steps = self.transcript.steps
-        number = steps.index(step) + 1
-        return not step.events and number < len(steps) and steps[number].text.startswith("mmio ")
+        return not step.events and self._text_after(step).startswith("mmio ")
+
+    # The text of the next step: "" after the last.
+    def _text_after(self, step: Step) -> str:
+        return self.compare.text_after(step)
 
     def _mark_kvm_run(self, step: Step, rest: str) -> None:
         if f"errno={self.run_errno} " not in f"{rest} ":
             raise Parted("KVM_RUN failed", step.text, f"errno={self.run_errno}")
         self.run_errno = 0
+        # The VMM has actions for this, then it calls KVM_RUN again; or it has none, and it ends.
+        steps = self.transcript.steps
+        self.has_failed = any(later.exit is not None for later in steps[self.compare.number_of(step) + 1 :])
+        if not self.has_failed:
+            self._end_guest()
+            self.compare.compare_dump(step)
 
     def _mark_stop(self, step: Step, rest: str) -> None:
         self.compare.compare_dump(step)
@@ -221,6 +248,7 @@ class FaultReplay:
 
     # Results and counters are printed, then the VM ends.
     def _end(self, step: Step) -> None:
+        self.compare.place = "the end"
         self.compare.compare_results(step, self.last_op, self.unknown_results)
         self.compare.compare_counters(step)
         self.vmm.world.close()
@@ -229,8 +257,11 @@ class FaultReplay:
 
     def _play_exit(self, exit_: Exit) -> None:
         vcpu = self.vcpu
-        vcpu.cpu.flush_asid()
+        self.has_failed = False
+        self.guest.flush()
         access = self.guest.catch_up(exit_.rip, exit_.info2)
+        if exit_.reason in _PAGE_FAULTS and self.guest.expect_fault(access, exit_.info2, exit_.info1, exit_.rip):
+            self.outcome.nr_faults += 1
         if self.events:
             raise Parted(
                 "the guest ran without an exit", NOTHING_MORE, self.compare.normaliser.line(self.events[0]) or ""
@@ -248,7 +279,7 @@ class FaultReplay:
 
     def _handle_exit(self, exit_: Exit, access: Access | None) -> None:
         self._note_interrupted(exit_)
-        if exit_.reason in ("PF excp", "npf"):
+        if exit_.reason in _PAGE_FAULTS:
             self._page_fault(exit_, access)
         else:
             handler = self._EXITS.get(exit_.reason)
@@ -357,7 +388,7 @@ class FaultReplay:
         if not self._decode(exit_):
             return
         value = self._operand("cr4")
-        if not self.vmm.is_valid_cr4(value) or sregs.set_cr4(self.vcpu, value):
+        if sregs.set_cr4(self.vcpu, value):
             queue_exception(self.vcpu, GP_VECTOR, True, 0)
 
     # The MSR is written before the instruction is skipped.

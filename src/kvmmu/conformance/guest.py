@@ -10,11 +10,18 @@ from __future__ import annotations
 from ..addr import Gva
 from ..hw.bits import (
     ACCESS_AC,
+    ACCESS_FETCH,
     ACCESS_USER,
     ACCESS_WRITE,
     HW_HIT,
+    HW_NESTED_FAULT,
     HW_PAGE_FAULT,
     PF_VECTOR,
+    PFERR_FETCH,
+    PFERR_PRESENT,
+    PFERR_RSVD,
+    PFERR_USER,
+    PFERR_WRITE,
     PT_ACCESSED,
     PT_PRESENT,
     X86_EFLAGS_AC,
@@ -22,21 +29,34 @@ from ..hw.bits import (
 from ..kvm import insn, sregs
 from ..page_types import PAGE_SIZE
 from .program import Access, Execution, modified, op_of
-from .vmm import OP_SIZE, OPS, Vmm
+from .vmm import CODE, DESCRIPTORS, OP_SIZE, OPS, STACK, STACK_END, Vmm
 
 _PDPT_MASK = 0xFFFF_FFE0
 _U32 = 0xFFFF_FFFF
 
 
 class Parted(Exception):
-    """The model cannot follow the transcript any further: what was recorded, what the model does instead."""
+    """The model cannot follow the transcript any further: what was recorded, what the model does instead.
 
-    def __init__(self, what: str, expected: str, got: str, context: tuple[str, ...] = ()) -> None:
+    Of events: ``before`` are the last that were equal, ``recorded`` and ``model`` how each side goes on.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        expected: str,
+        got: str,
+        before: tuple[str, ...] = (),
+        recorded: tuple[str, ...] = (),
+        model: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.expected = expected
         self.got = got
-        self.context = context
+        self.before = before
+        self.recorded = recorded
+        self.model = model
 
 
 class AgedPdptes:
@@ -91,6 +111,13 @@ class Guest:
         self.vcpu = vmm.vcpu
         self.execution: Execution | None = None
         self.pdptes = AgedPdptes(vmm)
+        # Whether the interpreter has fetched code since the TLB was flushed.
+        self.has_fetched = False
+
+    def flush(self) -> None:
+        """The guest exited: QEMU's TCG forgets its TLB then."""
+        self.vcpu.cpu.flush_asid()
+        self.has_fetched = False
 
     def begin(self, index: int) -> None:
         """The guest announced operation ``index``, which it reads from its list: it may have written there."""
@@ -104,6 +131,8 @@ class Guest:
         ``address`` is what the exit tells: a gva, or under nested paging a gpa.
         """
         execution = self.execution
+        if execution is not None and not execution.has_read_entry and execution.has_reached_accesses(rip):
+            self._interpret(execution)
         if execution is not None and execution.has_insn and self.vmm.is_nested:
             if execution.op.name in ("cr3", "invlpg") and execution.has_reached_accesses(rip):
                 self._run_insn(execution)
@@ -111,6 +140,7 @@ class Guest:
             return None
         if execution.is_past_accesses(rip):
             self._make_pending()
+            self._return(execution, rip)
             return None
         if self.vmm.is_nested:
             return self._catch_up_nested(execution, rip)
@@ -125,6 +155,7 @@ class Guest:
         # A gpa does not tell which access it was: the first that does not hit.
         if not execution.has_reached_accesses(rip):
             return None
+        self._interpret(execution)
         while execution.pending and self._status(execution.pending[0]) == HW_HIT:
             self._make(execution.pending[0])
         return execution.pending[0] if execution.pending else None
@@ -152,9 +183,11 @@ class Guest:
         if execution is None:
             return None
         self.execution = execution
+        self._interpret(execution)
         self._make_pending()
         if execution.has_insn:
             self._run_insn(execution)
+        self._return(execution, CODE)
         result = execution.result_bytes()
         if execution.fault is not None:
             width = 8 if self.vmm.scenario.mode == "long" else 4
@@ -163,6 +196,85 @@ class Guest:
             self._store(execution.entry + 24, result)
         self.execution = None
         return execution.index if result is None else None
+
+    # The interpreter's own accesses before those of the operation: they fill the TLB, and a store of the operation may
+    # take away the tables behind them.
+    def _interpret(self, execution: Execution) -> None:
+        if not self.has_fetched:
+            self.has_fetched = True
+            self._touch(execution, CODE, ACCESS_FETCH)
+        if not execution.has_read_entry:
+            execution.has_read_entry = True
+            self._touch(execution, execution.entry, 0)
+            if execution.is_user:
+                # The frame for IRET, and the descriptors that it loads.
+                self._touch(execution, STACK - 8, ACCESS_WRITE)
+                self._touch(execution, DESCRIPTORS, 0)
+
+    # Behind the accesses: what delivers an exception, or the INT that ends an operation at CPL 3.
+    def _return(self, execution: Execution, rip: int) -> None:
+        is_back = execution.is_user and CODE <= rip < CODE + PAGE_SIZE
+        if (execution.fault is not None or is_back) and not execution.has_returned:
+            execution.has_returned = True
+            self._touch(execution, DESCRIPTORS, 0)
+            self._touch(execution, STACK - 8, ACCESS_WRITE)
+
+    def _touch(self, execution: Execution, gva: int, kind: int) -> None:
+        status = self.vcpu.cpu.access(Gva(gva), kind)
+        if status == HW_PAGE_FAULT and self.vmm.is_nested:
+            self.vcpu.cr2 = gva
+            execution.cancel(PF_VECTOR, self.vcpu.cpu.error_code)
+        elif status != HW_HIT:
+            raise Parted(
+                f"operation {execution.index}", f"no exit for the interpreter at {gva:#x}", self._exit_text(status)
+            )
+
+    def _exit_text(self, status: int) -> str:
+        cpu = self.vcpu.cpu
+        if status == HW_PAGE_FAULT:
+            return f"exits: error code {cpu.error_code:#x}"
+        return f"exits: gpa {cpu.fault_gpa:#x} error code {cpu.fault_code:#x}"
+
+    def expect_fault(self, access: Access | None, address: int, code: int, rip: int) -> bool:
+        """The guest exits for ``address`` with error code ``code``: :class:`Parted` unless the model's CPU does.
+
+        Return False if the access cannot be told: one of the interpreter's own, under nested paging.
+        """
+        status, gva = self._fault_of(access, address, code, rip)
+        cpu = self.vcpu.cpu
+        is_delivery = self.vmm.is_nested and status == HW_PAGE_FAULT and DESCRIPTORS <= address < STACK_END
+        if gva is None or is_delivery:
+            # The guest's own, or a #PF, for which the CPU reads descriptors and writes to the stack.
+            return False
+        # QEMU's walk leaves P out of a code with RSVD.
+        want = f"{address:#x} error code {code | (PFERR_PRESENT if code & PFERR_RSVD else 0):#x}"
+        if self.vmm.is_nested:
+            have = f"{cpu.fault_gpa:#x} error code {cpu.fault_code:#x}"
+            is_same = status == HW_NESTED_FAULT and have == want
+        else:
+            have = f"{address:#x} error code {cpu.error_code:#x}"
+            is_same = status == HW_PAGE_FAULT and have == want
+        if not is_same:
+            got = (
+                "no exit" if status == HW_HIT else have if (status == HW_NESTED_FAULT) == self.vmm.is_nested else "#PF"
+            )
+            raise Parted(f"the exit at rip {rip:#x}, gva {gva:#x}", want, got)
+        return True
+
+    # What the model's CPU makes of the access that exits, and where it is.
+    def _fault_of(self, access: Access | None, address: int, code: int, rip: int) -> tuple[int, int | None]:
+        if access is not None:
+            return self._status(access), access.gva
+        kind = ACCESS_WRITE if code & PFERR_WRITE else ACCESS_FETCH if code & PFERR_FETCH else 0
+        if not self.vmm.is_nested:
+            gva = address
+            kind |= ACCESS_USER if code & PFERR_USER else 0
+        elif kind == ACCESS_FETCH:
+            gva = rip
+            kind |= ACCESS_USER if self.execution is not None and self.execution.is_user_code(rip) else 0
+        else:
+            return HW_HIT, None
+        return self.vcpu.cpu.access(Gva(gva), self._kind(kind)), gva
 
     def _make_pending(self) -> None:
         execution = self.execution
@@ -202,16 +314,26 @@ class Guest:
         is_explicit = self.vcpu.rflags & X86_EFLAGS_AC and not kind & ACCESS_USER
         return kind | ACCESS_AC if is_explicit else kind
 
+    # A read-modify-write instruction reads first, on QEMU's TCG.
     def _status(self, access: Access) -> int:
+        status = HW_HIT
+        if access.is_modify:
+            status = self._status_of(access, access.kind & ~ACCESS_WRITE)
+        return status if status != HW_HIT else self._status_of(access, access.kind)
+
+    def _status_of(self, access: Access, kind: int) -> int:
         first = PAGE_SIZE - access.gva % PAGE_SIZE
-        status = self.vcpu.cpu.access(Gva(access.gva), self._kind(access.kind))
+        status = self.vcpu.cpu.access(Gva(access.gva), self._kind(kind))
         if status == HW_HIT and access.size > first:
-            status = self.vcpu.cpu.access(Gva(access.gva + first), self._kind(access.kind))
+            status = self.vcpu.cpu.access(Gva(access.gva + first), self._kind(kind))
         return status
 
     def _make(self, access: Access) -> None:
         execution = self.execution
         if execution is None:
+            return
+        self._interpret(execution)
+        if not execution.pending:
             return
         status = self._status(access)
         if status == HW_PAGE_FAULT and self.vmm.is_nested:
@@ -222,9 +344,7 @@ class Guest:
             raise Parted(
                 f"operation {execution.index} ({execution.op.name})",
                 f"no exit for {access!r}",
-                f"exits: error code {self.vcpu.cpu.error_code:#x}"
-                if status == HW_PAGE_FAULT
-                else f"exits: gpa {self.vcpu.cpu.fault_gpa:#x} error code {self.vcpu.cpu.fault_code:#x}",
+                self._exit_text(status),
             )
         execution.pending.popleft()
         self.pdptes.note_walk(access.gva)

@@ -12,17 +12,15 @@ from collections import deque
 
 from ..hw.bits import ACCESS_FETCH, ACCESS_USER, ACCESS_WRITE
 from ..page_types import PAGE_SIZE
+from .guestcode import PLACES
 from .scenario import OPCODES, Op
-from .vmm import CODE, OP_SIZE, OPS, USER_CODE
+from .vmm import CODE, OP_SIZE, OPS, USER_CODE, WIDTHS
 
 _U32 = 0xFFFF_FFFF
 _RET = 0xC3
 
 #: Operations that are an instruction beyond memory accesses.
 INSTRUCTIONS = ("invlpg", "cr3", "cr0", "cr4", "wrmsr", "wrpkru", "rdcr3", "flags")
-#: Offsets in the guest's code, by width: where the result is stored, and the INT that ends an operation at CPL 3.
-_DONE = {"long": 0x13A, "pae": 0x112, "pse32": 0x112, "prot": 0x112, "real": 0x13D}
-_USER_END = {"long": 0x4E, "pae": 0x4C, "pse32": 0x4C, "prot": 0x4C, "real": PAGE_SIZE}
 # The interpreter has read the operation's entry when it is here.
 _ACCESSES = 0x18
 _PLAIN = {"r1": 1, "r4": 4, "r8": 8, "w1": 1, "w4": 4, "w8": 8}
@@ -61,10 +59,22 @@ class Execution:
     """One operation while it runs: accesses still to be made, the result so far.
 
     ``result`` is the word that will be stored, None once it cannot be known; ``fault`` is (vector, error code) after
-    an exception.
+    an exception; ``has_read_entry``: the interpreter knows which operation it is; ``has_returned``: it is back in its
+    loop, by an exception or an INT.
     """
 
-    __slots__ = ("entry", "fault", "has_insn", "index", "mode", "op", "pending", "result")
+    __slots__ = (
+        "entry",
+        "fault",
+        "has_insn",
+        "has_read_entry",
+        "has_returned",
+        "index",
+        "mode",
+        "op",
+        "pending",
+        "result",
+    )
 
     def __init__(self, index: int, op: Op, mode: str) -> None:
         self.index = index
@@ -75,6 +85,8 @@ class Execution:
         self.result: int | None = _initial_result(op, mode)
         self.fault: tuple[int, int] | None = None
         self.has_insn = op.name in INSTRUCTIONS
+        self.has_read_entry = False
+        self.has_returned = False
 
     @property
     def is_user(self) -> bool:
@@ -93,13 +105,14 @@ class Execution:
 
     def is_past_accesses(self, rip: int) -> bool:
         """Whether the guest, now at ``rip``, has made the operation's accesses."""
+        places = PLACES[WIDTHS[self.mode]]
         if CODE <= rip < CODE + PAGE_SIZE:
-            return rip >= CODE + _DONE[self.mode] and not self._is_user_entry(rip)
-        return self.is_user and USER_CODE + _USER_END[self.mode] <= rip < USER_CODE + PAGE_SIZE
+            return rip >= CODE + places["done"] and not self._is_user_entry(rip)
+        return self.is_user and USER_CODE + places["user_end"] <= rip < USER_CODE + PAGE_SIZE
 
     # The way to CPL 3 lies behind the store of the result, in front of the exception stubs.
     def _is_user_entry(self, rip: int) -> bool:
-        start = CODE + _DONE[self.mode] + (9 if self.mode == "long" else 15)
+        start = CODE + PLACES[WIDTHS[self.mode]]["user"]
         return self.is_user and bool(self.pending) and start <= rip < start + 0x1D
 
     def cancel(self, vector: int, error_code: int) -> None:

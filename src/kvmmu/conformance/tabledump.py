@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The model's live tables and rmap statistics in the form that the transcripts print, and their comparison.
 
-Frames have other numbers on another host, so a frame is a symbol: each frame of one side must stand for one frame of
-the other, wherever it appears in a dump. A and D bits of present entries are masked: the hardware sets them at its
-own time.
+Frames have other numbers on another host, so they are symbols: in a dump each frame of one side must stand for one
+frame of the other, wherever it appears, and each page of kvm's tables for one page of tables. A and D bits of present
+entries are masked: the hardware sets them at its own time.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _walk(vm: Vm, table: Hpa, level: int, address: int, is_pae_root: bool) -> It
             yield from _walk(vm, Hpa(word & _PFN_MASK), level - 1, first, False)
 
 
-class _Frames:
-    # Which frame of one host stands for which of the other, in one dump.
+class _Pairs:
+    # Which page of one host stands for which of the other, in one dump.
 
     def __init__(self) -> None:
         self.there: dict[int, int] = {}
@@ -63,7 +63,7 @@ def _flags(word: int) -> int:
 def compare_tables(recorded: TableDump, model: TableDump) -> str | None:
     """Where ``model`` differs first from ``recorded``, in words; None if it does not."""
     wanted = [spte for spte in recorded.entries if spte.word not in (0, SHADOW_NONPRESENT_VALUE)]
-    frames = _Frames()
+    frames, tables = _Pairs(), _Pairs()
     for i in range(max(len(wanted), len(model.entries))):
         if i == len(wanted):
             return f"recorded: no more entries; model: {_text(model.entries[i])}"
@@ -72,8 +72,10 @@ def compare_tables(recorded: TableDump, model: TableDump) -> str | None:
         want, got = wanted[i], model.entries[i]
         is_same = (want.level, want.address, _flags(want.word)) == (got.level, got.address, _flags(got.word))
         is_same = is_same and want.sptep & 0xFFF == got.sptep & 0xFFF
+        is_same = is_same and tables.agree(want.sptep & _PFN_MASK, got.sptep & _PFN_MASK)
         if is_same and want.word & PT_PRESENT:
-            is_same = frames.agree(want.word & _PFN_MASK, got.word & _PFN_MASK)
+            is_leaf = want.level == 1 or want.word & PT_PAGE_SIZE
+            is_same = (frames if is_leaf else tables).agree(want.word & _PFN_MASK, got.word & _PFN_MASK)
         if not is_same:
             return f"recorded: {_text(want)}; model: {_text(got)}"
     return None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Transcripts of real KVM: the normalised trace of one run, and what the VMM printed about it.
 
-A trace (``NAME.MODE.norm.xz``) is cut into steps. A step begins with an input, which the world outside the MMU
-decided: a mark of the VMM (``== op 3 w4 401000 2222``) or an exit of the guest; it holds the events that followed.
-The results (``NAME.MODE.res.xz``) are tables as they were at the marks that asked for them, counters, and what the
-guest's operations found.
+A trace (``NAME.MODE.norm.xz``, or without ``.xz``) is cut into steps. A step begins with an input, which the world
+outside the MMU decided: a mark of the VMM (``== op 3 w4 401000 2222``) or an exit of the guest; it holds the events
+that followed. The results (``NAME.MODE.res.xz``) are tables as they were at the marks that asked for them, counters,
+and what the guest's operations found.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import RecordingError
+
+#: Longest text that a file may hold, in bytes.
+MAX_TEXT = 256 << 20
 
 _EXIT = re.compile(r"exit (.+?) rip=0x([0-9a-f]+) info1=([0-9a-f]+) info2=([0-9a-f]+) intr=([0-9a-f]+) err=([0-9a-f]+)")
 _SPT = re.compile(r"spt L(\d) ([0-9a-f]+) ([0-9a-f]+) at ([0-9a-f]+)")
@@ -103,18 +106,34 @@ def read_transcript(folder: Path, name: str, mode: str) -> Transcript:
 
     :raises RecordingError: naming file and line.
     """
-    trace = folder / f"{name}.{mode}.norm.xz"
-    transcript = Transcript(name, mode, parse_trace(_read_xz(trace), str(trace)))
-    results = folder / f"{name}.{mode}.res.xz"
-    parse_results(transcript, _read_xz(results), str(results))
+    trace = _existing(folder / f"{name}.{mode}.norm")
+    transcript = Transcript(name, mode, parse_trace(_read(trace), str(trace)))
+    results = _existing(folder / f"{name}.{mode}.res")
+    parse_results(transcript, _read(results), str(results))
     return transcript
 
 
-def _read_xz(path: Path) -> str:
+# The file as it is, or compressed.
+def _existing(path: Path) -> Path:
+    packed = path.with_name(f"{path.name}.xz")
+    return path if path.exists() and not packed.exists() else packed
+
+
+def _read(path: Path) -> str:
     try:
-        return lzma.decompress(path.read_bytes()).decode()
-    except (OSError, lzma.LZMAError, UnicodeDecodeError) as error:
-        raise RecordingError(f"{path}: cannot be read: {error}") from None
+        data = path.read_bytes()
+        if path.suffix == ".xz":
+            unpack = lzma.LZMADecompressor()
+            data = unpack.decompress(data, MAX_TEXT)
+            if not unpack.eof:
+                cause = "it unpacks to more than 256 MiB" if len(data) == MAX_TEXT else "it is cut"
+                raise RecordingError(f"{path}: cannot be read: {cause}")
+        if len(data) > MAX_TEXT:
+            raise RecordingError(f"{path}: cannot be read: it is longer than 256 MiB")
+        return data.decode()
+    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RecordingError(f"{path}: cannot be read: {reason}") from None
 
 
 def parse_trace(text: str, source: str) -> list[Step]:
@@ -171,8 +190,8 @@ def _parse_result_line(transcript: Transcript, word: str, line: str) -> None:
     if word == "spt":
         _parse_spt(transcript, line)
     elif word == "stat":
-        match = _STAT.fullmatch(line)
-        transcript.counters[-1].values[match[1]] = int(match[2])  # type: ignore[index]
+        stat = _whole(_STAT, line)
+        transcript.counters[-1].values[stat[1]] = int(stat[2])
     elif word == "rmaps":
         _, _, rest = line.partition("Level=")
         if rest:
@@ -183,12 +202,20 @@ def _parse_result_line(transcript: Transcript, word: str, line: str) -> None:
         if match:
             transcript.dirty_logs.append((int(match[1]), [int(page, 16) for page in match[2].split()]))
     elif word == "res":
-        index, op, _, _, how, value = _RESULT.fullmatch(line).groups()  # type: ignore[union-attr]
+        index, op, _, _, how, value = _whole(_RESULT, line).groups()
         transcript.results.append(Result(int(index), op, how == "FAULT", int(value, 16), 0))
     elif word.startswith("vec="):
         last = transcript.results.pop()
-        cr2 = int(_FAULT.fullmatch(line)[3], 16)  # type: ignore[index]
+        cr2 = int(_whole(_FAULT, line)[3], 16)
         transcript.results.append(Result(last.index, last.op, True, last.value, cr2))
+
+
+# All of line, which must have this form.
+def _whole(form: re.Pattern[str], line: str) -> re.Match[str]:
+    match = form.fullmatch(line)
+    if match is None:
+        raise ValueError(line)
+    return match
 
 
 def _parse_spt(transcript: Transcript, line: str) -> None:
@@ -196,5 +223,5 @@ def _parse_spt(transcript: Transcript, line: str) -> None:
     if root:
         transcript.dumps.append(TableDump(int(root[1], 16), int(root[2])))
         return
-    level, address, word, sptep = _SPT.fullmatch(line).groups()  # type: ignore[union-attr]
+    level, address, word, sptep = _whole(_SPT, line).groups()
     transcript.dumps[-1].entries.append(Spte(int(level), int(address, 16), int(word, 16), int(sptep, 16)))

@@ -1,34 +1,37 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The machine of a scenario, put together as the recorder's VMM does it, and what that VMM does to it later.
 
-Slots get anonymous memory at 2M borders; low memory gets the guest's GDT, IDT, TSS and list of operations; the vCPU
-gets the CPUID of the transcript's host (QEMU's TCG: 40 physical address bits, no PCID; no PKU without NPT) and the
-registers of the scenario's mode.
+Slots get anonymous memory at 2M borders; low memory gets the guest's code, GDT, IDT, TSS and list of operations; the
+vCPU gets the CPUID of the transcript's host (QEMU's TCG: 40 physical address bits, no PCID; no PKU without NPT) and
+the registers of the scenario's mode.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import replace
 
 from ..addr import Gpa, Hpa, Hva
-from ..errors import RecordingError, UserError
-from ..hw.bits import CR4_LA57, CR4_PCIDE, CR4_PKE
+from ..errors import KvmIoctlError, RecordingError, UserError
 from ..kvm import regions, sregs
+from ..kvm.cpuid import FEATURES, CpuFeatures
 from ..kvm.mmu import dirty
 from ..kvm.regions import UserMemoryRegion
 from ..page_types import PAGE_SHIFT, PAGE_SIZE
 from ..params import Params
 from ..world import World
+from .guestcode import BYTES, PLACES
 from .scenario import OPCODES, Scenario, SlotLine, number_of
 
-#: Modes of the transcripts -> how kvm was loaded.
+#: How kvm was loaded, by the mode in a file's name.
 MODES = {
     "shadow": Params(npt=False),
     "tdp": Params(npt=True),
     "tdplegacy": Params(npt=True, tdp_mmu=False),
     "shadownx": Params(npt=False, nx_huge_pages=True),
     "tdpnx": Params(npt=True, nx_huge_pages=True),
+    "tdplegacynx": Params(npt=True, tdp_mmu=False, nx_huge_pages=True),
 }
 #: Physical address bits of the transcripts' host.
 HOST_MAXPHYADDR = 40
@@ -38,12 +41,16 @@ OP_SIZE = 32
 #: Where the guest's code begins at CPL 0 and CPL 3, and where its stack ends.
 CODE, USER_CODE, STACK = 0x1000, 0x8000, 0x3FF0
 
-_GDT, _IDT, _TSS = 0x2000, 0x2400, 0x2800
+#: What the CPU itself touches to deliver an exception lies between these.
+DESCRIPTORS, STACK_END = 0x2000, 0x4000
+_GDT, _IDT, _TSS = DESCRIPTORS, 0x2400, 0x2800
 _IDT_ENTRIES = 32
 _USER_VECTOR = 30
-#: Offsets of the exception stubs in the guest's code, by width.
-_VECTORS = {"long": 0x160, "pae": 0x141, "pse32": 0x141, "prot": 0x141}
+#: Width of the guest's code by mode.
+WIDTHS = {"long": 64, "pae": 32, "pse32": 32, "prot": 32, "real": 16}
 _HUGE = 2 << 20
+# More than any recorder's host had.
+_MAX_MEMORY = 1 << 36
 # Null, code, data, user code, user data, TSS.
 _LONG_GDT = [0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF]
 _FLAT_GDT = [0, 0x00CF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00CF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF]
@@ -57,6 +64,12 @@ _REGISTERS = {
     "real": (0x10, 0, 0),
 }
 _CR3 = 0x10000
+
+
+def _params_of(mode: str) -> Params:
+    if mode not in MODES:
+        raise RecordingError(f"mode {mode!r}; known are {', '.join(MODES)}")
+    return replace(MODES[mode], host_maxphyaddr=HOST_MAXPHYADDR)
 
 
 class Slot:
@@ -79,27 +92,27 @@ class Vmm:
     """
 
     def __init__(self, scenario: Scenario, mode: str) -> None:
-        if mode not in MODES:
-            raise RecordingError(f"mode {mode!r}: transcripts of {', '.join(MODES)} can be played")
+        params = _params_of(mode)
         for name, _ in scenario.caps:
             if name != "manual_dirty":
                 raise RecordingError(f"{scenario.name}: cap {name}: the model cannot do this")
         self.scenario = scenario
-        self.is_nested = mode != "shadow"
-        params = replace(MODES[mode], host_maxphyaddr=HOST_MAXPHYADDR)
+        self.is_nested = params.npt
         size = sum(slot.size for slot in scenario.slots)
+        if size > _MAX_MEMORY:
+            raise RecordingError(f"{scenario.name}: slots of {size:#x} bytes: a recording has at most {_MAX_MEMORY:#x}")
         # Huge backing needs whole free blocks; kvm's tables and rmaps come from the same frames.
         self.world = World(params, (size >> PAGE_SHIFT) + (64 << 20 >> PAGE_SHIFT))
         for _, flags in scenario.caps:
             dirty.set_manual_protect(self.world.vm, flags)
         self.slots: dict[int, Slot] = {}
+        self.world.mm.table.has_huge_zero = True
         for line in scenario.slots:
             self._add_slot(line)
         for poke in scenario.memory:
             self.poke(poke.gpa, poke.value.to_bytes(8, "little")[: poke.size])
         self._write_low_memory()
-        self.vcpu = self.world.create_vcpu()
-        self._set_cpuid()
+        self.vcpu = self.world.create_vcpu(self._features())
         self._set_registers()
 
     # Building.
@@ -111,15 +124,14 @@ class Vmm:
         self.install_slot(line.id)
 
     def _write_low_memory(self) -> None:
-        # The code itself is not needed: the guest's operations are known. Its pages are written to, which backs them.
         mode = self.scenario.mode
         is_long = mode == "long"
-        self.poke(CODE, bytes(16))
-        if mode != "real":
-            self.poke(USER_CODE, bytes(16))
+        code, user_code = BYTES[WIDTHS[mode]]
+        self.poke(CODE, code)
+        self.poke(USER_CODE, user_code)
         self._poke_words(_GDT, [*(_LONG_GDT if is_long else _FLAT_GDT), *_TSS_WORDS])
         if mode != "real":
-            self._write_idt(CODE + _VECTORS[mode], is_long)
+            self._write_idt(CODE + PLACES[WIDTHS[mode]]["vec"], is_long)
         if is_long:
             self._poke_words(_TSS + 4, [STACK])
         else:
@@ -141,12 +153,9 @@ class Vmm:
     def _poke_words(self, gpa: int, words: list[int]) -> None:
         self.poke(gpa, b"".join(word.to_bytes(8, "little") for word in words))
 
-    def _set_cpuid(self) -> None:
-        missing = self.scenario.without_cpuid
-        self.vcpu.set_cpuid(
-            HOST_MAXPHYADDR, gbpages="gbpages" not in missing, nx="nx" not in missing, pcid=False, amd_compatible=True
-        )
-        sregs.after_set_cpuid(self.vcpu)
+    def _features(self) -> CpuFeatures:
+        absent = dict.fromkeys(self.scenario.without_cpuid & {row.name for row in FEATURES}, False)
+        return replace(CpuFeatures(HOST_MAXPHYADDR, pcid=False, la57=False), **absent)
 
     def _set_registers(self) -> None:
         cr0, cr4, efer = _REGISTERS[self.scenario.mode]
@@ -156,16 +165,6 @@ class Vmm:
         )
         self.vcpu.rip = CODE
         self.vcpu.fetches_insns = True
-
-    def is_valid_cr4(self, value: int) -> bool:
-        """Whether the guest's CPUID has every feature that CR4 ``value`` turns on."""
-        unknown = CR4_LA57 | CR4_PCIDE
-        if not self.is_nested or "pku" in self.scenario.without_cpuid:
-            unknown |= CR4_PKE
-        for name, bit in (("smep", 1 << 20), ("smap", 1 << 21)):
-            if name in self.scenario.without_cpuid:
-                unknown |= bit
-        return not value & unknown
 
     # The VMM's own accesses.
 
@@ -209,78 +208,174 @@ class Vmm:
         size = slot.size if slot.is_used else 0
         self.world.set_region(UserMemoryRegion(slot_id, slot.flags, Gpa(slot.gpa), size, slot.hva))
 
-    def act(self, words: tuple[str, ...]) -> None:
+    def act(self, words: tuple[str, ...]) -> str:
         """Do host action ``words``. One that changes a slot only says so: its own mark follows, then it is installed.
+
+        Return what the VMM notes about it: what an action that looks has found, the errno of one that failed ("": no
+        note). A failed action ends nothing.
 
         :raises RecordingError: an action that the model has not.
         """
         action = _ACTIONS.get(words[0])
         if action is None:
             raise RecordingError(f"{self.scenario.name}: host {' '.join(words)}: the model cannot do this")
-        action(self, words[1:])
+        return action(self, words[1:])
 
-    def _range(self, words: tuple[str, ...]) -> tuple[Hva, int]:
+    def _range(self, words: tuple[str, ...]) -> tuple[Hva, Hva] | None:
+        # Where the range is in the process, as far as it lies in its slot: behind that is memory of the VMM's own.
         gpa, size = number_of(words[0]), number_of(words[1])
-        hva = self.hva_of(gpa)
-        if hva is None:
-            raise RecordingError(f"{self.scenario.name}: host action at gpa {gpa:#x}, which is in no slot")
-        return hva, size
+        for slot in self.slots.values():
+            if slot.is_used and slot.gpa <= gpa < slot.gpa + slot.size:
+                start = slot.hva + gpa - slot.gpa
+                return Hva(start), Hva(min(start + -(-size // PAGE_SIZE) * PAGE_SIZE, slot.hva + slot.size))
+        return None
+
+    # The parts of a range where something is mapped.
+    def _mapped(self, start: Hva, end: Hva) -> list[tuple[Hva, Hva]]:
+        parts: list[tuple[Hva, Hva]] = []
+        for vma in self.world.mm.vmas:
+            first, last = max(start, vma.start), min(end, vma.end)
+            if first < last and parts and parts[-1][1] == first:
+                parts[-1] = (parts[-1][0], last)
+            elif first < last:
+                parts.append((first, last))
+        return parts
 
 
-def _dontneed(vmm: Vmm, words: tuple[str, ...]) -> None:
-    vmm.world.mm.dontneed(*vmm._range(words))
+#: How the notes begin that :meth:`Vmm.act` returns.
+NOTES = ("madvise ", "mprotect ", "remap ", "peek8 ", "nrmmu ", "set ", "cleardirty ", "translate ", "sh ")
 
 
-def _munmap(vmm: Vmm, words: tuple[str, ...]) -> None:
-    vmm.world.mm.munmap(*vmm._range(words))
+# madvise() goes on behind a hole and then says that there was one. An address of no slot is a null pointer.
+def _madvise(vmm: Vmm, words: tuple[str, ...], advise: Callable[[Hva, int], None]) -> str:
+    size = number_of(words[1])
+    place = vmm._range(words)
+    if number_of(words[0]) % PAGE_SIZE:
+        return f"madvise errno={errno.EINVAL}"
+    if place is None:
+        return f"madvise errno={errno.ENOMEM}" if size else ""
+    parts = vmm._mapped(*place)
+    for start, end in parts:
+        advise(start, end - start)
+    return "" if parts == [place] or not size else f"madvise errno={errno.ENOMEM}"
 
 
-def _mprotect(vmm: Vmm, words: tuple[str, ...]) -> None:
-    vmm.world.mm.mprotect(*vmm._range(words), number_of(words[2]) & 2 != 0)
+def _dontneed(vmm: Vmm, words: tuple[str, ...]) -> str:
+    return _madvise(vmm, words, vmm.world.mm.dontneed)
 
 
-def _poke8(vmm: Vmm, words: tuple[str, ...]) -> None:
+def _thp(vmm: Vmm, words: tuple[str, ...]) -> str:
+    return _madvise(vmm, words, lambda start, size: vmm.world.mm.allow_huge(start, size, 2))
+
+
+def _nothp(vmm: Vmm, words: tuple[str, ...]) -> str:
+    return _madvise(vmm, words, lambda start, size: vmm.world.mm.allow_huge(start, size, 1))
+
+
+# New memory in the place of old. An address of no slot is page 0 of the VMM, which may have it.
+def _remap(vmm: Vmm, words: tuple[str, ...]) -> str:
+    if number_of(words[0]) % PAGE_SIZE or not number_of(words[1]):
+        return f"remap errno={errno.EINVAL}"
+    place = vmm._range(words)
+    if place is not None:
+        vmm.world.mm.mmap_fixed(place[0], place[1] - place[0])
+    return ""
+
+
+def _munmap(vmm: Vmm, words: tuple[str, ...]) -> str:
+    place = vmm._range(words)
+    if place is not None and vmm._mapped(*place):
+        vmm.world.mm.munmap(place[0], place[1] - place[0])
+    return ""
+
+
+# mprotect() stops at a hole.
+def _mprotect(vmm: Vmm, words: tuple[str, ...]) -> str:
+    protection = number_of(words[2])
+    if not protection & 1:
+        raise RecordingError(f"{vmm.scenario.name}: host mprotect to {protection}: the model cannot do this")
+    if number_of(words[0]) % PAGE_SIZE:
+        return f"mprotect errno={errno.EINVAL}"
+    place = vmm._range(words)
+    parts = vmm._mapped(*place) if place is not None else []
+    if place is None or not parts or parts[0][0] != place[0]:
+        return f"mprotect errno={errno.ENOMEM}"
+    start, end = parts[0]
+    vmm.world.mm.mprotect(start, end - start, protection & 2 != 0)
+    return "" if parts == [place] else f"mprotect errno={errno.ENOMEM}"
+
+
+def _poke8(vmm: Vmm, words: tuple[str, ...]) -> str:
     vmm.poke(number_of(words[0]), number_of(words[1]).to_bytes(8, "little"))
+    return ""
 
 
-def _setflags(vmm: Vmm, words: tuple[str, ...]) -> None:
+def _peek8(vmm: Vmm, words: tuple[str, ...]) -> str:
+    gpa = number_of(words[0])
+    return f"peek8 {gpa:x} = {int.from_bytes(vmm.peek(gpa, 8), 'little'):x}"
+
+
+def _setflags(vmm: Vmm, words: tuple[str, ...]) -> str:
     vmm.slots[number_of(words[0])].flags = number_of(words[1])
+    return ""
 
 
-def _move(vmm: Vmm, words: tuple[str, ...]) -> None:
+def _move(vmm: Vmm, words: tuple[str, ...]) -> str:
     vmm.slots[number_of(words[0])].gpa = number_of(words[1])
+    return ""
 
 
-def _delete(vmm: Vmm, words: tuple[str, ...]) -> None:
+def _delete(vmm: Vmm, words: tuple[str, ...]) -> str:
     vmm.slots[number_of(words[0])].is_used = False
+    return ""
 
 
-def _restore(vmm: Vmm, words: tuple[str, ...]) -> None:
+def _restore(vmm: Vmm, words: tuple[str, ...]) -> str:
     vmm.slots[number_of(words[0])].is_used = True
+    return ""
 
 
-def _nrmmu(vmm: Vmm, words: tuple[str, ...]) -> None:
-    regions.set_nr_mmu_pages(vmm.world.vm, number_of(words[0]))
+def _nrmmu(vmm: Vmm, words: tuple[str, ...]) -> str:
+    try:
+        regions.set_nr_mmu_pages(vmm.world.vm, number_of(words[0]))
+    except KvmIoctlError as error:
+        return f"nrmmu errno={error.errno}"
+    return ""
 
 
-def _sreg(vmm: Vmm, words: tuple[str, ...]) -> None:
+def _sreg(vmm: Vmm, words: tuple[str, ...]) -> str:
     vcpu = vmm.vcpu
     values = {"cr0": vcpu.cr0, "cr3": vcpu.cr3, "cr4": vcpu.cr4, "efer": vcpu.efer}
     if words[0] in values:
         values[words[0]] = number_of(words[1])
-    sregs.set_sregs(vcpu, **values)
+    try:
+        sregs.set_sregs(vcpu, **values)
+    except KvmIoctlError as error:
+        return f"set {words[0]} errno={error.errno}"
+    return ""
 
 
-def _cleardirty(vmm: Vmm, words: tuple[str, ...]) -> None:
+def _translate(vmm: Vmm, words: tuple[str, ...]) -> str:
+    gva = number_of(words[0])
+    gpa = vmm.world.translate(vmm.vcpu, gva)
+    return f"translate {gva:x} -> valid={int(gpa is not None)} {(1 << 64) - 1 if gpa is None else gpa:x}"
+
+
+def _look(vmm: Vmm, words: tuple[str, ...]) -> str:
+    """The VMM prints what it is compared with elsewhere."""
+    return ""
+
+
+def _cleardirty(vmm: Vmm, words: tuple[str, ...]) -> str:
     slot_id, first, pages = map(number_of, words)
-    dirty.clear_dirty_log(vmm.world.vm, slot_id, first, pages, b"\xff" * (-(-pages // 64) * 8))
+    try:
+        dirty.clear_dirty_log(vmm.world.vm, slot_id, first, pages, b"\xff" * (-(-pages // 64) * 8))
+    except KvmIoctlError as error:
+        return f"cleardirty errno={error.errno}"
+    return ""
 
 
-def _look(vmm: Vmm, words: tuple[str, ...]) -> None:
-    """The VMM only looks: nothing changes."""
-
-
-_ACTIONS: dict[str, Callable[[Vmm, tuple[str, ...]], None]] = {
+_ACTIONS: dict[str, Callable[[Vmm, tuple[str, ...]], str]] = {
     "cleardirty": _cleardirty,
     "delete": _delete,
     "dontneed": _dontneed,
@@ -289,11 +384,15 @@ _ACTIONS: dict[str, Callable[[Vmm, tuple[str, ...]], None]] = {
     "move": _move,
     "mprotect": _mprotect,
     "munmap": _munmap,
+    "nothp": _nothp,
     "nrmmu": _nrmmu,
-    "peek8": _look,
+    "peek8": _peek8,
     "poke8": _poke8,
+    "remap": _remap,
     "restore": _restore,
     "setflags": _setflags,
     "sreg": _sreg,
     "stats": _look,
+    "thp": _thp,
+    "translate": _translate,
 }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import ConfigError, UserError
 from ..hw.bits import PFERR_NAMES
-from ..hw.modes import MODE_32BIT_PSE, MODE_PAE, MODES, PagingMode
+from ..hw.modes import MODE_2LEVEL_PSE, MODE_PAE, MODES, PagingMode
 from .layouts import NONPRESENT_LAYOUTS, Layout, layout_of, parse_version
 from .mmio import l1tf_width
 from .number import Number, parse_number
@@ -214,7 +214,7 @@ def _oops(line: str, around: Around) -> Iterator[Found]:
         number = _number(text)
         wide = "*pdpt" in line or len(text.removeprefix("0x")) > 8
         level = {"pdpt": 3, "pde": 2, "pte": 1}[name]
-        mode = MODES[MODE_PAE if wide else MODE_32BIT_PSE]
+        mode = MODES[MODE_PAE if wide else MODE_2LEVEL_PSE]
         if number is not None:
             yield Found(name, Kind.GPTE, number, around.context(level=level, mode=mode))
 
@@ -278,11 +278,12 @@ _GFN = re.compile(r"\bgfn\s{0,2}[:=]?\s{0,2}(?:0x)?([0-9a-f]{1,13})\b")
 _NAMED_GPTE = re.compile(r"\b(gpte|pte)\s{0,3}[:=]?\s{0,3}(" + _WORD + ")")
 _ROLE = re.compile(r"\b((?:root_|cpu_|base_)?role(?:\.word)?)\s{0,3}[:=]?\s{0,3}(" + _WORD + ")")
 _CODE = re.compile(
-    r"\b(error[_ ]code|pferr|pfec|PFERR|err_code)\s{0,2}[:=(]?\s{0,2}"
+    r"\b(error[_ ]code|pferr|pfec|PFERR|err_code|error(?=\s{0,2}[:=(]?\s{0,2}0x))\s{0,2}[:=(]?\s{0,2}"
     r"((?:[A-Z]{1,5}\|){0,6}[A-Z]{1,5}(?:\|0x[0-9a-f]{1,16})?(?![a-z])|" + _HEX + ")"
 )
 _INJECTED = re.compile(r"#PF \((0x[0-9a-f]{1,8})\)")
 _OOPS_CODE = re.compile(r"\b(Oops|Bad pagetable): ([0-9a-f]{4}) \[#\d")
+_SEGFAULT_CODE = re.compile(r"\bsegfault at .{0,120}\b(error) ([0-9a-f]{1,8})\b")
 _QUAL = re.compile(r"\b(exit[_ ]qual(?:ification)?|qualification)\s{0,2}[:=(]?\s{0,2}(" + _HEX + ")", re.IGNORECASE)
 _EXIT = re.compile(
     r"\breason:? ([A-Z][A-Z_]{2,40}|[A-Za-z_]{2,12}(?: excp)?|[a-z]\w{1,30}(?: excp)?)(?: \S+)? (?:rip:? \S+ )?"
@@ -340,7 +341,7 @@ def _named(line: str, around: Around) -> Iterator[Found]:
             yield Found(match[1], Kind.PFERR, number, _code_context(line, around, table))
     for match in _INJECTED.finditer(line):
         yield from _found("#PF", Kind.PFERR, match[1], replace(around.context(), format=Format.SHADOW))
-    for match in _OOPS_CODE.finditer(line):
+    for match in (*_OOPS_CODE.finditer(line), *_SEGFAULT_CODE.finditer(line)):
         yield from _found(match[1], Kind.PFERR, match[2], replace(around.context(), format=Format.SHADOW))
     reason = _REASON.search(line)
     for match in _QUAL.finditer(line) if reason is None or int(reason[1], 16) & 0xFFFF == 48 else ():

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from ..kvm.cpuid import CpuFeatures
+
 #: Physical address bits that an entry of any format can hold.
 MAX_MAXPHYADDR = 52
 
@@ -20,6 +22,8 @@ class Machine:
     l1tf: bool = False
     #: Address bits that its L1 cache sees; None: MAXPHYADDR, or the 44 that Linux takes for many CPUs.
     cache_bits: int | None = None
+    #: What the CPU of a guest's entry has; None: not known, nothing is called reserved for lack of it.
+    cpu: CpuFeatures | None = None
 
     @property
     def reserved_address(self) -> int:

@@ -13,23 +13,12 @@ sync)::
     tables.map(0x400000, 0x200000, flags=PT_PRESENT | PT_WRITABLE)
     world.load_registers(vcpu, tables.registers())
 
-===============  ======  ==========  ===================
-mode             levels  page sizes  entry
-===============  ======  ==========  ===================
-``2-level``      2       4K          4 bytes
-``2-level-pse``  2       4K, 4M      4 bytes, CR4.PSE
-``pae``          3       4K, 2M      8 bytes, CR4.PAE
-``4-level``      4       4K, 2M, 1G  8 bytes, EFER.LME
-``5-level``      5       4K, 2M, 1G  8 bytes, CR4.LA57
-===============  ======  ==========  ===================
-
-Levels count from the bottom: 1 is the table whose entries map 4K pages. Nothing here flushes a TLB: that is the
-guest's next step (``World.invlpg()``, ``World.mov_cr3()``), and forgetting it is a guest's right.
+The modes are those of :mod:`~kvmmu.guest.layout`, which knows where entries lie and what they say. Nothing here flushes
+a TLB: that is the guest's next step (``World.invlpg()``, ``World.mov_cr3()``), and forgetting it is a guest's right.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,62 +30,39 @@ from ..hw.bits import (
     CR0_PE,
     CR0_PG,
     CR0_WP,
-    CR4_LA57,
-    CR4_PAE,
-    CR4_PSE,
     EFER_LMA,
     EFER_LME,
     EFER_NX,
     PT_FRAME,
     PT_NAMES,
-    PT_PAGE_SIZE,
     PT_PRESENT,
-    PT_PSE36_LOW,
-    PT_PSE36_SHIFT,
     PT_USER,
     PT_WRITABLE,
     describe_flags,
 )
 from ..hw.modes import (
-    MODE_4LEVEL,
-    MODE_5LEVEL,
-    MODE_32BIT,
-    MODE_32BIT_PSE,
-    MODE_PAE,
-    MODES,
     Limits,
-    PagingMode,
 )
 from ..page_types import PAGE_SIZE
+from .layout import MODE_NAMES, SIZE_1G, SIZE_2M, SIZE_4K, SIZE_4M, WIDEST_LIMITS, TableLayout
 from .ranges import Mapping, table_ranges
 
-SIZE_4K = 1 << 12
-SIZE_2M = 1 << 21
-SIZE_4M = 1 << 22
-SIZE_1G = 1 << 30
+__all__ = [
+    "DEFAULT_FLAGS",
+    "MODE_NAMES",
+    "SIZE_1G",
+    "SIZE_2M",
+    "SIZE_4K",
+    "SIZE_4M",
+    "WIDEST_LIMITS",
+    "ControlRegisters",
+    "Element",
+    "GuestTables",
+    "TablePages",
+]
 
 #: What ``map()`` gives a page, and the tables above it, unless told otherwise.
 DEFAULT_FLAGS = PT_PRESENT | PT_WRITABLE | PT_USER
-
-_MODES = {
-    "2-level": MODES[MODE_32BIT],
-    "2-level-pse": MODES[MODE_32BIT_PSE],
-    "pae": MODES[MODE_PAE],
-    "4-level": MODES[MODE_4LEVEL],
-    "5-level": MODES[MODE_5LEVEL],
-}
-#: The modes by name.
-MODE_NAMES = tuple(_MODES)
-
-_CR4 = {"2-level": 0, "2-level-pse": CR4_PSE, "pae": CR4_PAE, "4-level": CR4_PAE, "5-level": CR4_PAE | CR4_LA57}
-#: Of the words of an array, by bytes per entry.
-_TYPECODES = {4: "I", 8: "Q"}
-_SIZE_NAMES = {SIZE_4K: "4K", SIZE_2M: "2M", SIZE_4M: "4M", SIZE_1G: "1G"}
-#: Bits of a gpa that an 8-byte entry, and a 4M entry (PSE-36), can hold.
-_GPA_BITS = 52
-_PSE36_BITS = 40
-#: Those of the CPU that reserves least.
-WIDEST_LIMITS = Limits(_GPA_BITS, has_nx=True, has_gbpages=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,28 +113,6 @@ class TablePages:
         return Gpa(self.next - PAGE_SIZE)
 
 
-def paging_mode_named(name: str) -> PagingMode:
-    """The row of :mod:`kvmmu.hw.modes` for a mode name of this room.
-
-    :raises GuestMisuse: no such mode.
-    """
-    mode = _MODES.get(name) if isinstance(name, str) else None
-    if mode is None:
-        raise GuestMisuse(f"paging mode {arguments.describe(name)}: there are {', '.join(_MODES)}")
-    return mode
-
-
-def tables_mode(mode: PagingMode) -> str:
-    """The name in this room of a row of :mod:`kvmmu.hw.modes`.
-
-    :raises GuestMisuse: no guest has such tables of its own.
-    """
-    for name, row in _MODES.items():
-        if row.number == mode.number:
-            return name
-    raise GuestMisuse(f"paging mode {mode.name}: there are {', '.join(_MODES)}")
-
-
 class GuestTables:
     """The page tables of one guest address space.
 
@@ -194,7 +138,8 @@ class GuestTables:
         load_bytes: Callable[[Gpa, int], bytes] | None = None,
         store_bytes: Callable[[Gpa, bytes], object] | None = None,
     ) -> None:
-        self.mode = paging_mode_named(mode)
+        self.layout = TableLayout(mode)
+        self.mode = self.layout.mode
         self.mode_name = mode
         for what, called in (("load", load), ("store", store), ("new_table", new_table)):
             arguments.function(what, called)
@@ -202,10 +147,7 @@ class GuestTables:
             if optional is not None:
                 arguments.function(what, optional)
         arguments.number("root", root)
-        align = 32 if self.mode.has_pdptrs else PAGE_SIZE
-        if root % align or root >> (self.mode.root_bits[1] + 1):
-            bits = self.mode.root_bits[1] + 1
-            raise GuestMisuse(f"root {root:#x}: must be a multiple of {align:#x} below 2**{bits} in mode {mode}")
+        self.layout.check_root(root)
         self.load = load
         self.store = store
         self.root = Gpa(root)
@@ -227,7 +169,7 @@ class GuestTables:
         efer = EFER_NX if arguments.flag("nx", nx) else 0
         if self.mode.levels >= 4:
             efer |= EFER_LME | EFER_LMA
-        return ControlRegisters(CR0_PE | CR0_ET | CR0_PG | cr0, self.root, _CR4[self.mode_name] | cr4, efer)
+        return ControlRegisters(CR0_PE | CR0_ET | CR0_PG | cr0, self.root, self.layout.cr4 | cr4, efer)
 
     # Editing.
 
@@ -247,10 +189,10 @@ class GuestTables:
         :raises GuestMisuse: a size that the mode lacks, an address that is not aligned or too wide for the mode, or a
             larger page in the way.
         """
-        level = self.level_of(size)
+        level = self.layout.level_of(size)
         arguments.number("gpa", gpa)
-        self._check_words(table_flags=table_flags)
-        entry = self._leaf_entry(gva, gpa, level, flags)
+        self.layout.check_words(table_flags=table_flags)
+        entry = self.layout.leaf(gva, gpa, level, flags)
         place = self._place(gva, level, table_flags)
         self.store(place, entry, self.mode.entry_size)
         return place
@@ -265,16 +207,16 @@ class GuestTables:
         :raises GuestMisuse: as :meth:`map`, or ``nr_bytes`` is not a multiple of ``size``; nothing is mapped then.
             Where a larger page is in the way, or no page is left for a table, what lies below stays mapped.
         """
-        level = self.level_of(size)
-        self._check_gva(gva)
+        level = self.layout.level_of(size)
+        self.layout.check_gva(gva)
         arguments.numbers(gpa=gpa, nr_bytes=nr_bytes)
         if nr_bytes % size:
             raise GuestMisuse(f"map_range of {nr_bytes:#x} bytes: must be a multiple of the page size {size:#x}")
         if nr_bytes == 0:
             return
-        self._leaf_entry(gva, gpa, level, flags)
-        self._leaf_entry(gva + nr_bytes - size, gpa + nr_bytes - size, level, flags)
-        if nr_bytes > 1 << (self._gva_bits() - (self.mode.levels >= 4)):
+        self.layout.leaf(gva, gpa, level, flags)
+        self.layout.leaf(gva + nr_bytes - size, gpa + nr_bytes - size, level, flags)
+        if nr_bytes > self.layout.longest_range:
             raise GuestMisuse(f"map_range of {nr_bytes:#x} bytes at gva {gva:#x}: some of it is not canonical")
         offset = 0
         while offset < nr_bytes:
@@ -282,19 +224,13 @@ class GuestTables:
 
     # Map what one table holds of a range, at most nr_bytes; returns how many bytes that was.
     def _map_run(self, gva: int, gpa: int, nr_bytes: int, level: int, flags: int) -> int:
-        size = PAGE_SIZE << (self.mode.index_bits * (level - 1))
+        size = self.layout.size_of(level)
         place = self._place(gva, level, DEFAULT_FLAGS)
         if self.store_bytes is None:
-            self.store(place, self._leaf_word(gpa, level) | flags, self.mode.entry_size)
+            self.store(place, self.layout.leaf_word(gpa, level) | flags, self.mode.entry_size)
             return size
         count = min((PAGE_SIZE - place % PAGE_SIZE) // self.mode.entry_size, nr_bytes // size)
-        pages = range(gpa, gpa + count * size, size)
-        if (level > 1 and self.mode.entry_size == 4) or flags & PT_FRAME:
-            words = array(_TYPECODES[self.mode.entry_size], [self._leaf_word(page, level) | flags for page in pages])
-        else:
-            first = self._leaf_word(gpa, level) | flags
-            words = array(_TYPECODES[self.mode.entry_size], range(first, first + count * size, size))
-        self.store_bytes(place, words.tobytes())
+        self.store_bytes(place, self.layout.leaf_run(gpa, count, level, flags))
         return count * size
 
     def unmap(self, gva: Gva | int) -> Gpa:
@@ -313,19 +249,19 @@ class GuestTables:
 
         :raises GuestMisuse: a word wider than an entry, or no table of that level there.
         """
-        self._check_words(entry=entry)
+        self.layout.check_words(entry=entry)
         place = self.entry_gpa(gva, level)
         self.store(place, entry, self.mode.entry_size)
         return place
 
     def set_bits(self, gva: Gva | int, bits: int, level: int | None = None) -> int:
         """Set ``bits`` in the entry of ``gva`` at ``level`` (None: the leaf); returns the new entry."""
-        self._check_words(bits=bits)
+        self.layout.check_words(bits=bits)
         return self._change_bits(gva, level, bits, 0)
 
     def clear_bits(self, gva: Gva | int, bits: int, level: int | None = None) -> int:
         """Clear ``bits`` in the entry of ``gva`` at ``level`` (None: the leaf); returns the new entry."""
-        self._check_words(bits=bits)
+        self.layout.check_words(bits=bits)
         return self._change_bits(gva, level, 0, bits)
 
     def _change_bits(self, gva: Gva | int, level: int | None, to_set: int, to_clear: int) -> int:
@@ -339,14 +275,14 @@ class GuestTables:
 
     def walk(self, gva: Gva | int) -> list[Element]:
         """The entries on the way to ``gva``, top first, down to the leaf or the first that is not present."""
-        self._check_gva(gva)
+        self.layout.check_gva(gva)
         elements = []
         table = self.root
         for level in range(self.mode.levels, 0, -1):
-            place = self._slot(table, gva, level)
+            place = self.layout.entry_place(table, gva, level)
             entry = self.load(place, self.mode.entry_size)
             elements.append(Element(level, place, entry))
-            if not entry & PT_PRESENT or self._is_leaf(entry, level):
+            if not entry & PT_PRESENT or self.layout.is_leaf(entry, level):
                 break
             table = Gpa(entry & PT_FRAME)
         return elements
@@ -372,28 +308,25 @@ class GuestTables:
     def is_leaf(self, entry: int, level: int) -> bool:
         """Whether ``entry`` of ``level`` maps a page rather than a table."""
         arguments.numbers(entry=entry, level=level)
-        return self._is_leaf(entry, level)
-
-    def _is_leaf(self, entry: int, level: int) -> bool:
-        return level == 1 or (level in self.mode.large_levels and entry & PT_PAGE_SIZE != 0)
+        return self.layout.is_leaf(entry, level)
 
     def entry_gpa(self, gva: Gva | int, level: int) -> Gpa:
         """Where the entry of ``gva`` at ``level`` lies.
 
         :raises GuestMisuse: no such level, or the tables above do not lead to it.
         """
-        self._check_gva(gva)
+        self.layout.check_gva(gva)
         arguments.whole("level", level)
         if not 1 <= level <= self.mode.levels:
             raise GuestMisuse(f"level {level}: mode {self.mode_name} has levels 1 to {self.mode.levels}")
         table = self.root
         for above in range(self.mode.levels, level, -1):
-            entry = self.load(self._slot(table, gva, above), self.mode.entry_size)
-            if not entry & PT_PRESENT or self._is_leaf(entry, above):
+            entry = self.load(self.layout.entry_place(table, gva, above), self.mode.entry_size)
+            if not entry & PT_PRESENT or self.layout.is_leaf(entry, above):
                 what = "maps a page" if entry & PT_PRESENT else "is not present"
                 raise GuestMisuse(f"gva {gva:#x} has no table of level {level}: its level {above} entry {what}")
             table = Gpa(entry & PT_FRAME)
-        return self._slot(table, gva, level)
+        return self.layout.entry_place(table, gva, level)
 
     def entry(self, gva: Gva | int, level: int) -> int:
         """The entry of ``gva`` at ``level``; raises as :meth:`entry_gpa`."""
@@ -404,68 +337,22 @@ class GuestTables:
 
         :raises GuestMisuse: the mode has no such pages.
         """
-        arguments.whole("size", size)
-        levels = (1, *self.mode.large_levels)
-        sizes = {PAGE_SIZE << (self.mode.index_bits * (level - 1)): level for level in levels}
-        if size not in sizes:
-            names = ", ".join(f"{_SIZE_NAMES[known]} ({known:#x})" for known in sizes)
-            raise GuestMisuse(f"page size {size:#x}: mode {self.mode_name} has {names}")
-        return sizes[size]
-
-    # The leaf that maps the page at gva to gpa, all checked.
-    def _leaf_entry(self, gva: int, gpa: int, level: int, flags: int) -> int:
-        size = PAGE_SIZE << (self.mode.index_bits * (level - 1))
-        self._check_gva(gva)
-        if gva % size or gpa % size:
-            name = _SIZE_NAMES[size]
-            raise GuestMisuse(f"map gva {gva:#x} to gpa {gpa:#x}: both must be multiples of {size:#x} ({name})")
-        self._check_words(flags=flags)
-        return self._leaf_word(gpa, level) | flags
-
-    # Bits above those that the mode translates must be copies of the highest (or 0, outside long mode).
-    def _check_gva(self, gva: int) -> None:
-        arguments.whole("gva", gva)
-        if self.mode.levels < 4:
-            if not 0 <= gva < 1 << 32:
-                raise GuestMisuse(f"gva {gva:#x}: addresses of mode {self.mode_name} have 32 bits")
-            return
-        bits = self._gva_bits()
-        top = gva >> (bits - 1)
-        if top not in (0, (1 << (65 - bits)) - 1):
-            raise GuestMisuse(f"gva {gva:#x}: not canonical; bits 63 to {bits - 1} must be equal")
-
-    # Address bits that the tables translate.
-    def _gva_bits(self) -> int:
-        return 32 if self.mode.levels < 4 else 12 + 9 * self.mode.levels
-
-    # Words that go into entries must fit there.
-    def _check_words(self, **words: int) -> None:
-        for what, word in words.items():
-            if arguments.number(what, word) >> (8 * self.mode.entry_size):
-                size = self.mode.entry_size
-                raise GuestMisuse(f"{what} {word:#x}: entries of mode {self.mode_name} have {size} bytes")
-
-    def _slot(self, table: int, gva: int, level: int) -> Gpa:
-        bits = self.mode.index_bits
-        index = (gva >> (12 + bits * (level - 1))) & ((1 << bits) - 1)
-        if self.mode.has_pdptrs and level == self.mode.levels:
-            index &= 3
-        return Gpa(table + index * self.mode.entry_size)
+        return self.layout.level_of(size)
 
     # Location of the entry of gva at level, with the tables above it made where they are missing.
     def _place(self, gva: int, level: int, table_flags: int) -> Gpa:
         size = self.mode.entry_size
         table = self.root
         for above in range(self.mode.levels, level, -1):
-            place = self._slot(table, gva, above)
+            place = self.layout.entry_place(table, gva, above)
             entry = self.load(place, size)
-            if entry & PT_PRESENT and self._is_leaf(entry, above):
+            if entry & PT_PRESENT and self.layout.is_leaf(entry, above):
                 raise GuestMisuse(f"gva {gva:#x}: level {above} maps a larger page ({entry:#x}); unmap() it first")
             if not entry & PT_PRESENT:
                 entry = self._make_table(above, table_flags)
                 self.store(place, entry, size)
             table = Gpa(entry & PT_FRAME)
-        return self._slot(table, gva, level)
+        return self.layout.entry_place(table, gva, level)
 
     # A cleared table, as the entry of level above that points to it.
     def _make_table(self, above: int, table_flags: int) -> int:
@@ -475,18 +362,4 @@ class GuestTables:
         else:
             for offset in range(0, PAGE_SIZE, self.mode.entry_size):
                 self.store(Gpa(table + offset), 0, self.mode.entry_size)
-        # A PDPTE has neither W nor U.
-        return table | (PT_PRESENT if self.mode.has_pdptrs and above == self.mode.levels else table_flags)
-
-    # Frame bits of the leaf that maps gpa at level, with the page-size bit.
-    def _leaf_word(self, gpa: int, level: int) -> int:
-        if self.mode.entry_size == 8:
-            bits = _GPA_BITS
-        else:
-            bits = _PSE36_BITS if level == 2 else 32
-        if gpa < 0 or gpa >> bits:
-            raise GuestMisuse(f"gpa {gpa:#x}: an entry of level {level} in mode {self.mode_name} holds {bits} bits")
-        word = gpa
-        if self.mode.entry_size == 4:
-            word = (gpa & 0xFFFF_FFFF) | ((gpa >> PT_PSE36_SHIFT) & PT_PSE36_LOW if level == 2 else 0)
-        return word | (PT_PAGE_SIZE if level > 1 else 0)
+        return table | self.layout.link_flags(above, table_flags)

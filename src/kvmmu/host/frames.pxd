@@ -43,7 +43,6 @@ cdef class FrameAllocator:
     @cython.locals(owners=list)
     cpdef int set_owner(self, pfn_t pfn, object owner) except -1
     cpdef list all_owners(self)
-    cpdef bint is_reserved(self, pfn_t pfn) noexcept
     cpdef int mark_dirty(self, pfn_t pfn) except -1
     cpdef int mark_accessed(self, pfn_t pfn) except -1
     @cython.locals(pfn=pfn_t, i=u64)

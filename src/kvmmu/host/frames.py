@@ -38,12 +38,12 @@ def zeroed_array(typecode: str, count: int) -> memoryview:
     """
     nr_bytes = struct.calcsize(typecode) * count
     if nr_bytes < _SMALL_ARRAY:
-        return memoryview(bytearray(max(nr_bytes, 8))).cast(typecode)[:count]  # type: ignore[call-overload, no-any-return]
+        return memoryview(bytearray(max(nr_bytes, 8))).cast(typecode)[:count]  # type: ignore[call-overload, no-any-return]  # memoryview knows typecodes as literals
     try:
         area = mmap.mmap(-1, nr_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     except (OSError, OverflowError) as error:
         raise MemoryError(f"{nr_bytes} bytes: {error}") from None
-    return memoryview(area).cast(typecode)  # type: ignore[call-overload, no-any-return]
+    return memoryview(area).cast(typecode)  # type: ignore[call-overload, no-any-return]  # memoryview knows typecodes as literals
 
 
 def nonzero_words(array: memoryview) -> list[tuple[int, int]]:
@@ -107,7 +107,7 @@ class FrameAllocator:
         pfn = self.free_frames[self.nr_stacked]
         self.refcount[pfn] = 1
         self.nr_free -= 1
-        return pfn  # type: ignore[return-value]
+        return pfn  # type: ignore[return-value]  # the stack holds pfns
 
     def alloc_zeroed(self) -> Pfn:
         """One frame of zeros with one reference; :class:`OutOfFrames` when none is left."""
@@ -177,7 +177,9 @@ class FrameAllocator:
         return self.flags[self.head(pfn)]
 
     def owner(self, pfn: Pfn) -> Any:
-        """What the frame's owner keeps with it (``page_private``: a ShadowPage), or None; ``pfn`` exists."""
+        """What the frame's owner keeps with it (``page_private``: a ShadowPage); None: nothing, or no such frame."""
+        if pfn >= self.nr_frames:
+            return None
         owners = self.owners[pfn >> _OWNERS_SHIFT]
         if owners is None:
             return None
@@ -196,10 +198,6 @@ class FrameAllocator:
     def all_owners(self) -> list[Any]:
         """Every owner that a frame has, by ascending pfn."""
         return [owner for owners in self.owners if owners is not None for owner in owners if owner is not None]
-
-    def is_reserved(self, pfn: Pfn) -> bool:
-        """Whether ``pfn`` is not the allocator's to hand out: reserved, or beyond the end of memory."""
-        return pfn >= self.nr_frames or self.flags[pfn] & PG_RESERVED != 0
 
     def mark_dirty(self, pfn: Pfn) -> int:
         """Note that the frame or its block was written to; :class:`KvmBug` if it is free."""

@@ -2,11 +2,11 @@
 cimport cython
 from ..addr cimport u64, hva_t, hpa_t, pfn_t, pages_per_level, page_offset
 from ..hw.memory cimport PhysicalMemory
-from ..ranges cimport Ranges
+from ..intervaltree cimport IntervalTree
 from .frames cimport FrameAllocator
 from .mmfault cimport handle_mm_fault
 from .notifier cimport NotifierChain
-from .pagetable cimport PageTable, hpte_level
+from .pagetable cimport PageTable, hpte_level, hpte_to_pfn
 from .vma cimport Vma
 
 cdef int VM_FAULT_NO_VMA, VM_FAULT_READ_ONLY
@@ -18,8 +18,7 @@ cdef u64 _PMD_MASK
 cdef class Mm:
     cdef readonly FrameAllocator frames
     cdef readonly PhysicalMemory memory
-    cdef readonly list vmas         # sorted by start
-    cdef Ranges places              # of vmas
+    cdef readonly IntervalTree places   # of the ranges
     cdef Vma last_vma               # of the last lookup
     cdef readonly PageTable table
     cdef readonly NotifierChain chain
@@ -27,7 +26,7 @@ cdef class Mm:
 
     @cython.locals(vma=Vma)
     cpdef Vma find_vma(self, hva_t hva)
-    @cython.locals(index=Py_ssize_t)
+    @cython.locals(vma=Vma)
     cdef Vma _search_vma(self, hva_t hva)
     @cython.locals(vma=Vma)
     cpdef u64 hpte(self, hva_t hva) except? 0xFFFFFFFFFFFFFFFF

@@ -9,12 +9,10 @@ must supply around KVM".
 
 from __future__ import annotations
 
-from operator import attrgetter
-
 from ..addr import Hpa, Hva, Pfn, page_offset, pages_per_level
 from ..errors import UserError
+from ..intervaltree import IntervalTree
 from ..page_types import LEVEL_BITS, PAGE_SHIFT, PAGE_SIZE
-from ..ranges import Ranges
 from .bits import (
     GUP_NO_VMA,
     GUP_READ_ONLY,
@@ -32,7 +30,7 @@ from .bits import (
 from .frames import FrameAllocator
 from .mmfault import handle_mm_fault
 from .notifier import NotifierChain
-from .pagetable import PageTable, hpte_level
+from .pagetable import PageTable, hpte_level, hpte_to_pfn
 from .vma import Vma
 
 # Address bits below a 2M block.
@@ -42,19 +40,23 @@ _PMD_MASK = (1 << (PAGE_SHIFT + LEVEL_BITS)) - 1
 class Mm:
     """One process's address space over the frames of ``frames``."""
 
-    __slots__ = ("chain", "frames", "last_vma", "memory", "next_hva", "places", "table", "vmas")
+    __slots__ = ("chain", "frames", "last_vma", "memory", "next_hva", "places", "table")
 
     def __init__(self, frames: FrameAllocator) -> None:
         self.frames = frames
         self.memory = frames.memory
-        self.vmas: list[Vma] = []
-        self.places = Ranges()
+        self.places = IntervalTree()
         self.last_vma: Vma | None = None
         self.table = PageTable(frames)
         self.chain = NotifierChain()
         self.next_hva = MMAP_BASE
 
     # ------------------------------------------------------------------------------------------- the ranges
+
+    @property
+    def vmas(self) -> list[Vma]:
+        """All ranges by ascending address."""
+        return self.places.owners()
 
     def mmap(
         self, nr_bytes: int, backing: str = "anonymous", page_level: int = 1, populate: bool = False, align: int = 0
@@ -83,7 +85,7 @@ class Mm:
             start = self._low_start(nr_bytes, align)
             end = Hva(start + nr_bytes)
         vma = Vma(start, end, backing, page_level)
-        self._set_vmas(sorted([*self.vmas, vma], key=attrgetter("start")))
+        self._add_vma(vma)
         if populate:
             self.populate(start, nr_bytes)
         return start
@@ -95,6 +97,35 @@ class Mm:
         if start + nr_bytes > MMAP_BASE:
             raise UserError(f"mmap of {nr_bytes:#x} bytes at {start:#x}: there is no such gap below {USER_END:#x}")
         return Hva(start)
+
+    def mmap_fixed(self, start: Hva, nr_bytes: int) -> None:
+        """``mmap(MAP_FIXED)`` of fresh anonymous memory in small pages at ``start``, over what is there.
+
+        :class:`UserError` unless the range is page aligned.
+        """
+        end = self._checked_end(start, nr_bytes)
+        if any(vma.start < end and start < vma.end for vma in self.vmas):
+            self.munmap(start, nr_bytes)
+        next_hva, self.next_hva = self.next_hva, start
+        try:
+            self.mmap(nr_bytes, align=PAGE_SIZE)
+        finally:
+            self.next_hva = next_hva
+
+    def allow_huge(self, start: Hva, nr_bytes: int, page_level: int) -> None:
+        """``MADV_HUGEPAGE`` (``page_level`` 2) or ``MADV_NOHUGEPAGE`` (1): the largest page of later faults there.
+
+        Huge pages that are there stay, but those that the range's ends cut. :class:`UserError` unless the range is
+        page aligned.
+        """
+        end = self._checked_end(start, nr_bytes)
+        for hva in (start, end):
+            vma = self.find_vma(hva)
+            if vma is not None and vma.page_level != page_level:
+                self._cut(hva)
+        for vma in self.vmas:
+            if start <= vma.start and vma.end <= end:
+                vma.page_level = page_level
 
     def populate(self, start: Hva, nr_bytes: int) -> None:
         """Back ``[start, start + nr_bytes)`` as a write (in a read-only range: a read) of each page would.
@@ -114,15 +145,16 @@ class Mm:
         :class:`UserError` unless the range is page aligned and holds something.
         """
         end = self._checked_end(start, nr_bytes)
-        if not any(vma.start < end and start < vma.end for vma in self.vmas):
+        if not self.places.overlapping(start, end - 1):
             raise UserError(f"munmap of {start:#x}-{end:#x}: nothing is mapped there")
         self._cut(start)
         self._cut(end)
-        gone = [vma for vma in self.vmas if start <= vma.start and vma.end <= end]
+        gone = self.places.overlapping(start, end - 1)
         self.chain.range_start(start, end)
         for vma in gone:
             self.table.unmap(vma, vma.start, vma.end)
-        self._set_vmas([vma for vma in self.vmas if not (start <= vma.start and vma.end <= end)])
+        for vma in gone:
+            self._remove_vma(vma)
         self.table.free_tables(gone, self.vmas)
         self.chain.range_end(start, end)
 
@@ -136,7 +168,7 @@ class Mm:
         hva = start
         while hva < end:
             hva = self._checked_vma(hva).end
-        for vma in self.vmas:
+        for vma in self.places.overlapping(start, end - 1):
             first, last = max(start, vma.start), min(end, vma.end)
             if first >= last:
                 continue
@@ -174,11 +206,11 @@ class Mm:
         while hva < end:
             hva = self._checked_vma(hva).end
         self._cut_changed(start, end, writable)
-        for vma in self.vmas:
-            if start <= vma.start and vma.end <= end and vma.writable != writable:
+        for vma in self.places.overlapping(start, end - 1):
+            if vma.writable != writable:
                 vma.writable = writable
                 self._protect(vma)
-        self._merge()
+        self._merge(start, end)
 
     def find_vma(self, hva: Hva) -> Vma | None:
         """The range that holds ``hva``, or None (unlike the kernel's, which gives the next one instead)."""
@@ -189,16 +221,18 @@ class Mm:
 
     # What was found is tried first next time.
     def _search_vma(self, hva: Hva) -> Vma | None:
-        index = self.places.search(hva)
-        if index < 0:
-            return None
-        self.last_vma = self.vmas[index]
-        return self.last_vma
+        vma: Vma | None = self.places.find(hva)
+        if vma is not None:
+            self.last_vma = vma
+        return vma
 
-    # The one place where the ranges change.
-    def _set_vmas(self, vmas: list[Vma]) -> None:
-        self.vmas = vmas
-        self.places = Ranges((vma.start, vma.end) for vma in vmas)
+    # The two places where the ranges change.
+
+    def _add_vma(self, vma: Vma) -> None:
+        vma.order = self.places.insert(vma.start, vma.end - 1, vma)
+
+    def _remove_vma(self, vma: Vma) -> None:
+        self.places.remove(vma.start, vma.order)
         self.last_vma = None
 
     # The range that holds hva, for calls where a missing one is the caller's mistake.
@@ -212,6 +246,8 @@ class Mm:
     def _checked_end(self, start: Hva, nr_bytes: int) -> Hva:
         if start % PAGE_SIZE or nr_bytes <= 0 or nr_bytes % PAGE_SIZE:
             raise UserError(f"range {start:#x} + {nr_bytes:#x}: start and length must be multiples of 0x1000")
+        if start < 0 or start + nr_bytes > USER_END:
+            raise UserError(f"range {start:#x} + {nr_bytes:#x}: user addresses end at {USER_END:#x}")
         return Hva(start + nr_bytes)
 
     # Make hva a border between ranges (__split_vma). A page table block that the border falls into is split first,
@@ -226,9 +262,10 @@ class Mm:
             self.table.split(vma, hva)
             self.chain.range_end(block, Hva(block + _PMD_MASK + 1))
         self.table.split(vma, hva)
-        pieces = [vma.piece(vma.start, hva), vma.piece(hva, vma.end)]
-        index = self.vmas.index(vma)
-        self._set_vmas([*self.vmas[:index], *pieces, *self.vmas[index + 1 :]])
+        pieces = (vma.piece(vma.start, hva), vma.piece(hva, vma.end))
+        self._remove_vma(vma)
+        for piece in pieces:
+            self._add_vma(piece)
 
     # Let hva, which stays inside its range, no longer lie inside a huge page; the chain hears of its whole block.
     def _split_huge(self, vma: Vma, hva: Hva) -> None:
@@ -259,23 +296,23 @@ class Mm:
         self.table.change_protection(vma)
         self.chain.range_end(start, vma.end)
 
-    # Join neighbours that are alike and pieces of one mmap().
-    def _merge(self) -> None:
-        merged: list[Vma] = []
+    # Join those in and beside [start, end) that are neighbours, alike and pieces of one mmap().
+    def _merge(self, start: Hva, end: Hva) -> None:
         last: Vma | None = None
-        for vma in self.vmas:
+        for vma in self.places.overlapping(start - 1, end):
             if (
                 last is not None
                 and last.end == vma.start
                 and last.area_start == vma.area_start
                 and last.writable == vma.writable
             ):
-                merged.pop()
-                last = last.piece(last.start, vma.end)
+                joined = last.piece(last.start, vma.end)
+                self._remove_vma(last)
+                self._remove_vma(vma)
+                self._add_vma(joined)
+                last = joined
             else:
                 last = vma
-            merged.append(last)
-        self._set_vmas(merged)
 
     # ------------------------------------------------------------------------------------------- lookups
 
@@ -284,7 +321,7 @@ class Mm:
         vma = self.find_vma(hva)
         if vma is None:
             return 0
-        return vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
+        return self.table.load(vma, hva)
 
     def mapping_level(self, hva: Hva) -> int:
         """Size of the mapping that covers ``hva``: 1 = 4K, 2 = 2M, 3 = 1G; 1 also when there is none."""
@@ -295,9 +332,9 @@ class Mm:
         hpte = self.hpte(hva)
         if hpte & HPTE_PRESENT == 0 or (write and hpte & HPTE_WRITABLE == 0):
             return NO_PFN
-        pfn = (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT
-        self.frames.get(pfn)  # type: ignore[arg-type]
-        return pfn  # type: ignore[return-value]
+        pfn = hpte_to_pfn(hpte)
+        self.frames.get(pfn)
+        return pfn
 
     def gup(self, hva: Hva, write: bool) -> Pfn:
         """The frame behind ``hva`` with a reference taken; faults it in, and breaks copy on write for a write.
@@ -323,12 +360,12 @@ class Mm:
         vma = self.find_vma(hva)
         if vma is None:
             return NO_HPA
-        hpte = vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
+        hpte = self.table.load(vma, hva)
         if hpte & HPTE_PRESENT == 0 or (write and hpte & HPTE_WRITABLE == 0):
             if self.fault_in(hva, write) != 0:
                 return NO_HPA
             hpte = self.hpte(hva)
-        return (hpte & HPTE_PFN_MASK) | page_offset(hva)  # type: ignore[return-value]
+        return (hpte & HPTE_PFN_MASK) | page_offset(hva)  # type: ignore[return-value]  # the frame is an hpa's
 
     # ------------------------------------------------------------------------------------------- faults
 

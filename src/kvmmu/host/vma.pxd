@@ -5,14 +5,16 @@ from ..addr cimport u64, hva_t, pages_per_level
 cdef u64 PAGE_SHIFT
 
 @cython.final
+@cython.no_gc
 cdef class Vma:
     cdef readonly hva_t start       # [start, end), page aligned
     cdef readonly hva_t end
     cdef public bint writable       # VM_WRITE
     cdef readonly str backing       # "anonymous" (zero page, COW), "shared" (file pages, no COW)
-    cdef readonly int page_level    # largest page that a fault may install: 1, 2 or 3
+    cdef public int page_level      # largest page that a fault may install: 1, 2 or 3
     cdef u64[::1] hptes             # of [start, end), per 4K page: see pagetable.py
     cdef readonly hva_t area_start  # of the mmap() that this range is a piece of
+    cdef public u64 order           # in the process's tree
     cdef readonly object area       # hptes of that whole mmap; pieces share it, so cutting copies nothing
 
     cdef int belong_to(self, Vma other) except -1

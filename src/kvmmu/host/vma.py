@@ -14,7 +14,7 @@ from .frames import zeroed_array
 class Vma:
     """One range of the address space with one protection and one kind of backing."""
 
-    __slots__ = ("area", "area_start", "backing", "end", "hptes", "page_level", "start", "writable")
+    __slots__ = ("area", "area_start", "backing", "end", "hptes", "order", "page_level", "start", "writable")
 
     def __init__(self, start: Hva, end: Hva, backing: str, page_level: int, hptes: memoryview | None = None) -> None:
         self.start = start
@@ -22,6 +22,7 @@ class Vma:
         self.backing = backing
         self.page_level = page_level
         self.writable = True
+        self.order = 0
         self.area_start = start
         self.area = zeroed_array("Q", (end - start) >> PAGE_SHIFT) if hptes is None else hptes
         self.hptes = self.area

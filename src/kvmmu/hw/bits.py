@@ -32,6 +32,25 @@ PT_PKEY_SHIFT = 59
 PT_PSE36_LOW = 0x001F_E000
 PT_PSE36_SHIFT = 19
 
+# EPT entries (Intel SDM, "Format of ... EPT PTEs"); bits 7 and 51:12 are those of page-table entries.
+EPT_READ = 1 << 0
+EPT_WRITE = 1 << 1
+EPT_EXEC = 1 << 2
+EPT_RWX = 7
+EPT_ACCESSED = 1 << 8
+EPT_DIRTY = 1 << 9
+#: In an EPT pointer: A and D bits are in use; bits 5:3 are the number of levels less one.
+EPTP_AD = 1 << 6
+EPTP_LEVELS_SHIFT = 3
+
+# Exit qualification of an EPT violation: the access, the rights of all levels together, what it was made for.
+EPT_VIOLATION_ACC_READ = 1 << 0
+EPT_VIOLATION_ACC_WRITE = 1 << 1
+EPT_VIOLATION_ACC_INSTR = 1 << 2
+EPT_VIOLATION_RWX_SHIFT = 3
+EPT_VIOLATION_GVA_IS_VALID = 1 << 7
+EPT_VIOLATION_GVA_TRANSLATED = 1 << 8
+
 CR0_PE = 1 << 0
 CR0_ET = 1 << 4
 CR0_WP = 1 << 16
@@ -132,6 +151,8 @@ INVPCID_NON_GLOBAL = 3
 HW_HIT = 0
 HW_PAGE_FAULT = 1
 HW_NESTED_FAULT = 2
+#: An answer of INVLPG and its kin (INSN_GP) is 3.
+HW_NESTED_MISCONFIG = 4
 
 #: Answers of an instruction: it is done, or it raises #GP and changed nothing.
 INSN_DONE = 0

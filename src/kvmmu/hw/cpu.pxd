@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 
-from ..addr cimport u32, u64, gva_t, gpa_t, hpa_t
+from ..addr cimport u32, u64, gfn_t, gva_t, gpa_t, hpa_t
 from .paging cimport Walk, page_walk
 from .regs cimport Registers
 from .runner cimport Runner
 from .tlb cimport Tlb
 
 cdef int HW_HIT, HW_PAGE_FAULT, INSN_DONE, INSN_GP, MODE_PAE, TR_LEVEL_SHIFT
-cdef u64 CR3_NOFLUSH, CR3_PCID, PT_FRAME
+cdef u64 CR3_NOFLUSH, CR3_PCID, PAGE_SHIFT, PT_FRAME
 
 cdef u64 _PDPTES
 
@@ -54,6 +54,7 @@ cdef class Cpu(Registers):
     cpdef int set_space(self, u32 space) except -1
     cpdef int flush_asid(self) except -1
     cpdef int flush_gva(self, gva_t gva) except -1
+    cpdef int flush_gfns(self, gfn_t gfn, u64 nr_pages) except -1
     cpdef int flush_all(self) except -1
 
 cdef class CpuRunner(Runner):
@@ -62,3 +63,4 @@ cdef class CpuRunner(Runner):
     cpdef int set_nested(self, hpa_t ncr3, int levels) except -1
     cpdef int flush_asid(self) except -1
     cpdef int flush_gva(self, gva_t gva) except -1
+    cpdef int flush_gfns(self, gfn_t gfn, u64 nr_pages) except -1

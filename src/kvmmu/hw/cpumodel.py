@@ -27,6 +27,8 @@ class CpuModel:
     tlb_ways: int = 4
     #: The TLB never evicts by itself: what is not flushed stays, so that a missing flush shows.
     keep_all: bool = False
+    #: The TLB remembers the guest frame behind each entry, for flushes by guest frame.
+    tracks_gfns: bool = False
 
     def __post_init__(self) -> None:
         if not 32 <= self.maxphyaddr <= 52:

@@ -3,6 +3,7 @@ cimport cython
 
 from ..addr cimport u32, u64, hpa_t
 from .memory cimport PhysicalMemory
+from .stage2 cimport SecondStage
 
 cdef int TR_PKEY_SHIFT
 cdef u64 ONE, TR_USER
@@ -28,6 +29,7 @@ cdef class Registers:
     cdef readonly bint nested
     cdef readonly hpa_t ncr3
     cdef readonly int nested_levels
+    cdef readonly SecondStage second_stage  # the format of its entries
     # Derived: the shape of the walk.
     cdef u64 shape                  # the register bits that the fields below were derived from
     cdef readonly int mode          # MODE_* of modes.py
@@ -56,7 +58,7 @@ cdef class Registers:
     cpdef u64 pdptr(self, int index) except? 0x5A5A5A5A
     cpdef int load_registers(self, u64 cr0, u64 cr3, u64 cr4, u64 efer) except -1
     cpdef int load_pkru(self, u32 pkru) except -1
-    cpdef int load_nested(self, hpa_t ncr3, int levels) except -1
+    cpdef int load_nested(self, hpa_t ncr3, int levels, SecondStage fmt=*) except -1
     @cython.locals(shape=u64)
     cpdef int derive(self) except -1
     @cython.locals(level=int)

@@ -43,7 +43,8 @@ from .bits import (
 )
 from .cpumodel import CpuModel
 from .memory import PhysicalMemory
-from .modes import Limits, PagingMode, bit_range, is_large_level, npt_mode, paging_mode, reserved_bits
+from .modes import Limits, PagingMode, bit_range, is_large_level, paging_mode, reserved_bits, second_stage_mode
+from .stage2 import NPT, SecondStage
 
 _CR0_SHAPE = CR0_PG | CR0_WP
 _CR4_SHAPE = CR4_PSE | CR4_PAE | CR4_PGE | CR4_LA57 | CR4_PCIDE | CR4_SMEP | CR4_SMAP | CR4_PKE
@@ -107,6 +108,7 @@ class Registers:
         "root_mask",
         "rsvd",
         "rsvd_large",
+        "second_stage",
         "shape",
         "want",
     )
@@ -125,6 +127,7 @@ class Registers:
         self.nested = False
         self.ncr3 = 0
         self.nested_levels = 0
+        self.second_stage = NPT
         self.rsvd = [0] * 6
         self.rsvd_large = [0] * 6
         self.nested_rsvd = [0] * 6
@@ -154,8 +157,10 @@ class Registers:
         self.pkru_active = self.has_pkeys and pkru != 0
         return 0
 
-    def load_nested(self, ncr3: Hpa, levels: int) -> int:
+    def load_nested(self, ncr3: Hpa, levels: int, fmt: SecondStage = NPT) -> int:
         """Let the table at ``ncr3`` with ``levels`` levels (4 or 5) translate every gpa; 0 levels: no second stage.
+
+        ``fmt`` is the format of the table's entries, a row of :mod:`kvmmu.hw.stage2`.
 
         :raises ConfigError: no nested table has so many levels.
         """
@@ -163,10 +168,11 @@ class Registers:
             raise ConfigError(f"nested levels={levels}: a nested table has 4 or 5 levels (0 turns it off)")
         self.nested = levels != 0
         self.ncr3 = ncr3
-        if levels != self.nested_levels:
+        if levels != self.nested_levels or fmt is not self.second_stage:
             self.nested_levels = levels
+            self.second_stage = fmt
             if levels:
-                self._derive_nested(npt_mode(levels))
+                self._derive_nested(second_stage_mode(fmt.mode, levels))
         return 0
 
     def derive(self) -> int:

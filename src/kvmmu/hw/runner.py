@@ -2,12 +2,12 @@
 """Runner: what runs a vCPU, as a hypervisor speaks to it: here are the guest's registers, forget these translations.
 
 Our CPU is one (:class:`~kvmmu.hw.cpu.CpuRunner`). An emulator that executes real code and keeps a TLB of its own is
-another: it derives from this class and answers the four calls.
+another: it derives from this class and answers the calls.
 """
 
 from __future__ import annotations
 
-from ..addr import Gva, Hpa
+from ..addr import Gfn, Gva, Hpa
 from ..errors import KvmBug
 
 
@@ -31,3 +31,10 @@ class Runner:
     def flush_gva(self, gva: Gva) -> int:
         """Forget the page of ``gva`` under every PCID of the current address-space tag; return 0."""
         raise KvmBug(f"{self!r} cannot flush {gva:#x}")
+
+    def flush_gfns(self, gfn: Gfn, nr_pages: int) -> int:
+        """Forget what was translated through ``nr_pages`` frames of guest memory from ``gfn`` on; return 0.
+
+        Asked for only where ``params.range_flush`` is on.
+        """
+        raise KvmBug(f"{self!r} cannot flush {nr_pages:#x} frames from {gfn:#x}")

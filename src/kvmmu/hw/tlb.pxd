@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 
-from ..addr cimport u8, u32, u64, s64, gva_t
+from ..addr cimport u8, u32, u64, s64, gfn_t, gva_t
 
 cdef int TR_LEVEL_SHIFT, TR_PIECE_SHIFT
 cdef u64 ONE, TR_GLOBAL
@@ -28,6 +28,8 @@ cdef class Tlb:
     cdef u8 used[4]                 # by level: filled since the last flush_all()
     cdef bint used_pieces           # entries that are pieces of guest pages may exist
     cdef u64[::1] cells             # floors of pieces, hashed by guest page
+    cdef readonly bint tracks_gfns  # keep `gfns`
+    cdef dict gfns                  # (level, page number, owner) -> first guest frame; of dead entries too
     cdef dict kept_pieces           # (piece, guest page number, owner) -> keys of its pieces in `kept`
     cdef readonly u64 clock         # moves with each flush
     cdef u64 all_floor              # entries with a lower stamp are dead, whoever owns them
@@ -73,6 +75,10 @@ cdef class Tlb:
     cdef int _sweep(self) except -1
     @cython.locals(level=int, piece=int)
     cdef int _forget_kept(self, gva_t gva, u64 owner) except -1
+    @cython.locals(level=int, owner=u64, size=u64)
+    cpdef int note_gfn(self, gva_t gva, gfn_t gfn, u64 translation) except -1
+    @cython.locals(level=int, vpn=u64, owner=u64, first=u64)
+    cpdef int flush_gfns(self, gfn_t gfn, u64 nr_pages) except -1
     cpdef int flush_all(self) except -1
     cpdef int flush_space(self, u32 space) except -1
     cpdef int flush_non_global(self) except -1

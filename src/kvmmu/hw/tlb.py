@@ -13,6 +13,9 @@ context needs are kept in ``floor`` and ``global_floor``; :meth:`Tlb.switch` exc
 A guest page larger than the entry that holds a piece of it (a 4M page, or a large page over small nested ones) is
 invalidated as a whole by INVLPG of any of its addresses. Pieces carry the page's size, and have floors by page.
 
+With ``tracks_gfns`` the TLB also knows the guest frame behind each entry, so that :meth:`Tlb.flush_gfns` finds what
+came through a range of guest memory.
+
 With ``keep_all`` nothing is ever evicted: entries sit in a dictionary until a flush is demanded.
 """
 
@@ -20,7 +23,7 @@ from __future__ import annotations
 
 from array import array
 
-from ..addr import Gva
+from ..addr import Gfn, Gva
 from ..page_types import ONE
 from .bits import TR_GLOBAL, TR_LEVEL_SHIFT, TR_PIECE_SHIFT
 from .cpumodel import CpuModel
@@ -49,6 +52,7 @@ class Tlb:
         "evictions",
         "floor",
         "flushes",
+        "gfns",
         "global_floor",
         "global_floors",
         "global_owner",
@@ -70,6 +74,7 @@ class Tlb:
         "space",
         "start",
         "sweep_at",
+        "tracks_gfns",
         "used",
         "used_pieces",
         "ways",
@@ -80,6 +85,8 @@ class Tlb:
         self.kept: dict[tuple[int, int, int], tuple[int, int]] = {}
         self.sweep_at = _SWEEP_FROM
         self.hit_key: tuple[int, int, int] | None = None
+        self.tracks_gfns = params.tracks_gfns
+        self.gfns: dict[tuple[int, int, int], int] = {}
         self.hit_index = 0
         sizes = (0, 0, 0) if params.keep_all else (params.tlb_entries_4k, params.tlb_entries_2m, params.tlb_entries_1g)
         self.slots = memoryview(array("Q", bytes(8 * _WORDS * (sum(sizes) or 1))))
@@ -183,7 +190,7 @@ class Tlb:
         self.hits -= 1
         self.misses += 1
         if self.keep_all:
-            self.kept.pop(self.hit_key, None)  # type: ignore[arg-type]
+            self.kept.pop(self.hit_key, None)  # type: ignore[arg-type]  # find() has set it
         else:
             self.slots[self.hit_index + 2] = 0
         return 0
@@ -289,6 +296,56 @@ class Tlb:
                 entry = self.kept.get(key)
                 if entry is not None and (entry[1] >> TR_PIECE_SHIFT) & 3 == piece:
                     del self.kept[key]
+        return 0
+
+    # Looking at all of it, and flushes by guest frame.
+
+    def entries(self) -> list[tuple[int, int, int, int]]:
+        """Level, page number (gva by the size of its level), owner and translation word of each live entry.
+
+        The owner is ``space << 13 | pcid << 1``, or ``space << 13 | 1`` of a global entry.
+        """
+        if self.keep_all:
+            kept = [
+                (*key, translation)
+                for key, (stamp, translation) in self.kept.items()
+                if stamp >= self._floor_of(key[2])
+            ]
+            return sorted(kept)
+        found = []
+        for level in (1, 2, 3):
+            first = self.start[level]
+            for index in range(first, first + (self.set_mask[level] + 1) * self.ways * _WORDS, _WORDS):
+                vpn = self.slots[index]
+                owner = self.slots[index + 1]
+                stamp = self.slots[index + 2]
+                is_live = stamp != 0 and stamp >= self._floor_of(owner)
+                if is_live and not (self.used_pieces and self._is_cut(Gva(vpn << (9 * level + 3)), index)):
+                    found.append((level, vpn, owner, self.slots[index + 3]))
+        return sorted(found)
+
+    def note_gfn(self, gva: Gva, gfn: Gfn, translation: int) -> int:
+        """Remember that what was just filled for ``gva`` goes through guest frame ``gfn``. Return 0."""
+        level = (translation >> TR_LEVEL_SHIFT) & 3
+        owner = self.global_owner if translation & TR_GLOBAL else self.owner
+        if len(self.gfns) >= self.sweep_at:
+            live = {entry[:3] for entry in self.entries()}
+            self.gfns = {key: frame for key, frame in self.gfns.items() if key in live}
+            self.sweep_at = max(_SWEEP_FROM, 2 * len(self.gfns))
+        size = ONE << (9 * (level - 1))
+        self.gfns[level, gva >> (9 * level + 3), owner] = gfn & ~(size - 1)
+        return 0
+
+    def flush_gfns(self, gfn: Gfn, nr_pages: int) -> int:
+        """Flush the entries that go through ``nr_pages`` guest frames from ``gfn`` on, in every context. Return 0."""
+        self._tick()
+        for level, vpn, owner, _ in self.entries():
+            first = self.gfns[level, vpn, owner]
+            if first < gfn + nr_pages and gfn < first + (ONE << (9 * (level - 1))):
+                if self.keep_all:
+                    self.kept.pop((level, vpn, owner), None)
+                else:
+                    self._forget_slot(level, vpn << (9 * level + 3), owner)  # type: ignore[arg-type]  # a tag's gva
         return 0
 
     # Flushes.

@@ -13,7 +13,9 @@ KVM_ADDRESS_SPACE_NUM = 2
 KVM_MEM_LOG_DIRTY_PAGES = 1
 KVM_MEM_READONLY = 2
 KVM_MEMSLOT_INVALID = 1 << 16
-#: What KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 asks for: a log that reading does not clear; one that begins full.
+#: What KVM_ENABLE_CAP can turn on.
+KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 = 168
+#: What it asks for: a log that reading does not clear; one that begins full.
 KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE = 1
 KVM_DIRTY_LOG_INITIALLY_SET = 2
 #: Slots that user space may make; ids from here to KVM_MEM_SLOTS_NUM are KVM's own.
@@ -27,6 +29,9 @@ KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63
 PAGE_OFFSET = 0xFFFF_8880_0000_0000
 KVM_HVA_ERR_BAD = Hva(PAGE_OFFSET)
 KVM_HVA_ERR_RO_BAD = Hva(PAGE_OFFSET + 4096)
+
+#: What an operation of the hardware answers that it does not have: a negative errno.
+EOPNOTSUPP = -95
 
 #: No guest physical address.
 INVALID_GPA = Gpa(0xFFFF_FFFF_FFFF_FFFF)
@@ -60,6 +65,8 @@ KVM_REQ_NAMES = {
     KVM_REQ_TLB_FLUSH_GUEST: "TLB_FLUSH_GUEST",
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS: "MMU_FREE_OBSOLETE_ROOTS",
 }
+#: All requests, a bit each.
+KVM_REQ_ALL = sum(1 << req for req in KVM_REQ_NAMES)
 
 #: ``Trace.vcpu_id`` while kvm works for no vCPU, but for the process: an ioctl of the VM, the notifier.
 NO_VCPU = -1

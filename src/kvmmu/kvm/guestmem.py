@@ -44,6 +44,9 @@ def read_guest(vm: Vm, as_id: int, gpa: Gpa, length: int) -> bytes | None:
     None (the kernel's -EFAULT) when any of them cannot be read.
     """
     slots: Memslots = vm.slots_of(as_id)
+    if 0 < length <= PAGE_SIZE - page_offset(gpa):
+        hpa = gpa_to_hpa(slots, vm.mm, gpa, False)
+        return None if hpa == NO_HPA else vm.memory.read(hpa, length)
     parts: list[bytes] = []
     while length > 0:
         chunk = min(length, PAGE_SIZE - page_offset(gpa))
@@ -83,15 +86,19 @@ def write_from_process(vm: Vm, as_id: int, gpa: Gpa, data: bytes) -> int:
     """
     slots: Memslots = vm.slots_of(as_id)
     places: list[tuple[Hpa, int, int]] = []
+    length = len(data)
     done = 0
-    while done < len(data):
-        chunk = min(len(data) - done, PAGE_SIZE - page_offset(gpa))
+    while done < length:
+        chunk = min(length - done, PAGE_SIZE - page_offset(gpa))
         slot = slots.find(gpa_to_gfn(gpa))
         if slot is None:
             return -errno.EFAULT
         hpa = vm.mm.user_access(slot.gfn_to_hva(gpa_to_gfn(gpa)) + page_offset(gpa), True)
         if hpa == NO_HPA:
             return -errno.EFAULT
+        if chunk == length:
+            vm.memory.write(hpa, data)
+            return 0
         places.append((hpa, done, done + chunk))
         gpa = Gpa(gpa + chunk)
         done += chunk

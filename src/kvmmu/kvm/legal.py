@@ -14,13 +14,12 @@ from ..hw.bits import (
     CR0_PG,
     CR4_DEFINED,
     CR4_PAE,
-    CR4_PCIDE,
     CR4_PKE,
     EFER_DEFINED,
     EFER_LMA,
     EFER_LME,
-    EFER_NX,
 )
+from .cpuid import CR4_FEATURES, EFER_FEATURES
 from .vcpu import Vcpu
 
 
@@ -50,8 +49,8 @@ def _broken_by_mode(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> str:
 def _broken_by_bits(vcpu: Vcpu, cr0: int, cr4: int, efer: int) -> str:
     if cr4 & ~CR4_DEFINED:
         return f"cr4 {cr4:#x}: bits {cr4 & ~CR4_DEFINED:#x} are reserved or not in the guest's CPUID; clear them"
-    if cr4 & CR4_PCIDE and not vcpu.has_pcid:
-        return f"cr4 {cr4:#x}: the guest's CPUID has no PCID; clear PCIDE (0x20000)"
+    if cr4 & vcpu.cr4_guest_rsvd_bits:
+        return f"cr4 {_lacking(cr4, vcpu.cr4_guest_rsvd_bits, CR4_FEATURES)}"
     if cr4 & CR4_PKE and not vcpu.vm.tdp_enabled:
         return f"cr4 {cr4:#x}: protection keys need nested paging; clear PKE (0x400000), or use Params(npt=True)"
     if cr0 >> 32:
@@ -62,6 +61,13 @@ def _broken_by_bits(vcpu: Vcpu, cr0: int, cr4: int, efer: int) -> str:
         return f"cr0 {cr0:#x}: PG (0x80000000) needs PE (1); set both, or clear PG"
     if efer & ~EFER_DEFINED:
         return f"efer {efer:#x}: bits {efer & ~EFER_DEFINED:#x} are reserved or not in the guest's CPUID; clear them"
-    if efer & EFER_NX and not vcpu.has_nx:
-        return f"efer {efer:#x}: the guest's CPUID has no NX; clear it (0x800)"
+    if efer & vcpu.efer_guest_rsvd_bits:
+        return f"efer {_lacking(efer, vcpu.efer_guest_rsvd_bits, EFER_FEATURES)}"
     return ""
+
+
+def _lacking(value: int, missing: int, features: dict[str, int]) -> str:
+    names = " and no ".join(name.upper() for name, mask in features.items() if value & missing & mask)
+    return (
+        f"{value:#x}: the guest's CPUID has no {names}; clear {value & missing:#x}, or give the vCPU other CpuFeatures"
+    )

@@ -2,33 +2,37 @@
 cimport cython
 from ..sync cimport Gate
 from ..addr cimport u16, u32, s32, u64, gfn_t, hva_t, pfn_t
-from ..ranges cimport Ranges
+from ..intervaltree cimport IntervalTree
 
 cdef int KVM_USER_MEM_SLOTS, LEVEL_BITS
 cdef u64 KVM_HVA_ERR_BAD, KVM_HVA_ERR_RO_BAD, KVM_MEMSLOT_INVALID, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
-cdef u64 KVM_PFN_ERR_MASK, KVM_PFN_ERR_NOSLOT_MASK, KVM_PFN_NOSLOT, ONE, PAGE_SHIFT, U64
+cdef u64 KVM_PFN_ERR_MASK, KVM_PFN_ERR_NOSLOT_MASK, KVM_PFN_NOSLOT, ONE, PAGE_SHIFT
 
 @cython.final
+@cython.no_gc
 cdef class Memslot:
+    # Without the collector: it knows nothing but its arrays.
     cdef readonly int id
     cdef readonly int as_id
     cdef readonly gfn_t base_gfn
     cdef readonly gfn_t end_gfn     # base_gfn + npages
     cdef readonly u64 npages
     cdef readonly hva_t userspace_addr
+    cdef u64 gfn_order[2]           # in the trees of each of the two sets of its address space
+    cdef u64 hva_order[2]
     cdef public u32 flags           # KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID
     # Per level arrays, one after the other: 2M, 1G, then 4K (last, so that disallow_lpage needs no room for it).
     # A level's begins at offset[level]: the element of gfn is offset[level] + index(gfn, level).
     cdef u64 offset[4]
     cdef u64 nr_entries[4]          # by level
     # Each array is kept twice: as the Python object that copies of the slot share, and as C words.
-    cdef public object rmap_array   # None while no rmaps are in use
+    cdef readonly object rmap_array   # None while no rmaps are in use
     cdef u64[::1] rmap              # rmap head words, levels 1 to 3 (mmu/rmap.py)
-    cdef public object lpage_array
+    cdef readonly object lpage_array
     cdef s32[::1] disallow_lpage    # levels 2 and 3 only; != 0 forbids a large page
-    cdef public object write_track_array
+    cdef readonly object write_track_array
     cdef u16[::1] gfn_write_track   # element index(gfn, 1); None while nothing is tracked
-    cdef public object dirty_array
+    cdef readonly object dirty_array
     cdef u64[::1] dirty_bitmap      # one bit per page, then as many words of scratch; None: not logging
 
     cpdef u64 index(self, gfn_t gfn, int level) noexcept
@@ -49,18 +53,20 @@ cdef class Memslot:
 
 @cython.final
 cdef class Memslots:
-    # One address space's published set; replaced as a whole by each swap.
+    # One of the two sets of an address space; each swap publishes the other.
     cdef readonly int as_id
     cdef readonly u64 generation    # bit 63: an update is in progress
-    cdef readonly list slots        # sorted by base_gfn
-    cdef Ranges places              # of slots
-    cdef readonly list slots_by_hva # the same, sorted by userspace_addr
+    cdef readonly int node_index    # which of the two it is
+    cdef readonly Memslots twin     # None until it is asked for
+    cdef readonly IntervalTree gfn_tree
+    cdef readonly IntervalTree hva_tree
     cdef readonly dict by_id
-    cdef Memslot last_used          # hint of find()
+    cdef readonly Memslot last_used_slot    # hint of find()
 
+    @cython.locals(which=int, hva=hva_t)
+    cpdef int replace(self, Memslot old, Memslot new) except -1
     @cython.locals(slot=Memslot)
     cpdef Memslot find(self, gfn_t gfn)
-    @cython.locals(index=Py_ssize_t)
     cpdef Memslot search(self, gfn_t gfn)
     @cython.locals(slot=Memslot)
     cpdef hva_t gfn_to_hva(self, gfn_t gfn, bint write) noexcept

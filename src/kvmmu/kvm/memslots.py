@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Memslots: which part of the process's address space is which part of the guest's physical memory.
 
-A :class:`Memslot` is one mapping with its per-page arrays, a :class:`Memslots` the set of one address space (0 normal,
-1 SMM) as it was published. Sets and the places of slots never change after publication: an update publishes another
-set (``regions.py``). The arrays do change, under the locks of the rooms that own their contents.
+A :class:`Memslot` is one mapping with its per-page arrays, a :class:`Memslots` a set of those of one address space (0
+normal, 1 SMM). There are two sets for each: the one that is published, which does not change, and its *twin*, which an
+update prepares and publishes in its turn (``regions.py``). Both hold the same slots between two updates, so that one
+change costs the same few steps in each, however many slots there are. The arrays of a slot change under the locks of
+the rooms that own their contents.
 
 Per level an array has one element for each block that the slot touches: that of ``gfn`` at ``level`` is number
 ``(gfn >> 9(l-1)) - (base_gfn >> 9(l-1))``, which :meth:`Memslot.index` computes. Source: reference section "Memslot".
@@ -11,14 +13,15 @@ Per level an array has one element for each block that the slot touches: that of
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 from ..addr import Gfn, Hva
+from ..errors import KvmBug
 from ..host.frames import zeroed_array
-from ..page_types import LEVEL_BITS, ONE, PAGE_SHIFT, U64
-from ..ranges import Ranges
+from ..intervaltree import IntervalTree
+from ..page_types import LEVEL_BITS, ONE, PAGE_SHIFT
 from ..sync import Gate
 from .bits import (
     KVM_HVA_ERR_BAD,
@@ -31,6 +34,9 @@ from .bits import (
     KVM_PFN_NOSLOT,
     KVM_USER_MEM_SLOTS,
 )
+
+# So many large-page counts at most are an array of their own size.
+_FEW_LPAGES = 1024
 
 
 class Memslot:
@@ -48,7 +54,9 @@ class Memslot:
         "disallow_lpage",
         "end_gfn",
         "flags",
+        "gfn_order",
         "gfn_write_track",
+        "hva_order",
         "id",
         "lpage_array",
         "npages",
@@ -68,6 +76,8 @@ class Memslot:
         self.npages = npages
         self.end_gfn = Gfn(base_gfn + npages)
         self.userspace_addr = userspace_addr
+        self.gfn_order = [0, 0]
+        self.hva_order = [0, 0]
         self.nr_entries = [0] * 4
         self.offset = [0] * 4
         for level in (1, 2, 3):
@@ -77,7 +87,7 @@ class Memslot:
         self.offset[3] = self.nr_entries[2]
         self.offset[1] = self.nr_entries[2] + self.nr_entries[3]
         self.rmap_array: memoryview | None = None
-        self.lpage_array: memoryview | None = None
+        self.lpage_array: memoryview | array[int] | None = None
         self.write_track_array: memoryview | None = None
         self.dirty_array: memoryview | None = None
         self._bind()
@@ -98,7 +108,9 @@ class Memslot:
 
     def alloc_lpage_info(self) -> None:
         """Give the slot its ``disallow_lpage`` counts, set where a large page can never be."""
-        self.lpage_array = zeroed_array("i", self.nr_lpages(2) + self.nr_lpages(3))
+        count = self.nr_lpages(2) + self.nr_lpages(3)
+        # Most slots have few; an array of so little is nothing that the garbage collector must look at.
+        self.lpage_array = array("i", bytes(4 * count)) if count <= _FEW_LPAGES else zeroed_array("i", count)
         self._bind()
         self._forbid_lpages()
 
@@ -112,8 +124,10 @@ class Memslot:
         """Give the slot a dirty bitmap, clean or (``all_set``) full, and behind it scratch of the same size."""
         self.dirty_array = zeroed_array("Q", 2 * self.nr_dirty_words())
         if all_set:
-            for index in range(self.nr_dirty_words()):
-                self.dirty_array[index] = U64 >> max(0, 64 * (index + 1) - self.npages)
+            nr_full = (self.npages >> 6) << 3
+            self.dirty_array.cast("B")[:nr_full] = b"\xff" * nr_full
+            if self.npages & 63:
+                self.dirty_array[self.npages >> 6] = (ONE << (self.npages & 63)) - 1
         self._bind()
 
     def use_dirty_bitmap_of(self, other: Memslot | None) -> None:
@@ -195,13 +209,13 @@ class Memslot:
 
     def nr_disallowed(self, gfn: Gfn, level: int) -> int:
         """``disallow_lpage`` count of the block of ``level`` (2 or 3) that holds ``gfn``; needs the arrays."""
-        return self.disallow_lpage[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]
+        return self.disallow_lpage[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]  # words of an array made on demand
 
     def rmap_word(self, gfn: Gfn, level: int) -> int:
         """Rmap head word of ``gfn`` at ``level``; 0 also while no rmaps are in use."""
         if self.rmap is None:
             return 0
-        return self.rmap[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]
+        return self.rmap[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]  # words of an array made on demand
 
     def nr_dirty_words(self) -> int:
         """64-bit words in the dirty bitmap, its scratch half not counted."""
@@ -220,38 +234,92 @@ class Memslots:
 
     Only its generation changes after publication, once: :meth:`set_generation` ends the update. The first generation
     of an address space is its number, so that those of two spaces never meet.
+
+    :meth:`inactive` is the set that the next update prepares: :meth:`start_update`, and :meth:`replace` there before
+    the publication; after it the same :meth:`replace` in the set that was published before, once nobody reads it.
+    Updates hold slots_lock.
     """
 
-    __slots__ = ("as_id", "by_id", "generation", "last_used", "places", "slots", "slots_by_hva")
+    __slots__ = ("as_id", "by_id", "generation", "gfn_tree", "hva_tree", "last_used_slot", "node_index", "twin")
 
     def __init__(self, as_id: int, generation: int | None = None, slots: Sequence[Memslot] = ()) -> None:
         self.as_id = as_id
         self.generation = as_id if generation is None else generation
-        self.slots = sorted(slots, key=attrgetter("base_gfn"))
-        self.places = Ranges((slot.base_gfn, slot.end_gfn) for slot in self.slots)
-        self.slots_by_hva = sorted(slots, key=attrgetter("userspace_addr"))
-        self.by_id = {slot.id: slot for slot in slots}
-        self.last_used: Memslot | None = None
+        self.node_index = 0
+        self.twin: Memslots | None = None
+        self.gfn_tree = IntervalTree()
+        self.hva_tree = IntervalTree()
+        self.by_id: dict[int, Memslot] = {}
+        self.last_used_slot: Memslot | None = None
+        for slot in slots:
+            self.replace(None, slot)
 
     def __repr__(self) -> str:
-        shown = "".join(f" {slot!r}" for slot in self.slots[:4])
-        more = f" and {len(self.slots) - 4} more" if len(self.slots) > 4 else ""
-        return f"<Memslots {self.as_id} generation {self.generation:#x} slots {len(self.slots)}{shown}{more}>"
+        slots = self.slots
+        shown = "".join(f" {slot!r}" for slot in slots[:4])
+        more = f" and {len(slots) - 4} more" if len(slots) > 4 else ""
+        return f"<Memslots {self.as_id} generation {self.generation:#x} slots {len(slots)}{shown}{more}>"
+
+    @property
+    def slots(self) -> list[Memslot]:
+        """All slots by ascending gfn."""
+        return self.gfn_tree.owners()
+
+    def nr_slots(self) -> int:
+        """Number of slots."""
+        return self.gfn_tree.nr
+
+    # Updates.
+
+    def inactive(self) -> Memslots:
+        """The twin of this published set, with the same slots; slots_lock held (``kvm_get_inactive_memslots``)."""
+        if self.twin is None:
+            self.twin = Memslots(self.as_id, self.generation)
+            self.twin.twin = self
+            self.twin.node_index = 1 - self.node_index
+            for slot in self.hva_tree.owners():
+                self.twin.replace(None, slot)
+        return self.twin
+
+    def start_update(self, generation: int) -> None:
+        """Give this set, which nobody sees yet, the generation that it is published with."""
+        self.generation = generation
+
+    def replace(self, old: Memslot | None, new: Memslot | None) -> int:
+        """Take out ``old`` and put in ``new`` (None: nothing); nobody reads this set (``kvm_replace_memslot``).
+
+        Return 0. :class:`KvmBug` if ``old`` is not in the set.
+        """
+        which = self.node_index
+        if old is not None:
+            if self.by_id.pop(old.id, None) is not old:
+                raise KvmBug(f"{old!r} is not in set {which} of its address space")
+            self.gfn_tree.remove(old.base_gfn, old.gfn_order[which])
+            self.hva_tree.remove(old.userspace_addr, old.hva_order[which])
+            if self.last_used_slot is old:
+                self.last_used_slot = new
+        if new is not None:
+            hva = new.userspace_addr
+            new.gfn_order[which] = self.gfn_tree.insert(new.base_gfn, new.end_gfn - 1, new)
+            new.hva_order[which] = self.hva_tree.insert(hva, hva + (new.npages << PAGE_SHIFT) - 1, new)
+            self.by_id[new.id] = new
+        return 0
+
+    # Lookups.
 
     def find(self, gfn: Gfn) -> Memslot | None:
         """The slot that holds ``gfn``, or None; tries the last one found first (``gfn_to_memslot``)."""
-        slot = self.last_used
+        slot = self.last_used_slot
         if slot is not None and slot.base_gfn <= gfn < slot.end_gfn:
             return slot
         slot = self.search(gfn)
         if slot is not None:
-            self.last_used = slot
+            self.last_used_slot = slot
         return slot
 
     def search(self, gfn: Gfn) -> Memslot | None:
         """:meth:`find` without touching the hint (``search_memslots``), for vCPUs, which keep one of their own."""
-        index = self.places.search(gfn)
-        return None if index < 0 else self.slots[index]
+        return self.gfn_tree.find(gfn)  # type: ignore[no-any-return]  # the tree holds slots
 
     def find_id(self, slot_id: int) -> Memslot | None:
         """The slot with that id, or None (``id_to_memslot``)."""
@@ -271,17 +339,13 @@ class Memslots:
 
     def in_hva_range(self, start: Hva, end: Hva) -> list[Memslot]:
         """Slots that overlap ``[start, end)``, by ascending hva; several may show the same memory."""
-        return [
-            slot
-            for slot in self.slots_by_hva
-            if slot.userspace_addr < end and start < slot.userspace_addr + (slot.npages << PAGE_SHIFT)
-        ]
+        return self.hva_tree.overlapping(start, end - 1)
 
     def overlaps(self, start_gfn: Gfn, end_gfn: Gfn, but_id: int) -> Memslot | None:
         """The first slot other than ``but_id`` that overlaps ``[start_gfn, end_gfn)``, or None."""
-        for slot in self.slots:
-            if slot.id != but_id and slot.base_gfn < end_gfn and start_gfn < slot.end_gfn:
-                return slot
+        for slot in self.gfn_tree.overlapping(start_gfn, end_gfn - 1):
+            if slot.id != but_id:
+                return slot  # type: ignore[no-any-return]  # the tree holds slots
         return None
 
     def read_generation(self, gate: Gate) -> int:

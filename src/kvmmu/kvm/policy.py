@@ -24,6 +24,7 @@ class Policy:
         "mmio_caching",
         "nx_huge_pages",
         "nx_recovery_ratio",
+        "range_flush",
         "slot_zap_all",
         "tdp_mmu",
     )
@@ -33,6 +34,7 @@ class Policy:
         self.flush_on_reuse = params.flush_on_reuse
         self.exit_on_emulation_error = params.exit_on_emulation_error
         self.slot_zap_all = params.slot_zap_all
+        self.range_flush = params.range_flush
         self.tdp_mmu = params.npt and params.tdp_mmu
         self.eager_page_split = params.eager_page_split
         self.nx_huge_pages = params.nx_huge_pages
@@ -43,5 +45,5 @@ class Policy:
             f"<Policy mmio_caching {self.mmio_caching} flush_on_reuse {self.flush_on_reuse} exit_on_emulation_error"
             f" {self.exit_on_emulation_error} slot_zap_all {self.slot_zap_all} tdp_mmu {self.tdp_mmu}"
             f" eager_page_split {self.eager_page_split} nx_huge_pages {self.nx_huge_pages}"
-            f" nx_recovery_ratio {self.nx_recovery_ratio}>"
+            f" nx_recovery_ratio {self.nx_recovery_ratio} range_flush {self.range_flush}>"
         )

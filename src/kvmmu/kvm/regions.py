@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """KVM_SET_USER_MEMORY_REGION: how memslots come, go, move and change, and KVM_SET_NR_MMU_PAGES.
 
-A request is checked in the kernel's order, each refusal with the kernel's errno. What is accepted becomes a new set of
-slots that is published by a *swap*: the new set carries the old generation with the in-progress flag, and gets its
-final number, larger by the number of address spaces, after everybody saw it. A slot that is deleted or moved is first
+A request is checked in the kernel's order, each refusal with the kernel's errno. What is accepted is made in the
+inactive set of slots, which is published by a *swap*: it carries the old generation with the in-progress flag, and gets
+its final number, larger by the number of address spaces, after everybody saw it. The set that was published before
+then follows. A slot that is deleted or moved is first
 published as INVALID and everything that was built on it is zapped. Sources: reference sections "Memslots and memory
 ioctls" and "Generation protocol".
 
@@ -35,7 +36,7 @@ from .bits import (
     KVM_MEMSLOT_INVALID,
     KVM_USER_MEM_SLOTS,
 )
-from .memslots import Memslot, Memslots
+from .memslots import Memslot
 from .mmu import dirty, gfnrange, zap
 from .mmu.bits import MMIO_SPTE_GEN_MASK
 
@@ -194,30 +195,34 @@ def _kind_of_change(vm: Vm, region: UserMemoryRegion, old: Memslot | None) -> _C
 
 # Make one change visible. slots_lock held; slots_arch_lock is taken here and released by each swap.
 def _set_memslot(vm: Vm, old: Memslot | None, new: Memslot | None, change: _Change) -> None:
-    vm.slots_arch_lock.lock()
-    if old is not None and change in (_Change.DELETE, _Change.MOVE):
-        _invalidate_memslot(vm, old)
-    try:
-        _prepare_memory_region(vm, old, new, change)
-    except KvmIoctlError:
-        if change is _Change.MOVE and old is not None:
-            _activate_memslot(vm, old.as_id, old.id, old)
-        else:
-            vm.slots_arch_lock.unlock()
-        raise
-    # The same step for all four: leave out what was published (old or its INVALID copy), put in what comes.
     either = new if new is not None else old
     if either is None:
         raise KvmBug(f"{change} without a slot")
-    _activate_memslot(vm, either.as_id, either.id, new)
+    vm.slots_arch_lock.lock()
+    # What the published set has when the change comes: old, or its INVALID copy.
+    current = old
+    if old is not None and change in (_Change.DELETE, _Change.MOVE):
+        current = _invalidate_memslot(vm, old)
+    try:
+        _prepare_memory_region(vm, old, new, change)
+    except KvmIoctlError:
+        if change is _Change.MOVE:
+            _activate_memslot(vm, either.as_id, current, old)
+        else:
+            vm.slots_arch_lock.unlock()
+        raise
+    vm.slots_of(either.as_id).inactive().replace(old, new)
+    _activate_memslot(vm, either.as_id, current, new)
     _commit_memory_region(vm, old, new, change)
 
 
-# Publish a copy of the slot that nobody can map or read through, and zap what was built on the slot.
-def _invalidate_memslot(vm: Vm, old: Memslot) -> None:
+# Publish a copy of the slot that nobody can map or read through, and zap what was built on the slot. The inactive set
+# keeps the slot itself.
+def _invalidate_memslot(vm: Vm, old: Memslot) -> Memslot:
     invalid = old.copy()
     invalid.flags |= KVM_MEMSLOT_INVALID
-    _activate_memslot(vm, old.as_id, old.id, invalid)
+    vm.slots_of(old.as_id).inactive().replace(old, invalid)
+    _swap_active_memslots(vm, old.as_id)
     if vm.policy.slot_zap_all:
         zap.zap_all_fast(vm)
     else:
@@ -225,19 +230,24 @@ def _invalidate_memslot(vm: Vm, old: Memslot) -> None:
     vm.slots_arch_lock.lock()
     # The first shadow root may have given the published copy its arrays meanwhile.
     old.share_arch(invalid)
+    return invalid
 
 
-# Publish the set in which slot_id is new (None: absent). slots_arch_lock held on entry, released on return.
-def _activate_memslot(vm: Vm, as_id: int, slot_id: int, new: Memslot | None) -> None:
+# Publish the inactive set, in which the change is made, and make it in the other one too.
+def _activate_memslot(vm: Vm, as_id: int, old: Memslot | None, new: Memslot | None) -> None:
+    _swap_active_memslots(vm, as_id)
+    vm.slots_of(as_id).inactive().replace(old, new)
+
+
+# Publish the inactive set of an address space. slots_arch_lock held on entry, released on return.
+def _swap_active_memslots(vm: Vm, as_id: int) -> None:
     vm.slots_arch_lock.assert_held()
     active = vm.slots_of(as_id)
-    others = [slot for slot in active.slots if slot.id != slot_id]
-    if new is not None:
-        others.append(new)
     old_generation = active.read_generation(vm.gate)
     if old_generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:
         raise KvmBug(f"memslot update in address space {as_id} inside another: generation {old_generation:#x}")
-    slots = Memslots(as_id, old_generation | KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, others)
+    slots = active.inactive()
+    slots.start_update(old_generation | KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS)
     # Publishing between a notifier's start and end would let the end look at other slots than the start did.
     vm.invalidation.lock_idle()
     vm.publish_slots(slots)

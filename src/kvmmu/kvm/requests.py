@@ -6,9 +6,11 @@ The owner of ``vcpu.requests``. Reference: "TLB flush rules, vCPU modes, request
 
 from __future__ import annotations
 
-from ..addr import Gfn
+from ..addr import Gfn, pages_per_level
+from ..errors import KvmBug
 from ..page_types import ONE
-from .bits import IN_GUEST_MODE, KVM_REQ_TLB_FLUSH, KVM_REQ_WAIT, OUTSIDE_GUEST_MODE
+from .bits import IN_GUEST_MODE, KVM_REQ_ALL, KVM_REQ_TLB_FLUSH, KVM_REQ_WAIT, OUTSIDE_GUEST_MODE
+from .memslots import Memslot
 from .mode import kick, wait_for_reading
 from .vcpu import Vcpu
 from .vm import Vm
@@ -36,6 +38,13 @@ def has_requests(vcpu: Vcpu) -> bool:
     if vcpu.gate.armed:
         vcpu.gate.announce("read", vcpu, "requests")
     return vcpu.requests != 0
+
+
+def must_be_known(vcpu: Vcpu) -> int:
+    """Return 0; :class:`~kvmmu.errors.KvmBug` if a request is pending that nobody serves, or ever will."""
+    if vcpu.requests & ~KVM_REQ_ALL:
+        raise KvmBug(f"vcpu {vcpu.vcpu_id}: requests {vcpu.requests:#x}, of which {KVM_REQ_ALL:#x} are served")
+    return 0
 
 
 def check_request(vcpu: Vcpu, req: int) -> bool:
@@ -86,6 +95,23 @@ def flush_remote_tlbs(vm: Vm) -> int:
     return 0
 
 
-def flush_remote_tlbs_gfn(vm: Vm, gfn: Gfn, level: int) -> int:
-    """Flush the naturally aligned ``level`` block around ``gfn``; without a range hook the flush is full."""
+def flush_remote_tlbs_range(vm: Vm, gfn: Gfn, nr_pages: int) -> int:
+    """Flush what TLBs have of ``nr_pages`` gfns from ``gfn`` on: by the vendor's own way, or the full flush.
+
+    The vendor's way is at once and not counted, as in the kernel. Return 0.
+    """
+    if vm.vendor.flush_remote_tlbs_range(vm, gfn, nr_pages) == 0:
+        return 0
     return flush_remote_tlbs(vm)
+
+
+def flush_remote_tlbs_gfn(vm: Vm, gfn: Gfn, level: int) -> int:
+    """:func:`flush_remote_tlbs_range` of the naturally aligned ``level`` block around ``gfn``."""
+    size: int = pages_per_level(level)
+    return flush_remote_tlbs_range(vm, gfn & ~(size - 1), size)
+
+
+def flush_remote_tlbs_memslot(vm: Vm, slot: Memslot) -> int:
+    """:func:`flush_remote_tlbs_range` of all of ``slot``; slots_lock held, so that who follows sees it done."""
+    vm.slots_lock.assert_held()
+    return flush_remote_tlbs_range(vm, slot.base_gfn, slot.npages)

@@ -3,7 +3,7 @@ cimport cython
 from ..addr cimport u32, u64, gva_t
 from ..hw.cpu cimport Cpu
 from .kvmtrace cimport trace_inj_exception, trace_kvm_page_fault
-from .requests cimport check_request, has_requests
+from .requests cimport check_request, has_requests, must_be_known
 from .mode cimport enter_guest_mode, is_kicked, leave_guest_mode, vcpu_load, vcpu_put
 from .vcpu cimport Vcpu
 from .vm cimport Vm

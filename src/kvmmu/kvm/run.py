@@ -33,7 +33,7 @@ from .mmu.verdict import CAUSES
 from .mmu.walker import GuestWalk
 from .mode import enter_guest_mode, is_kicked, leave_guest_mode, vcpu_load, vcpu_put
 from .outcome import RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT, RUN_SHUTDOWN
-from .requests import check_request, has_requests
+from .requests import check_request, has_requests, must_be_known
 from .svm import Svm
 from .vcpu import Vcpu
 from .vm import Vm
@@ -103,6 +103,7 @@ def enter(vcpu: Vcpu) -> int:
         try:
             status = prepare_entry(vcpu, is_announced)
             if status == 0:
+                vcpu.has_run = True
                 enter_guest_mode(vcpu)
         finally:
             vcpu_put(vcpu)
@@ -131,6 +132,7 @@ def prepare_entry(vcpu: Vcpu, is_announced: bool) -> int:
             vcpu.exception_reinjected,
         )
     while has_requests(vcpu) or vcpu.mmu.root_hpa == INVALID_PAGE:
+        must_be_known(vcpu)
         if vcpu.mmu.root_hpa == INVALID_PAGE:
             vcpu.run_errno = load(vcpu)
             if vcpu.run_errno < 0:

@@ -44,6 +44,7 @@ from .bits import (
     KVM_REQ_TLB_FLUSH_CURRENT,
     KVM_REQ_TLB_FLUSH_GUEST,
 )
+from .cpuid import CpuFeatures
 from .mmu.bits import KVM_MMU_NUM_PREV_ROOTS, KVM_MMU_ROOTS_ALL, PDPTRS_BAD, PDPTRS_CHANGED
 from .mmu.resync import invalidate_addr, is_noncanonical
 from .mmu.roots import free_roots, new_pgd, unload
@@ -142,7 +143,7 @@ def post_set_cr0(vcpu: Vcpu, old: int, cr0: int) -> int:
 
 def is_valid_cr4(vcpu: Vcpu, cr4: int) -> bool:
     """No bit that CPUID lacks; protection keys are hidden from the guest without nested paging."""
-    if cr4 & ~CR4_DEFINED or (cr4 & CR4_PCIDE and not vcpu.has_pcid):
+    if cr4 & ~CR4_DEFINED or cr4 & vcpu.cr4_guest_rsvd_bits:
         return False
     if cr4 & CR4_PKE and not vcpu.vm.tdp_enabled:
         return False
@@ -179,9 +180,9 @@ def set_cr4(vcpu: Vcpu, cr4: int) -> int:
 def set_efer(vcpu: Vcpu, efer: int) -> int:
     """Set EFER as WRMSR does; LMA is the CPU's own. INSN_GP: a bit that CPUID lacks, LME while paging."""
     changed = (vcpu.efer ^ efer) & ~EFER_LMA
-    if efer & ~EFER_DEFINED:
+    if efer & ~EFER_DEFINED or efer & vcpu.efer_guest_rsvd_bits:
         return INSN_GP
-    if (changed & EFER_LME and vcpu.cr0 & CR0_PG) or (efer & EFER_NX and not vcpu.has_nx):
+    if changed & EFER_LME and vcpu.cr0 & CR0_PG:
         return INSN_GP
     vcpu.efer = (efer & ~EFER_LMA) | (vcpu.efer & EFER_LMA)
     make_request(vcpu, KVM_REQ_LOAD_MMU_PGD)
@@ -270,6 +271,17 @@ def after_set_cpuid(vcpu: Vcpu) -> None:
     """The guest's CPUID changed: no cached role is true any more (``kvm_mmu_after_set_cpuid``)."""
     forget_roles(vcpu)
     reset_context(vcpu)
+
+
+def set_cpuid(vcpu: Vcpu, features: CpuFeatures) -> None:
+    """KVM_SET_CPUID2: the guest's CPUID becomes ``features``.
+
+    A vCPU that has run keeps its own: the caller has seen that it is told no other.
+    """
+    if vcpu.has_run:
+        return
+    vcpu.set_cpuid(features)
+    after_set_cpuid(vcpu)
 
 
 def set_sregs(vcpu: Vcpu, cr0: int, cr3: int, cr4: int, efer: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..addr import Gva
+from ..addr import Gfn, Gva
 from ..errors import KvmBug
 from ..hw.bits import (
     CR0_PE,
@@ -28,9 +28,11 @@ from ..hw.bits import (
     EFER_LME,
     EFER_NX,
 )
+from .bits import EOPNOTSUPP
 from .mmu.role import role_level
 from .vcpu import Vcpu
 from .vendor import Vendor
+from .vm import Vm
 
 _CR4_SMEP_SMAP = CR4_SMEP | CR4_SMAP
 
@@ -80,3 +82,12 @@ class Svm(Vendor):
         """Flush the translations of ``gva`` under every PCID of this vCPU's ASID (INVLPGA names an ASID only)."""
         target: Vcpu = vcpu
         return target.runner.flush_gva(gva)
+
+    def flush_remote_tlbs_range(self, vm: Any, gfn: Gfn, nr_pages: int) -> int:
+        """Plain hardware has no such flush. A hypervisor below has one, of nested translations (``range_flush``)."""
+        target: Vm = vm
+        if not (target.policy.range_flush and target.tdp_enabled):
+            return EOPNOTSUPP
+        for vcpu in target.vcpus:
+            vcpu.runner.flush_gfns(gfn, nr_pages)
+        return 0

@@ -17,7 +17,7 @@ cdef class Vcpu:
     cdef readonly Vm vm
     cdef readonly Gate gate
     cdef readonly Cpu cpu               # the logical CPU that makes its accesses
-    cdef public Runner runner           # what is told its registers and flushes: that CPU, or an emulator
+    cdef readonly Runner runner         # what is told its registers and flushes: that CPU, or an emulator
     # Its contexts: of its own tables, of a nested guest's second stage as kvm shadows it, of that guest's own tables.
     cdef readonly Mmu root_mmu
     cdef readonly Mmu guest_mmu
@@ -35,13 +35,15 @@ cdef class Vcpu:
     cdef public u64 rflags              # EFLAGS.AC matters
     cdef public u64 rip
     cdef public bint smm
-    # The guest's CPUID, as far as paging asks.
-    cdef public int maxphyaddr
-    cdef public bint has_gbpages
-    cdef public bint has_nx
-    cdef public bint has_pcid
-    cdef public bint amd_compatible
-    cdef public u64 reserved_gpa_bits
+    # The guest's CPUID, as far as paging asks (cpuid.CpuFeatures), and what follows from it.
+    cdef readonly object features
+    cdef readonly int maxphyaddr
+    cdef readonly bint has_gbpages
+    cdef readonly bint amd_compatible
+    cdef readonly u64 reserved_gpa_bits
+    cdef readonly u64 cr4_guest_rsvd_bits
+    cdef readonly u64 efer_guest_rsvd_bits
+    cdef public bint has_run            # it has entered the guest: its CPUID stays what it is
     cdef readonly object guest_walk     # the walker.GuestWalk of the fault in hand
     cdef public int fault_cause         # CAUSE_* of the last fault
     cdef u64 fault_counts[16]           # page-fault exits by CAUSE_*
@@ -59,6 +61,9 @@ cdef class Vcpu:
     cdef public bint exception_has_error
     cdef public u32 exception_error_code
     cdef public u64 exception_address   # CR2 of a page fault
+    # Hint of gfn_to_memslot(), and the generation that it belongs to.
+    cdef readonly Memslot last_used_slot
+    cdef readonly u64 last_used_slot_gen
     # MMIO record.
     cdef public gva_t mmio_gva
     cdef public u32 mmio_access
@@ -70,5 +75,5 @@ cdef class Vcpu:
 
     cpdef Memslots memslots(self)
     cpdef u64 nr_faults(self, int cause) noexcept
-    @cython.locals(slots=Memslots)
+    @cython.locals(slots=Memslots, slot=Memslot, generation=u64)
     cpdef Memslot gfn_to_memslot(self, gfn_t gfn)

@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..addr import Address, Gfn, Gpa, Gva
+from ..errors import UserError
 from ..hw.cpu import Cpu, CpuRunner
 from ..hw.runner import Runner
 from ..page_types import ONE, U64
 from .bits import OUTSIDE_GUEST_MODE, READING_SHADOW_PAGE_TABLES, RESET_CR0
+from .cpuid import CpuFeatures
 from .memslots import Memslot, Memslots
 from .mmu.context import Mmu
 from .stats import VcpuStat
@@ -30,7 +32,9 @@ class Vcpu:
         "cr2",
         "cr3",
         "cr4",
+        "cr4_guest_rsvd_bits",
         "efer",
+        "efer_guest_rsvd_bits",
         "exception_address",
         "exception_error_code",
         "exception_has_error",
@@ -41,15 +45,17 @@ class Vcpu:
         "exit_address",
         "fault_cause",
         "fault_counts",
+        "features",
         "fetches_insns",
         "gate",
         "guest_mmu",
         "guest_walk",
         "has_gbpages",
-        "has_nx",
-        "has_pcid",
+        "has_run",
         "last_retry_addr",
         "last_retry_eip",
+        "last_used_slot",
+        "last_used_slot_gen",
         "maxphyaddr",
         "mmio_access",
         "mmio_gen",
@@ -95,7 +101,8 @@ class Vcpu:
         self.rflags = 2
         self.rip: Address = 0
         self.smm = False
-        self.set_cpuid(vm.host_maxphyaddr)
+        self.set_cpuid(CpuFeatures())
+        self.has_run = False
         self.guest_walk = guest_walk
         self.fault_cause = 0
         self.fault_counts = [0] * 16
@@ -116,28 +123,30 @@ class Vcpu:
         self.mmio_access = 0
         self.mmio_gfn = Gfn(0)
         self.mmio_gen = 0
+        self.last_used_slot: Memslot | None = None
+        self.last_used_slot_gen = 0
         self.last_retry_eip = 0
         self.last_retry_addr = 0
 
-    def set_cpuid(
-        self,
-        maxphyaddr: int,
-        *,
-        gbpages: bool = True,
-        nx: bool = True,
-        pcid: bool = True,
-        amd_compatible: bool = True,
-    ) -> None:
-        """The guest's CPUID as far as paging asks; the caller resets the MMU (``sregs.after_set_cpuid()``).
+    def set_cpuid(self, features: CpuFeatures) -> None:
+        """The guest's CPUID as far as paging asks; the caller resets the MMU (``sregs.after_set_cpuid()``)."""
+        self.features = features
+        self.maxphyaddr = self.vm.host_maxphyaddr if features.maxphyaddr is None else features.maxphyaddr
+        self.reserved_gpa_bits = U64 & ~((ONE << self.maxphyaddr) - 1)
+        # Hardware that walks the guest's tables by itself cannot be told to have no 1G pages.
+        self.has_gbpages = features.has_cpuid and (self.vm.tdp_enabled or features.gbpages)
+        self.amd_compatible = features.amd
+        self.cr4_guest_rsvd_bits = features.cr4_guest_rsvd_bits
+        self.efer_guest_rsvd_bits = features.efer_guest_rsvd_bits
 
-        ``maxphyaddr`` in bits, 32 to 52; ``amd_compatible`` makes bit 8 of upper entries reserved.
+    def set_runner(self, runner: Runner) -> None:
+        """Let ``runner`` run the vCPU: it is told registers and flushes from now on.
+
+        :raises UserError: it is no :class:`~kvmmu.hw.runner.Runner`.
         """
-        self.maxphyaddr = maxphyaddr
-        self.has_gbpages = gbpages
-        self.has_nx = nx
-        self.has_pcid = pcid
-        self.amd_compatible = amd_compatible
-        self.reserved_gpa_bits = U64 & ~((ONE << maxphyaddr) - 1)
+        if not isinstance(runner, Runner):
+            raise UserError(f"runner {runner!r}: must be a Runner, such as CpuRunner(cpu)")
+        self.runner = runner
 
     def nr_faults(self, cause: int) -> int:
         """Page-fault exits with this cause (CAUSE_*) so far."""
@@ -148,9 +157,22 @@ class Vcpu:
         return self.vm.slots_of(1 if self.smm else 0)
 
     def gfn_to_memslot(self, gfn: Gfn) -> Memslot | None:
-        """The slot of ``gfn`` in the vCPU's address space, or None."""
+        """The slot of ``gfn`` in the vCPU's address space, or None (``kvm_vcpu_gfn_to_memslot``).
+
+        Tries the one that this vCPU found last first, if that was in the generation of today.
+        """
         slots: Memslots = self.vm.slots_of(1 if self.smm else 0)
-        return slots.find(gfn)
+        generation = slots.read_generation(self.gate)
+        if generation != self.last_used_slot_gen:
+            self.last_used_slot = None
+            self.last_used_slot_gen = generation
+        slot = self.last_used_slot
+        if slot is not None and slot.base_gfn <= gfn < slot.end_gfn:
+            return slot
+        slot = slots.search(gfn)
+        if slot is not None:
+            self.last_used_slot = slot
+        return slot
 
     def is_not_reading(self) -> bool:
         """Whether no lockless walk of this vCPU is under way (``mode``)."""

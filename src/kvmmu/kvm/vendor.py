@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import KvmBug
 
 if TYPE_CHECKING:
-    from ..addr import Gva
+    from ..addr import Gfn, Gva
 
 
 class Vendor:
@@ -30,3 +30,10 @@ class Vendor:
     def flush_tlb_gva(self, vcpu: Any, gva: Gva) -> int:
         """Flush the translations of ``gva`` in the current context of ``vcpu``; return 0."""
         raise KvmBug(f"no vendor flushes {gva:#x} of {vcpu!r}")
+
+    def flush_remote_tlbs_range(self, vm: Any, gfn: Gfn, nr_pages: int) -> int:
+        """Flush at once what the TLBs of all vCPUs of ``vm`` have of ``nr_pages`` gfns from ``gfn`` on.
+
+        0, or -EOPNOTSUPP: the hardware cannot, and nothing was done.
+        """
+        raise KvmBug(f"no vendor flushes {nr_pages:#x} pages from gfn {gfn:#x} of {vm!r}")

@@ -140,7 +140,7 @@ class Vm:
         mmu = "shadow"
         if self.tdp_enabled:
             mmu = f"tdp, tables {self.tdp_mmu_pages}," if self.policy.tdp_mmu else "npt"
-        nr_slots = sum(len(slots.slots) for slots in self.memslots)
+        nr_slots = sum(slots.nr_slots() for slots in self.memslots)
         return (
             f"<Vm {mmu} vcpus {len(self.vcpus)} slots {nr_slots}"
             f" shadow pages {self.n_used_mmu_pages} of {self.n_max_mmu_pages}>"
@@ -155,7 +155,7 @@ class Vm:
         return self.manual_dirty_log_protect & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE != 0
 
     def is_log_initially_set(self) -> bool:
-        """Whether a slot's log begins with every page written, so that nothing is protected before it is cleared."""
+        """Whether a slot's log begins with every page written: nothing needs protection before it is cleared."""
         return self.manual_dirty_log_protect & KVM_DIRTY_LOG_INITIALLY_SET != 0
 
     def has_rmaps(self) -> bool:

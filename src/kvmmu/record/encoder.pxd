@@ -2,19 +2,14 @@
 cimport cython
 
 from ..addr cimport u8, u64
+from .columns cimport Columns
 
-cdef int BLOCK_RECORDS, CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE, K_REGS
+cdef int BLOCK_RECORDS, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE, K_REGS
 cdef int K_STORE, RAW_CONTROL, RAW_HEAD, STATE_SMM
-cdef u64 ACCESS_BITS, CACHE_MIX, ONE, U64
-
-cdef Py_ssize_t _SPARE
-cdef Py_ssize_t _CONTENT
-cdef Py_ssize_t _DATA
-cdef Py_ssize_t _CAPACITY
+cdef u64 ACCESS_BITS, ONE, U64
 
 @cython.locals(value=u64, index=int)
 cdef u64 _word(const u8[::1] raw, Py_ssize_t at) noexcept
-cdef u64 _zigzag(u64 value) noexcept
 
 @cython.final
 cdef class Encoder:
@@ -25,29 +20,9 @@ cdef class Encoder:
     cdef readonly int stopped       # why feed() came back: FED_*
     cdef u64[::1] counts            # by kind, over all blocks
 
-    # The block's columns, and how much of each is filled.
-    cdef u8[::1] token
-    cdef u8[::1] page
-    cdef u8[::1] offset
-    cdef u8[::1] frame
-    cdef u8[::1] number
-    cdef u8[::1] data
-    cdef u8[::1] content
-    cdef Py_ssize_t at_token
-    cdef Py_ssize_t at_page
-    cdef Py_ssize_t at_offset
-    cdef Py_ssize_t at_frame
-    cdef Py_ssize_t at_number
-    cdef Py_ssize_t at_data
-    cdef Py_ssize_t at_content
-    # What a block's records are relative to; empty at its start.
-    cdef u64 last_page
-    cdef u64 last_frame
-    cdef int state                  # CPU and rare access bits, as the token column has them
+    cdef Columns columns
     cdef u64[::1] regs              # five words a CPU: cr0 cr3 cr4 efer pkru
     cdef u64[::1] words             # the five words of the REGS record being written
-    cdef u64[::1] predicted_page
-    cdef u64[::1] predicted_frame
 
     cpdef int access(self, int cpu, int access, u64 gva, u64 gpa) except -1
     cpdef int store(self, int cpu, int access, u64 gva, u64 gpa, const u8[::1] data) except -1
@@ -67,22 +42,12 @@ cdef class Encoder:
     cdef int _reset(self) except -1
     @cython.locals(what=int, cpu=int, access=int, gva=u64, gpa=u64, value=u64, body=Py_ssize_t, index=int)
     cdef int _feed_one(self, const u8[::1] raw, Py_ssize_t at, int kind, Py_ssize_t length) except -1
-    @cython.locals(placed=bint, token=int, state=int, at=Py_ssize_t)
+    @cython.locals(placed=bint, token=int, state=int)
     cdef int _put_token(self, int kind, int cpu, int access, u64 gva, u64 gpa) except -1
-    cdef int _put_state(self, int state) except -1
-    @cython.locals(page=u64, frame=u64, slot=u64)
-    cdef int _put_place(self, u64 gva, u64 gpa) except -1
-    @cython.locals(page=u64, value=u64)
-    cdef int _put_gva(self, u64 gva) except -1
-    @cython.locals(value=u64)
-    cdef int _put_frame(self, u64 frame) except -1
-    cdef int _put_number(self, u64 value) except -1
     cdef int _check_data(self, Py_ssize_t size, u64 gpa) except -1
-    @cython.locals(index=Py_ssize_t)
     cdef int _put_data(self, int kind, const u8[::1] data, Py_ssize_t start, Py_ssize_t size) except -1
-    @cython.locals(index=Py_ssize_t)
     cdef int _put_page(self, int cpu, u64 gpa, const u8[::1] data, Py_ssize_t start) except -1
-    @cython.locals(changed=u64, at=Py_ssize_t, index=int)
+    @cython.locals(changed=u64, index=int)
     cdef int _put_regs(self, int cpu, int what) except -1
     cdef int _close_record(self, int kind) except -1
     cdef int _refuse(self, object what) except -1

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Encode records into the columns of a block.
 
-The counterpart of :mod:`~kvmmu.record.reader`. An :class:`Encoder` fills one block; whoever owns it takes the block
-when it is ``full`` and writes it (:mod:`~kvmmu.record.writer`). :meth:`Encoder.feed` takes the plugin's own stream,
-which is fixed in ``plugin.c`` and never stored.
+The counterpart of :mod:`~kvmmu.record.reader`. An :class:`Encoder` fills one block's
+:mod:`~kvmmu.record.columns`; whoever owns it takes the block when it is ``full`` and writes it
+(:mod:`~kvmmu.record.writer`). :meth:`Encoder.feed` takes the plugin's own stream, which is fixed in ``plugin.c`` and
+never stored.
 """
 
 from __future__ import annotations
@@ -13,13 +14,10 @@ from typing import NamedTuple, NoReturn
 
 from ..errors import RecordingError
 from ..page_types import ONE, U64
+from .columns import Columns
 from .format import (
     ACCESS_BITS,
     BLOCK_RECORDS,
-    CACHE_MIX,
-    CACHE_SHIFT,
-    CACHE_SLOTS,
-    COLUMN_LENGTHS,
     FED_ALL,
     FED_CONTROL,
     FED_FULL,
@@ -37,12 +35,6 @@ from .format import (
     STATE_SMM,
     W_INIT,
 )
-
-# Room for one more record of any kind in every column but the last two, whose records are longer.
-_SPARE = 128
-_CONTENT = 256 * 4096
-_DATA = 1048576
-_CAPACITY = BLOCK_RECORDS * 10
 
 
 class Registers(NamedTuple):
@@ -63,49 +55,13 @@ class Encoder:
     Every method raises :class:`RecordingError` for a record that the format cannot hold.
     """
 
-    __slots__ = (
-        "at_content",
-        "at_data",
-        "at_frame",
-        "at_number",
-        "at_offset",
-        "at_page",
-        "at_token",
-        "content",
-        "counts",
-        "cpus",
-        "data",
-        "frame",
-        "full",
-        "last_frame",
-        "last_page",
-        "number",
-        "offset",
-        "page",
-        "predicted_frame",
-        "predicted_page",
-        "records",
-        "regs",
-        "smm",
-        "state",
-        "stopped",
-        "token",
-        "words",
-    )
+    __slots__ = ("columns", "counts", "cpus", "full", "records", "regs", "smm", "stopped", "words")
 
     def __init__(self, cpus: int) -> None:
         if not 1 <= cpus <= 4096:
             raise RecordingError(f"a recording of {cpus} CPUs: there must be 1 to 4096")
         self.cpus = cpus
-        self.token = memoryview(bytearray(_CAPACITY))
-        self.page = memoryview(bytearray(_CAPACITY))
-        self.offset = memoryview(bytearray(_CAPACITY))
-        self.frame = memoryview(bytearray(_CAPACITY))
-        self.number = memoryview(bytearray(_CAPACITY))
-        self.data = memoryview(bytearray(_DATA))
-        self.content = memoryview(bytearray(_CONTENT))
-        self.predicted_page = memoryview(array("Q", [0]) * CACHE_SLOTS)
-        self.predicted_frame = memoryview(array("Q", [0]) * CACHE_SLOTS)
+        self.columns = Columns()
         self.regs = memoryview(array("Q", [0]) * (5 * cpus))
         self.counts = memoryview(array("Q", [0]) * 9)
         self.words = memoryview(array("Q", [0]) * 5)
@@ -151,16 +107,16 @@ class Encoder:
     def invlpg(self, cpu: int, gva: int) -> int:
         """INVLPG of the page of ``gva`` by ``cpu``."""
         self._put_token(K_INVLPG, cpu, 0, 0, 0)
-        self._put_gva(gva)
+        self.columns.put_gva(gva)
         self._close_record(K_INVLPG)
         return 0
 
     def invpcid(self, cpu: int, invpcid_type: int, pcid: int, gva: int) -> int:
         """INVPCID of ``invpcid_type`` (0 to 3) with its descriptor's ``pcid`` and ``gva``."""
         self._put_token(K_INVPCID, cpu, 0, 0, 0)
-        self._put_gva(gva)
-        self._put_number(invpcid_type)
-        self._put_number(pcid)
+        self.columns.put_gva(gva)
+        self.columns.put_number(invpcid_type)
+        self.columns.put_number(pcid)
         self._close_record(K_INVPCID)
         return 0
 
@@ -172,12 +128,11 @@ class Encoder:
         if gpa & 4095 or size & 4095 or size <= 0 or offset & 4095:
             self._refuse(f"a map change of {size:#x} bytes at gpa {gpa:#x}, must be whole pages")
         self._put_token(0, cpu, 0, 0, 0)
-        self._put_frame(gpa >> 12)
-        self._put_number(size >> 12)
-        self.number[self.at_number] = kind
-        self.number[self.at_number + 1] = memory
-        self.at_number += 2
-        self._put_number(offset >> 12)
+        self.columns.put_frame(gpa >> 12)
+        self.columns.put_number(size >> 12)
+        self.columns.put_byte(kind)
+        self.columns.put_byte(memory)
+        self.columns.put_number(offset >> 12)
         self._close_record(K_MAP)
         return 0
 
@@ -207,16 +162,7 @@ class Encoder:
 
     def take(self) -> bytes:
         """The block's raw bytes (column lengths, then columns); the encoder begins the next block."""
-        columns = [
-            bytes(self.token[: self.at_token]),
-            bytes(self.page[: self.at_page]),
-            bytes(self.offset[: self.at_offset]),
-            bytes(self.frame[: self.at_frame]),
-            bytes(self.number[: self.at_number]),
-            bytes(self.data[: self.at_data]),
-            bytes(self.content[: self.at_content]),
-        ]
-        raw = COLUMN_LENGTHS.pack(*[len(column) for column in columns]) + b"".join(columns)
+        raw = self.columns.take()
         self._reset()
         return raw
 
@@ -230,14 +176,9 @@ class Encoder:
 
     # Begin a block: nothing is relative to an earlier one.
     def _reset(self) -> None:
-        self.at_token = self.at_page = self.at_offset = self.at_frame = 0
-        self.at_number = self.at_data = self.at_content = 0
-        self.last_page = self.last_frame = 0
-        self.state = 0
+        self.columns.reset()
         self.records = 0
         self.full = False
-        for index in range(CACHE_SLOTS):
-            self.predicted_page[index] = U64
         for index in range(5 * self.cpus):
             self.regs[index] = 0
 
@@ -288,75 +229,12 @@ class Encoder:
         state = (cpu << 2) | ((access >> 8) & 3)
         if self.smm:
             state |= STATE_SMM
-        at = self.at_token
-        self.at_token += 1
-        if state != self.state:
-            token |= 128
-            self.state = state
-            self._put_state(state)
         if placed:
-            token |= self._put_place(gva, gpa)
-        self.token[at] = token
+            self.columns.put_placed_token(token, state, gva, gpa)
+        else:
+            self.columns.put_token(token, state)
         if kind == K_ACCESS:
             self._close_record(K_ACCESS)
-        return 0
-
-    def _put_state(self, state: int) -> int:
-        while state > 127:
-            self.token[self.at_token] = (state & 127) | 128
-            self.at_token += 1
-            state >>= 7
-        self.token[self.at_token] = state
-        self.at_token += 1
-        return 0
-
-    # Write page and offset, and the frame unless the translation is the one last seen in its slot; return the token's
-    # bit.
-    def _put_place(self, gva: int, gpa: int) -> int:
-        self._put_gva(gva)
-        page = gva >> 12
-        frame = gpa >> 12
-        slot = ((page * CACHE_MIX) & U64) >> CACHE_SHIFT
-        if self.predicted_page[slot] == page and self.predicted_frame[slot] == frame:
-            return 8
-        self.predicted_page[slot] = page
-        self.predicted_frame[slot] = frame
-        self._put_frame(frame)
-        return 0
-
-    def _put_gva(self, gva: int) -> int:
-        page = gva >> 12
-        value = _zigzag((page - self.last_page) & U64)
-        self.last_page = page
-        while value > 127:
-            self.page[self.at_page] = (value & 127) | 128
-            self.at_page += 1
-            value >>= 7
-        self.page[self.at_page] = value
-        self.at_page += 1
-        self.offset[self.at_offset] = (gva >> 4) & 255
-        self.offset[self.at_offset + 1] = gva & 15
-        self.at_offset += 2
-        return 0
-
-    def _put_frame(self, frame: int) -> int:
-        value = _zigzag((frame - self.last_frame) & U64)
-        self.last_frame = frame
-        while value > 127:
-            self.frame[self.at_frame] = (value & 127) | 128
-            self.at_frame += 1
-            value >>= 7
-        self.frame[self.at_frame] = value
-        self.at_frame += 1
-        return 0
-
-    def _put_number(self, value: int) -> int:
-        while value > 127:
-            self.number[self.at_number] = (value & 127) | 128
-            self.at_number += 1
-            value >>= 7
-        self.number[self.at_number] = value
-        self.at_number += 1
         return 0
 
     # Refuse a STORE or MMIO that no instruction makes.
@@ -367,25 +245,16 @@ class Encoder:
 
     # Write size and bytes (at `start` of `data`) of a STORE or MMIO and close its record.
     def _put_data(self, kind: int, data: bytes | memoryview, start: int, size: int) -> int:
-        self.number[self.at_number] = size
-        self.at_number += 1
-        index = 0
-        while index < size:
-            self.data[self.at_data + index] = data[start + index]
-            index += 1
-        self.at_data += size
+        self.columns.put_number(size)
+        self.columns.put_data(data, start, size)
         self._close_record(kind)
         return 0
 
     # Write a whole PAGE record; its bytes are at `start` of `data`.
     def _put_page(self, cpu: int, gpa: int, data: bytes | memoryview, start: int) -> int:
         self._put_token(K_PAGE, cpu, 0, 0, 0)
-        self._put_frame(gpa >> 12)
-        index = 0
-        while index < 4096:
-            self.content[self.at_content + index] = data[start + index]
-            index += 1
-        self.at_content += 4096
+        self.columns.put_frame(gpa >> 12)
+        self.columns.put_page(data, start)
         self._close_record(K_PAGE)
         return 0
 
@@ -394,17 +263,19 @@ class Encoder:
     def _put_regs(self, cpu: int, what: int) -> int:
         self._put_token(K_REGS, cpu, 0, 0, 0)
         changed = 0
-        at = self.at_number
-        self.at_number += 2
         index = 0
         while index < 5:
             if self.words[index] != self.regs[cpu * 5 + index]:
-                self.regs[cpu * 5 + index] = self.words[index]
                 changed |= ONE << index
-                self._put_number(self.words[index])
             index += 1
-        self.number[at] = what
-        self.number[at + 1] = changed
+        self.columns.put_number(what)
+        self.columns.put_number(changed)
+        index = 0
+        while index < 5:
+            if changed & (ONE << index):
+                self.regs[cpu * 5 + index] = self.words[index]
+                self.columns.put_number(self.words[index])
+            index += 1
         self._close_record(K_REGS)
         return 0
 
@@ -412,12 +283,7 @@ class Encoder:
     def _close_record(self, kind: int) -> int:
         self.counts[kind] += 1
         self.records += 1
-        self.full = (
-            self.records == BLOCK_RECORDS
-            or self.at_content == _CONTENT
-            or self.at_data + _SPARE > _DATA
-            or self.at_number + _SPARE > _CAPACITY
-        )
+        self.full = self.records == BLOCK_RECORDS or self.columns.is_nearly_full()
         return 0
 
     def _refuse(self, what: str) -> NoReturn:
@@ -432,10 +298,3 @@ def _word(raw: memoryview, at: int) -> int:
         index -= 1
         value = ((value << 8) & U64) | raw[at + index]
     return value
-
-
-# A signed 64-bit difference with the sign in bit 0: small both ways.
-def _zigzag(value: int) -> int:
-    if value >> 63:
-        return ((value << 1) & U64) ^ U64
-    return value << 1

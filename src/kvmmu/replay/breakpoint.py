@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import GuestMisuse, KvmBug
-from ..hw.bits import CR0_PG, CR4_LA57, CR4_PAE, CR4_PSE, EFER_LMA, PT_NAMES, describe_flags
+from ..hw.bits import CR0_PG, PT_NAMES, describe_flags
+from ..hw.modes import paging_mode
 from ..record.describe import describe_access
 from ..record.format import KIND_NAMES
 from ..tracepoint import Event, event_cause
@@ -70,7 +71,7 @@ def guest_lines(world: World, vcpu: Vcpu, gva: int) -> list[str]:
     """The guest's own entries on the way to ``gva``, top first, as text; nothing is changed, not even A bits."""
     if not vcpu.cr0 & CR0_PG:
         return ["paging is off: the address is the gpa"]
-    mode = _mode_of(vcpu)
+    mode = paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer).name
     root = vcpu.cr3 & (_CR3_ROOT_PAE if mode == "pae" else _CR3_ROOT)
     lines = []
     try:
@@ -81,14 +82,6 @@ def guest_lines(world: World, vcpu: Vcpu, gva: int) -> list[str]:
     except GuestMisuse as error:
         lines.append(str(error))
     return lines
-
-
-def _mode_of(vcpu: Vcpu) -> str:
-    if vcpu.efer & EFER_LMA:
-        return "5-level" if vcpu.cr4 & CR4_LA57 else "4-level"
-    if vcpu.cr4 & CR4_PAE:
-        return "pae"
-    return "2-level-pse" if vcpu.cr4 & CR4_PSE else "2-level"
 
 
 def kvm_lines(world: World, vcpu: Vcpu, address: int) -> list[str]:

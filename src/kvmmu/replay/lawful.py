@@ -45,9 +45,10 @@ from ..hw.bits import (
     PT_USER,
     PT_WRITABLE,
 )
-from ..hw.modes import Limits, PagingMode, bit_range, is_large_level, paging_mode, reserved_bits
+from ..hw.modes import PagingMode, bit_range, is_large_level, paging_mode, reserved_bits
 from ..record.format import Header
 from ..record.reader import Reader
+from .machine import features_of
 from .past import NOW, CpuPast, Past, Root
 
 #: Entries that one question looks at, the newest first; what lies beyond is not accepted. After so many in all
@@ -97,7 +98,8 @@ class Judge:
     def __init__(self, path: str, header: Header) -> None:
         self.past = Past(path)
         self.maxphyaddr = header.maxphyaddr
-        self.has_gbpages = header.has("pdpe1gb")
+        features = features_of(header)
+        self.limits = [features.limits(has_nx=has_nx, widest=header.maxphyaddr) for has_nx in (False, True)]
         self.left = 0
         self.steps = 0
 
@@ -132,7 +134,7 @@ class Judge:
     # The translations below a step of a walk from `root`, by entries that were valid until later than `after`.
     def _walk(self, cpu: CpuPast, root: Root, mode: PagingMode, gva: int, after: int, step: Step) -> Iterator[Lawful]:
         level = step.level
-        limits = Limits(self.maxphyaddr, cpu.efer & EFER_NX != 0, self.has_gbpages)
+        limits = self.limits[cpu.efer & EFER_NX != 0]
         shift = 12 + mode.index_bits * (level - 1)
         is_pdpte = mode.has_pdptrs and level == 3
         index = gva >> shift & bit_range(0, mode.index_bits - 1)

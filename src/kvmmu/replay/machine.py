@@ -2,7 +2,9 @@
 """The machine that a recording is played into, built from the facts in its header.
 
 RAM becomes memslots on shared memory of the process, ROM read-only slots; when a gpa range changes its meaning the
-slots change with it. A bare machine is the same memory with the guest's CPUs on it and no hypervisor.
+slots change with it. As a VMM does, the machine gathers changes that nothing happens between, and then asks kvm for
+those of its slots that are others than before: first deletions, then creations. A bare machine is the same memory with
+the guest's CPUs on it and no hypervisor.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import replace
 from operator import itemgetter
 
 from ..addr import Gpa, Hpa
-from ..errors import RecordingError
+from ..errors import ConfigError, RecordingError
 from ..host.bits import NO_HPA
 from ..hw.bits import CR0_PE, CR0_PG, CR4_LA57, CR4_PAE, CR4_PKE, EFER_LMA, PT_ACCESSED, PT_DIRTY
 from ..hw.cpu import Cpu
@@ -20,6 +22,7 @@ from ..hw.cpumodel import CpuModel
 from ..hw.memory import PhysicalMemory
 from ..kvm import sregs
 from ..kvm.bits import KVM_MEM_READONLY
+from ..kvm.cpuid import CR4_FEATURES, EFER_FEATURES, CpuFeatures, parse_cpu
 from ..kvm.guestmem import gpa_to_hpa
 from ..kvm.regions import UserMemoryRegion
 from ..kvm.vcpu import Vcpu
@@ -67,19 +70,54 @@ def check_registers(machine: GuestMachine | BareMachine, reader: Reader) -> int:
         wrong = "EFER.LMA without CR0.PG"
     elif efer & EFER_LMA and not cr4 & CR4_PAE:
         wrong = "EFER.LMA without CR4.PAE"
-    elif cr4 & CR4_LA57 and not machine.has_la57:
+    elif cr4 & CR4_LA57 and not machine.features.la57 and machine.cpu is None:
         wrong = "CR4.LA57, which the header's CPU lacks,"
     if wrong:
         raise RecordingError(
             f"{reader.path} contradicts itself at record {reader.position - 1}: CPU {reader.cpu} has {wrong}"
             f" (cr0 {cr0:#x}, cr4 {cr4:#x}, efer {efer:#x}), no CPU can"
         )
+    if machine.cpu is not None:
+        _check_features(machine, reader)
     return 0
 
 
-def build_machine(header: Header, params: Params | None) -> GuestMachine | BareMachine:
-    """The machine of ``header``: a VM with ``params``, or, with None, bare CPUs."""
-    return BareMachine(header) if params is None else GuestMachine(header, params)
+# What the caller changed of the CPU must leave what the guest used.
+def _check_features(machine: GuestMachine | BareMachine, reader: Reader) -> None:
+    cr4 = reader.cr4 & machine.cr4_mask & machine.features.cr4_guest_rsvd_bits
+    efer = reader.efer & machine.features.efer_guest_rsvd_bits
+    lacking = [name for name, mask in CR4_FEATURES.items() if cr4 & mask]
+    lacking += [name for name, mask in EFER_FEATURES.items() if efer & mask]
+    if lacking:
+        raise ConfigError(
+            f"cpu {machine.cpu}: the recorded guest turns on {', '.join(lacking)} at record {reader.position - 1}"
+            f" (cr4 {reader.cr4:#x}, efer {reader.efer:#x}), which that CPU lacks; leave it on"
+        )
+
+
+def features_of(header: Header) -> CpuFeatures:
+    """The features of the recorded CPU."""
+    return CpuFeatures(
+        header.maxphyaddr,
+        gbpages=header.has("pdpe1gb"),
+        pse36=header.has("pse36"),
+        nx=header.has("nx"),
+        smep=header.has("smep"),
+        smap=header.has("smap"),
+        pku=header.has("pku"),
+        la57=header.has("la57"),
+        pcid=header.has("pcid"),
+        lm=header.has("lm"),
+        amd=header.has("svm"),
+    )
+
+
+def build_machine(header: Header, params: Params | None, cpu: str | None = None) -> GuestMachine | BareMachine:
+    """The machine of ``header``: a VM with ``params``, or, with None, bare CPUs.
+
+    ``cpu``: what the VM's CPUID says otherwise than the recorded machine's, as ``--cpu`` has it.
+    """
+    return BareMachine(header) if params is None else GuestMachine(header, params, cpu)
 
 
 class BareMachine:
@@ -89,12 +127,14 @@ class BareMachine:
         # Devices below 4 GiB may have memory that the map shows later.
         top = max(_DEVICE_MEMORY, header.memory_end, *(region.gpa + region.size for region in header.memory))
         self.memory = PhysicalMemory(top // PAGE_SIZE)
-        cpu_params = CpuModel(maxphyaddr=header.maxphyaddr, has_gbpages=header.has("pdpe1gb"))
+        features = features_of(header)
+        cpu_params = CpuModel(maxphyaddr=header.maxphyaddr, has_gbpages=features.gbpages)
         self.cpus = [Cpu(number, self.memory, cpu_params) for number in range(header.cpus)]
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
         self.cr4_mask = U64
-        self.has_la57 = header.has("la57")
+        self.features = features
+        self.cpu: str | None = None
         self.world: World | None = None
         self.noted: dict[int, tuple[int, int, int, int, int]] = {}
 
@@ -104,6 +144,9 @@ class BareMachine:
 
     def change_map(self, reader: Reader) -> None:
         """A map change means nothing to walks."""
+
+    def commit_map(self) -> None:
+        """Nothing waits."""
 
     def note_regs(self, reader: Reader) -> None:
         """Remember the registers of the record in hand for :meth:`load_noted_regs`."""
@@ -123,13 +166,16 @@ class BareMachine:
 class GuestMachine:
     """A world whose VM has the recorded machine's memory and CPUs."""
 
-    def __init__(self, header: Header, params: Params) -> None:
-        if header.has("la57"):
+    def __init__(self, header: Header, params: Params, cpu: str | None = None) -> None:
+        recorded = features_of(header)
+        self.features = recorded if cpu is None else parse_cpu(cpu, recorded)
+        self.cpu = cpu
+        if recorded.la57:
             params = replace(params, host_levels=5)
         if params.host_maxphyaddr < header.maxphyaddr:
-            raise RecordingError(
-                f"the recorded guest has {header.maxphyaddr} physical address bits, the host"
-                f" {params.host_maxphyaddr}; set host_maxphyaddr={header.maxphyaddr} or more"
+            raise ConfigError(
+                f"host_maxphyaddr={params.host_maxphyaddr}: the recorded guest has {header.maxphyaddr} physical address"
+                f" bits; set host_maxphyaddr={header.maxphyaddr} or more"
             )
         sizes = header.memory_sizes()
         self.world = World(params, nr_frames_for(sum(sizes.values()) + _DEVICE_MEMORY))
@@ -137,31 +183,21 @@ class GuestMachine:
         self.vm = self.world.vm
         # KVM offers no protection keys without nested paging.
         self.cr4_mask = U64 if params.npt else U64 & ~CR4_PKE
-        self.has_la57 = header.has("la57")
         self.end = 1 << header.maxphyaddr
         self.backing: dict[str, Backing] = {}
         for name, size in sizes.items():
             self.backing[name] = Backing(self.world, params.host_page_level, size)
         self.map = MemoryMap(header, joins=False)
-        self.slots: dict[int, list[int]] = {}
+        # Numbers of the slots of each range; ranges that lose theirs, and get some, with the next commit_map().
+        self.slots: dict[Region, list[int]] = {}
+        self.gone: dict[Region, None] = {}
+        self.come: dict[Region, None] = {}
         self.free_numbers = [0]
         for region in self.map.regions:
             self._add(region)
-        self.vcpus = [self._create_vcpu(header) for _ in range(header.cpus)]
+        self.vcpus = [self.world.create_vcpu(self.features) for _ in range(header.cpus)]
         self.cpus = [vcpu.cpu for vcpu in self.vcpus]
         self.noted: dict[int, tuple[int, int, int, int, int]] = {}
-
-    def _create_vcpu(self, header: Header) -> Vcpu:
-        vcpu = self.world.create_vcpu()
-        vcpu.set_cpuid(
-            header.maxphyaddr,
-            gbpages=header.has("pdpe1gb"),
-            nx=header.has("nx"),
-            pcid=header.has("pcid"),
-            amd_compatible=header.has("svm"),
-        )
-        sregs.after_set_cpuid(vcpu)
-        return vcpu
 
     # Make the slots of a range: one for each piece of memory of the process that backs it.
     def _add(self, region: Region) -> None:
@@ -170,41 +206,48 @@ class GuestMachine:
         if backing is None:
             backing = self.backing[region.memory] = Backing(self.world, 1, 0)
         gpa = region.gpa
-        numbers = self.slots[region.gpa] = []
+        numbers = self.slots[region] = []
         for hva, size in backing.pieces(region.offset, region.size):
             number = self.free_numbers.pop()
             if not self.free_numbers:
                 self.free_numbers.append(number + 1)
-            self.world.set_region(UserMemoryRegion(number, flags, gpa, size, hva))  # type: ignore[arg-type]
+            self.world.set_region(UserMemoryRegion(number, flags, gpa, size, hva))  # type: ignore[arg-type]  # a recording's numbers have no kind
             numbers.append(number)
             gpa += size
 
     # Take the slots of a range away.
     def _remove(self, region: Region) -> None:
-        for number in self.slots.pop(region.gpa):
+        for number in self.slots.pop(region):
             self.world.delete_slot(number)
             self.free_numbers.append(number)
 
     def change_map(self, reader: Reader) -> None:
-        """Play the MAP record in hand: cut its range out of the slots and put in what it means now.
+        """Play the MAP record in hand: its range is cut out of the map, and put in with what it means now.
 
-        What lies beyond the guest's physical addresses means nothing. Raises :class:`RecordingError` for more memory
-        or more ranges than the format allows.
+        The slots follow with :meth:`commit_map`. What lies beyond the guest's physical addresses means nothing. Raises
+        :class:`RecordingError` for more memory or more ranges than the format allows.
         """
         size = min(reader.map_size, self.end - reader.gpa)
         change = Change(reader.gpa, size, reader.map_kind, reader.map_memory, reader.map_offset)
         if size <= 0 or self.map.holds(change):
             return
         before = self.map.between(reader.gpa, reader.gpa + size)
-        for region in before:
-            self._remove(region)
         self.map.change(change)
         start = min([reader.gpa, *(region.gpa for region in before)])
         end = max([reader.gpa + size, *(region.gpa + region.size for region in before)])
-        for region in self.map.between(start, end):
-            self._add(region)
+        _move(before, self.come, self.gone)
+        _move(self.map.between(start, end), self.gone, self.come)
         if len(self.map.regions) > MAX_RANGES:
             raise RecordingError(f"{reader.path}: its memory map has more than {MAX_RANGES} ranges")
+
+    def commit_map(self) -> None:
+        """Let kvm's slots follow the map. A range that went and came back meanwhile keeps its slots."""
+        gone, self.gone = self.gone, {}
+        come, self.come = self.come, {}
+        for region in gone:
+            self._remove(region)
+        for region in come:
+            self._add(region)
 
     def hpa_of(self, gpa: int) -> Hpa:
         """Where ``gpa`` is in host memory, faulted in if need be."""
@@ -215,7 +258,7 @@ class GuestMachine:
 
     def is_read_only(self, gpa: int) -> bool:
         """Whether ``gpa`` is ROM, to which stores go as to a device."""
-        slot = self.vm.gfn_to_memslot(gpa >> 12, 0)  # type: ignore[arg-type]
+        slot = self.vm.gfn_to_memslot(gpa >> 12, 0)  # type: ignore[arg-type]  # a recording's numbers have no kind
         return slot is not None and slot.is_readonly()
 
     def read_guest(self, gpa: int, size: int) -> bytes:
@@ -242,6 +285,15 @@ class GuestMachine:
             sregs.set_sregs(self.vcpus[number], cr0, cr3, cr4 & self.cr4_mask, efer)
             self.vcpus[number].pkru = pkru
             self.vcpus[number].cpu.write_pkru(pkru)
+
+
+# Ranges leave `source`, as far as they are in it, and are in `target` otherwise: who goes and comes back did neither.
+def _move(regions: list[Region], source: dict[Region, None], target: dict[Region, None]) -> None:
+    for region in regions:
+        if region in source:
+            del source[region]
+        else:
+            target[region] = None
 
 
 class Backing:

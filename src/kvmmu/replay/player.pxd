@@ -36,6 +36,7 @@ cdef class Player:
     cdef readonly u64 emulated_stores
     cdef readonly u64 smm_records   # left out: made in system management mode, which the model does not have
     cdef readonly u64 tlb_differences # the machine's translation and the model's differ, both are lawful
+    cdef bint map_waits             # MAP records were played that kvm's slots do not follow yet
     cdef public object judge        # lawful.Judge, once one was needed, or None
     cdef public u64 break_cause     # CAUSE_* to stop at; 0: none
     cdef public bint stop_at_mismatch
@@ -48,6 +49,8 @@ cdef class Player:
     @cython.locals(kind=int)
     cpdef int fast_forward(self, u64 limit) except -1
     cdef int play_record(self, int kind) except -1
+    cdef int change_map(self) except -1
+    cpdef int settle(self) except -1
     cdef bint is_break(self) except -1
     cdef int fail(self, object problem) except -1
     cdef bint disagree(self, int how, u64 where, object problem) except -1

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from ..addr import Gpa
 from ..errors import ConfigError, GuestMisuse, RecordingError
+from ..guest.layout import tables_mode
 from ..guest.ranges import Mapping
-from ..guest.tables import GuestTables, tables_mode
+from ..guest.tables import GuestTables
 from ..host.bits import NO_HPA
 from ..hw.bits import EFER_NX
 from ..hw.cpu import Cpu
@@ -25,7 +26,7 @@ from ..kvm.mmu.shadowwalk import is_dummy_root
 from ..kvm.vcpu import Vcpu
 from ..page_types import INVALID_PAGE
 from ..record.reader import Reader
-from .machine import build_machine
+from .machine import build_machine, features_of
 from .player import Player
 from .replay import PROGRESS_RECORDS, Options
 from .result import STOP_END
@@ -64,6 +65,7 @@ def play_to(reader: Reader, mmu: str, at: int | None) -> Player:
     while reader.position < end:
         if player.play(min(end, reader.position + PROGRESS_RECORDS)) == STOP_END:
             break
+    player.settle()
     return player
 
 
@@ -151,13 +153,12 @@ def _is_cr3(holder: Vcpu | Cpu, mode: PagingMode, cr3: int) -> bool:
 
 
 def _mode_name(vcpu: Vcpu) -> str:
-    mode = paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer)
-    return tables_mode(mode) if mode.levels else "none"
+    return paging_mode(vcpu.cr0, vcpu.cr4, vcpu.efer).name
 
 
 def _limits(player: Player, has_nx: bool) -> Limits:
     header = player.reader.header
-    return Limits(header.maxphyaddr, has_nx=has_nx, has_gbpages=header.has("pdpe1gb"))
+    return features_of(header).limits(has_nx=has_nx, widest=header.maxphyaddr)
 
 
 def _has_memory(player: Player, gpa: int) -> bool:
@@ -179,4 +180,4 @@ def _tables_at(player: Player, mode: PagingMode, root: int) -> GuestTables:
     def refuse(*_: object) -> None:
         raise GuestMisuse("the tables of a recording are only looked at")
 
-    return GuestTables(tables_mode(mode), load, refuse, root, refuse, load_bytes)  # type: ignore[arg-type]
+    return GuestTables(tables_mode(mode), load, refuse, root, refuse, load_bytes)  # type: ignore[arg-type]  # refuse() takes whatever it is given

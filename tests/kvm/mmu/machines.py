@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from kvmmu import GuestTables, Params, UserMemoryRegion, World
 from kvmmu.hw.bits import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_USER, PT_WRITABLE
 from kvmmu.kvm.memslots import Memslot
+from kvmmu.kvm.mmu.context import Mmu
 from kvmmu.kvm.mmu.page import ShadowPage
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.kvm.vm import Vm
@@ -28,6 +29,11 @@ MEMORY = 16 << 20
 HOLE = 0x4000_0000
 #: Gvas apart from each other at every level.
 VA, VB = 0x40_0000, 0x60_0000
+
+
+def reserved_bits(is_reserved: Callable[[Mmu, int, int], bool], mmu: Mmu, others: int, level: int) -> int:
+    """Every bit that an entry of ``level`` with the bits ``others`` may not have as well."""
+    return sum(1 << n for n in range(64) if is_reserved(mmu, others | 1 << n, level))
 
 
 class Guest:
@@ -220,6 +226,16 @@ def held(vm: Vm) -> Iterator[None]:
         yield
     finally:
         vm.mmu_lock.write_unlock()
+
+
+@contextlib.contextmanager
+def slots_held(vm: Vm) -> Iterator[None]:
+    """``slots_lock``: what changes of slots and dirty logs want of their caller."""
+    vm.slots_lock.lock()
+    try:
+        yield
+    finally:
+        vm.slots_lock.unlock()
 
 
 def pages_of(world: World, gfn: int, level: int) -> list[ShadowPage]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from kvmmu import build_info
 from kvmmu.errors import KvmBug
 from kvmmu.host.frames import FrameAllocator
 from kvmmu.host.mm import Mm
@@ -19,6 +20,7 @@ from kvmmu.kvm.mmu import roots, setup
 from kvmmu.kvm.mmu.audit import MAX_LISTED, audit, find_violations, mmu_rmaps_stat
 from kvmmu.kvm.mmu.page import ShadowPage
 from kvmmu.kvm.mmu.pagefault import page_fault
+from kvmmu.kvm.mmu.pages import list_del
 from kvmmu.kvm.mmu.walker import GuestWalk
 from kvmmu.kvm.run import create_vm
 from kvmmu.kvm.vcpu import Vcpu
@@ -296,8 +298,7 @@ def change_bucket(world: World) -> str:
 
 def leave_active_list(world: World) -> str:
     sp = world.page(LOW, 1)
-    sp.link_prev.link_next = sp.link_next  # type: ignore[union-attr]
-    sp.link_next.link_prev = sp.link_prev  # type: ignore[union-attr]
+    list_del(sp)
     return "I7: .* is valid and not on the active list"
 
 
@@ -427,11 +428,15 @@ def leak_page(world: World) -> str:
     return "frames: .* frames belong to shadow pages"
 
 
+# Links can be written to by nobody but compiled code, where there is some.
+INTERPRETED_ONLY = pytest.param(
+    break_backward_link, marks=pytest.mark.skipif(build_info().is_compiled, reason="links are read-only")
+)
 DAMAGES = [
     drop_leaf, forget_rmap, double_rmap, misplace_translation, unalign_large, forget_parents, invent_parent,
     break_tail_count, overfill_desc, loop_descs, make_table_writable, make_table_mmu_writable, unsync_by_hand,
     unsync_upper, miscount_unsync_children, miscount_tracking, forget_tracking, miscount_indirect, miscount_lpage,
-    leave_hash, change_bucket, leave_active_list, break_backward_link, invalidate, make_obsolete, forget_root,
+    leave_hash, change_bucket, leave_active_list, INTERPRETED_ONLY, invalidate, make_obsolete, forget_root,
     move_root, link_nothing, forget_frame, break_triple, freeze, mmio_over_ram, mmio_above_leaf, miscount("pages_4k"),
     miscount("pages_2m"), miscount("pages_1g"), miscount("mmu_unsync"), miscount("nx_lpage_splits"),
     miscount("n_used_mmu_pages", "vm"), wrong_level, wrong_inheritance, more_access, unnamed_role_bit,

@@ -31,6 +31,7 @@ from kvmmu.hw.bits import (
     X86_EFLAGS_AC,
 )
 from kvmmu.kvm import sregs
+from kvmmu.kvm.cpuid import CpuFeatures
 from kvmmu.kvm.mmu import dirty, zap
 from kvmmu.kvm.mmu.bits import MMIO_SPTE_GEN_MASK
 from kvmmu.kvm.mmu.spte import (
@@ -212,7 +213,7 @@ def test_12_cached_role_follows_maxphyaddr() -> None:
     assert repr(guest.read(VA)) == "<Access mmio gpa 0x20000000000>"
     # Shadow pages do not know of the CPUID: each question is about an address that was not asked for before.
     for gva, bits, code in zip(gvas[1:], (40, 46, 41), (0xD, 0, 0xD), strict=True):
-        guest.vcpu.set_cpuid(bits)
+        guest.vcpu.set_cpuid(CpuFeatures(bits))
         sregs.after_set_cpuid(guest.vcpu)
         result = guest.read(gva)
         assert isinstance(result, Access)
@@ -231,7 +232,7 @@ def test_15_smap_toggle_resets_the_context() -> None:
 
 
 def test_18_quadrant_of_an_emulated_write() -> None:
-    """A store to a 32-bit directory updated the same entry of every quadrant."""
+    """A store to a 2-level directory updated the same entry of every quadrant."""
     guest = Guest("2-level")
     far = VA + 256 * 0x40_0000
     guest.tables.map(VA, DATA)
@@ -569,7 +570,7 @@ def test_61_no_mmio_spte_without_a_reserved_bit(npt: bool) -> None:
 def test_63_no_spte_beyond_the_hosts_addresses() -> None:
     """An MMIO spte was made for a gfn that no zap of all memory would reach."""
     guest = Guest("4-level", "host_maxphyaddr=40", npt=True)
-    guest.vcpu.set_cpuid(46)
+    guest.vcpu.set_cpuid(CpuFeatures(46))
     sregs.after_set_cpuid(guest.vcpu)
     place = guest.tables.map(VA, 0, flags=RW | AD)
     guest.world.poke(place, 1 << 39 | RW | AD)

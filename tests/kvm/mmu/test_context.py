@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvm.mmu.machines import reserved_bits
 from kvmmu.errors import KvmBug
 from kvmmu.host.frames import FrameAllocator
 from kvmmu.host.mm import Mm
 from kvmmu.hw.cpu import Cpu
 from kvmmu.hw.memory import PhysicalMemory
+from kvmmu.kvm.cpuid import CpuFeatures
 from kvmmu.kvm.mmu import context as c
 from kvmmu.kvm.mmu import setup
 from kvmmu.kvm.mmu.bits import FAULT_OP_NONPAGING, FAULT_OP_PAGING, FAULT_OP_TDP, KVM_MMU_NUM_PREV_ROOTS
+from kvmmu.kvm.mmu.context import is_rsvd_bits_set, is_rsvd_spte
 from kvmmu.kvm.mmu.role import calc_cpu_role, role_direct
 from kvmmu.kvm.mmu.walker import GuestWalk
 from kvmmu.kvm.run import create_vm
@@ -152,8 +155,8 @@ def test_bit_7_of_an_entry_chooses_the_row() -> None:
     assert not c.is_rsvd_bits_set(mmu, 1 << 13 | 1, 2)
     assert not c.is_rsvd_bits_set(mmu, 1 << 45 | 1, 1)
     assert c.is_rsvd_spte(mmu, 1 << 45 | 1, 1)
-    assert mmu.guest_rsvd_bits(1 << 7, 2) == bits(46, 51) | 1 << 63 | bits(13, 20)
-    assert mmu.shadow_rsvd_bits(0, 1) == bits(40, 51) | 1 << 63
+    assert reserved_bits(is_rsvd_bits_set, mmu, 1 << 7, 2) == bits(46, 51) | 1 << 63 | bits(13, 20)
+    assert reserved_bits(is_rsvd_spte, mmu, 0, 1) == bits(40, 51) | 1 << 63
 
 
 # ------------------------------------------------------------------------------------------- init_mmu
@@ -222,31 +225,31 @@ def test_an_unchanged_mode_is_no_change(npt: bool) -> None:
 
 def test_guest_tables_use_the_guests_cpuid_and_shadow_tables_the_hosts() -> None:
     vcpu = make_vcpu(npt=False, host_maxphyaddr=46)
-    vcpu.set_cpuid(40, gbpages=False, amd_compatible=False)
+    vcpu.set_cpuid(CpuFeatures(40, gbpages=False, amd=False))
     set_mode(vcpu, PG, PAE, LMA)
     setup.init_mmu(vcpu)
-    assert vcpu.mmu.guest_rsvd_bits(0, 3) == bits(40, 51) | 1 << 63 | 1 << 7
-    assert vcpu.mmu.guest_rsvd_bits(0, 4) == bits(40, 51) | 1 << 63 | 1 << 7
+    assert reserved_bits(is_rsvd_bits_set, vcpu.mmu, 0, 3) == bits(40, 51) | 1 << 63 | 1 << 7
+    assert reserved_bits(is_rsvd_bits_set, vcpu.mmu, 0, 4) == bits(40, 51) | 1 << 63 | 1 << 7
     # NX is always usable in sptes; 1G pages are as the guest has them.
-    assert vcpu.mmu.shadow_rsvd_bits(0, 1) == bits(46, 51)
-    assert vcpu.mmu.shadow_rsvd_bits(0, 3) == bits(46, 51) | 1 << 7
-    assert vcpu.mmu.shadow_rsvd_bits(0, 4) == bits(46, 51) | bits(7, 8)
+    assert reserved_bits(is_rsvd_spte, vcpu.mmu, 0, 1) == bits(46, 51)
+    assert reserved_bits(is_rsvd_spte, vcpu.mmu, 0, 3) == bits(46, 51) | 1 << 7
+    assert reserved_bits(is_rsvd_spte, vcpu.mmu, 0, 4) == bits(46, 51) | bits(7, 8)
 
 
 def test_nested_tables_have_1g_pages_whatever_the_guest_has() -> None:
     vcpu = make_vcpu(npt=True, host_maxphyaddr=48)
-    vcpu.set_cpuid(40, gbpages=False)
+    vcpu.set_cpuid(CpuFeatures(40, gbpages=False))
     setup.init_mmu(vcpu)
-    assert vcpu.mmu.shadow_rsvd_bits(0, 3) == bits(48, 51)
-    assert vcpu.mmu.shadow_rsvd_bits(1 << 7, 3) == bits(48, 51) | bits(13, 29)
+    assert reserved_bits(is_rsvd_spte, vcpu.mmu, 0, 3) == bits(48, 51)
+    assert reserved_bits(is_rsvd_spte, vcpu.mmu, 1 << 7, 3) == bits(48, 51) | bits(13, 29)
 
 
 def test_pae_shadow_tables_reserve_addresses_up_to_bit_62() -> None:
     vcpu = make_vcpu(npt=False, host_maxphyaddr=46)
     set_mode(vcpu, PG, 0, 0)
     setup.init_mmu(vcpu)
-    assert vcpu.mmu.shadow_rsvd_bits(0, 1) == bits(46, 62)
-    assert vcpu.mmu.shadow_rsvd_bits(1 << 7, 2) == bits(46, 62) | bits(13, 20)
+    assert reserved_bits(is_rsvd_spte, vcpu.mmu, 0, 1) == bits(46, 62)
+    assert reserved_bits(is_rsvd_spte, vcpu.mmu, 1 << 7, 2) == bits(46, 62) | bits(13, 20)
 
 
 def test_forgotten_roles_are_rebuilt_and_still_say_direct() -> None:

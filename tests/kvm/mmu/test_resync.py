@@ -29,6 +29,7 @@ from kvm.mmu.machines import (
 from kvmmu.guest.tables import SIZE_2M
 from kvmmu.kvm.mmu import resync
 from kvmmu.kvm.mmu.page import ShadowPage
+from kvmmu.kvm.requests import flush_remote_tlbs
 
 A, D, NX, PAT = 0x20, 0x40, 1 << 63, 0x80
 RESERVED = 1 << 46
@@ -73,7 +74,11 @@ class Entry:
 
     def sync(self) -> int:
         with held(self.vm):
-            return resync.sync_spte(self.vcpu, self.sp, self.index, resync.gpte_table(self.vcpu, self.sp))
+            flush = resync.sync_spte(self.vcpu, self.sp, self.index, resync.gpte_table(self.vcpu, self.sp))
+            if flush > 0:
+                # The caller's duty; the audit finds a TLB that still has it.
+                flush_remote_tlbs(self.vm)
+        return flush
 
 
 # One entry.
@@ -313,6 +318,7 @@ def test_every_entry_of_a_page_is_synced() -> None:
     invalid_list: list[ShadowPage] = []
     with held(guest.world.vm):
         assert resync.sync_page(guest.vcpu, sp, invalid_list) == 1
+        flush_remote_tlbs(guest.world.vm)
     sptes = [guest.world.memory.read_once(sp.spt + 8 * (gva >> 12 & 511)) for gva in gvas]
     assert (sptes[0], sptes[3]) == (EMPTY, EMPTY)
     assert [spte & W for spte in sptes[1:3]] == [W, 0]

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import pytest
 
+from kvm.mmu.machines import reserved_bits
 from kvmmu import KvmBug, Params, World
+from kvmmu.kvm.cpuid import CpuFeatures
 from kvmmu.kvm.mmu import setup
+from kvmmu.kvm.mmu.context import is_rsvd_bits_set, is_rsvd_spte
 from kvmmu.kvm.vcpu import Vcpu
 
 PE, WP, PG = 1, 1 << 16, 1 << 31
@@ -89,21 +92,21 @@ def test_long_mode_without_pae_is_a_bug() -> None:
 
 def test_the_guests_address_bits_are_reserved_in_its_entries_and_the_hosts_in_kvms() -> None:
     vcpu = vcpu_of(npt=False, width=46)
-    vcpu.set_cpuid(40)
+    vcpu.set_cpuid(CpuFeatures(40))
     setup.forget_roles(vcpu)
     put(vcpu, *MODES[4][1:4])
     above_40, above_46 = (1 << 52) - (1 << 40), (1 << 52) - (1 << 46)
     for level in (1, 2, 3, 4):
-        assert vcpu.mmu.guest_rsvd_bits(0, level) & ((1 << 52) - 1 & ~0xFFF) == above_40
-        assert vcpu.mmu.shadow_rsvd_bits(0, level) & ((1 << 52) - 1 & ~0xFFF) == above_46
+        assert reserved_bits(is_rsvd_bits_set, vcpu.mmu, 0, level) & ((1 << 52) - 1 & ~0xFFF) == above_40
+        assert reserved_bits(is_rsvd_spte, vcpu.mmu, 0, level) & ((1 << 52) - 1 & ~0xFFF) == above_46
 
 
 @pytest.mark.parametrize(("efer", "reserved"), [(LME | LMA, 1 << 63), (LME | LMA | NX, 0)])
 def test_nx_is_reserved_for_a_guest_without_it_and_never_for_kvm(efer: int, reserved: int) -> None:
     vcpu = vcpu_of(npt=False)
     put(vcpu, PE | PG | WP, PAE, efer)
-    assert vcpu.mmu.guest_rsvd_bits(0, 1) & 1 << 63 == reserved
-    assert vcpu.mmu.shadow_rsvd_bits(0, 1) & 1 << 63 == 0
+    assert reserved_bits(is_rsvd_bits_set, vcpu.mmu, 0, 1) & 1 << 63 == reserved
+    assert reserved_bits(is_rsvd_spte, vcpu.mmu, 0, 1) & 1 << 63 == 0
 
 
 @pytest.mark.parametrize(
@@ -112,23 +115,25 @@ def test_nx_is_reserved_for_a_guest_without_it_and_never_for_kvm(efer: int, rese
         (False, True, 0, 0),
         (False, False, 1, 1),
         (True, True, 0, 0),
-        (True, False, 1, 0),
+        (True, False, 0, 0),
     ],
 )
-def test_1g_pages_are_the_guests_to_have_but_for_nested_paging(npt: bool, gbpages: bool, guest: int, kvm: int) -> None:
+def test_1g_pages_are_the_guests_to_have_and_the_hardwares_under_nested_paging(
+    npt: bool, gbpages: bool, guest: int, kvm: int
+) -> None:
     """Whether bit 7 at level 3 is reserved."""
     vcpu = vcpu_of(npt=npt)
-    vcpu.set_cpuid(46, gbpages=gbpages)
+    vcpu.set_cpuid(CpuFeatures(46, gbpages=gbpages))
     setup.forget_roles(vcpu)
     put(vcpu, *MODES[4][1:4])
-    assert vcpu.mmu.guest_rsvd_bits(1 << 7, 3) >> 7 & 1 == guest
-    assert vcpu.mmu.shadow_rsvd_bits(1 << 7, 3) >> 7 & 1 == kvm
+    assert is_rsvd_bits_set(vcpu.mmu, 1 << 7, 3) == guest
+    assert is_rsvd_spte(vcpu.mmu, 1 << 7, 3) == kvm
 
 
 @pytest.mark.parametrize(("is_amd", "reserved"), [(True, 1), (False, 0)])
 def test_bit_8_of_upper_entries_is_reserved_for_amd_guests(is_amd: bool, reserved: int) -> None:
     vcpu = vcpu_of(npt=False)
-    vcpu.set_cpuid(46, amd_compatible=is_amd)
+    vcpu.set_cpuid(CpuFeatures(46, amd=is_amd))
     setup.forget_roles(vcpu)
     put(vcpu, *MODES[4][1:4])
-    assert vcpu.mmu.guest_rsvd_bits(0, 4) >> 8 & 1 == reserved
+    assert reserved_bits(is_rsvd_bits_set, vcpu.mmu, 0, 4) >> 8 & 1 == reserved

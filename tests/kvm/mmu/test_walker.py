@@ -17,6 +17,7 @@ from kvmmu.host.mm import Mm
 from kvmmu.hw.cpu import Cpu
 from kvmmu.hw.memory import PhysicalMemory
 from kvmmu.kvm.bits import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, KVM_USER_MEM_SLOTS
+from kvmmu.kvm.cpuid import CpuFeatures
 from kvmmu.kvm.guestmem import gpa_to_hpa
 from kvmmu.kvm.memslots import Memslot, Memslots
 from kvmmu.kvm.mmu import setup
@@ -65,7 +66,7 @@ class World:
         """Publish the slot, with these flags."""
         slot = Memslot(slot_id, flags, 0, NR_PAGES, self.hva)  # type: ignore[arg-type]
         slot.alloc_dirty_bitmap()
-        self.vm.memslots[0] = Memslots(0, 2, [slot])
+        self.vm.memslots[0] = Memslots(0, self.vm.memslots[0].generation + 2, [slot])
         return slot
 
     def place(self, gpa: int) -> int:
@@ -180,7 +181,7 @@ def check(world: World, case: Case, width: int) -> None:
     """Make the walk and let the oracle make it: same outcome, same memory afterwards."""
     path = path_of(case.mode)
     size = MODES[case.mode][2]
-    world.vcpu.set_cpuid(width, amd_compatible=False)
+    world.vcpu.set_cpuid(CpuFeatures(width, amd=False))
     setup.forget_roles(world.vcpu)
     world.set_mode(case.mode, case.cr0, case.cr4, case.efer, path.cr3)
     build(world, path, list(case.entries))
@@ -364,9 +365,6 @@ def test_the_walk_records_every_level() -> None:
     assert (gw.level, gw.max_level) == (1, 4)
     assert [gw.gpte(level) for level in (4, 3, 2, 1)] == entries
     assert [gw.gpte_gpa(level) for level in (4, 3, 2, 1)] == path.places
-    assert [gw.table_frame(level) for level in (4, 3, 2, 1)] == [1, 2, 3, 4]
-    # What the levels above allow: all, all, no write, neither write nor fetch.
-    assert [gw.access_above(level) for level in (4, 3, 2, 1)] == [7, 7, 5, 4]
     assert gw.pte_access == 4
 
 
@@ -485,7 +483,7 @@ def test_events_of_a_refused_walk_end_with_its_error() -> None:
 def test_a_reserved_bit_ends_the_walk_where_it_is() -> None:
     world = World()
     path = path_of("4")
-    world.vcpu.set_cpuid(46)
+    world.vcpu.set_cpuid(CpuFeatures(46))
     world.set_mode("4")
     entries = tables(path, 0x5000 | P, P | W | U)
     entries[1] |= 1 << 46
@@ -709,36 +707,18 @@ def test_a_changed_or_vanished_gpte_is_noticed_at_every_level(mode: str) -> None
         assert w.is_gpte_changed(world.vcpu, world.vcpu.root_mmu, world.gw, level)
 
 
-@pytest.mark.parametrize("mode", ["32", "4"])
-def test_the_group_around_a_leaf_is_kept_for_prefetch(mode: str) -> None:
-    world = World()
-    size = MODES[mode][2]
-    path = path_of(mode)
-    world.set_mode(mode)
-    build(world, path, tables(path, 0x5000 | P | A | D, P | W | U | A))
-    assert world.walk(path.addr)
-    group = path.places[-1] // (8 * size) * (8 * size)
-    own = (path.places[-1] - group) // size
-    for i in range(8):
-        if i != own:
-            world.store(group + i * size, 0x9000 | i, size)
-    assert not w.is_gpte_changed(world.vcpu, world.vcpu.root_mmu, world.gw, 1)
-    kept = [world.gw.prefetch_pte(i) for i in range(8)]
-    assert kept == [0x5000 | P | A | D if i == own else 0x9000 | i for i in range(8)]
-
-
 # ------------------------------------------------------------------------------------------- PDPTRs
 
 
 def test_pdptrs_are_loaded_checked_and_compared() -> None:
     world = World()
-    world.vcpu.set_cpuid(40)
+    world.vcpu.set_cpuid(CpuFeatures(40))
     world.set_mode("pae")
     for i in range(4):
         world.store(0x3020 + i * 8, 0x1000 * i | (P if i else 0))
     # Bits 4:0 of CR3 are ignored.
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3020 | 0x18) == PDPTRS_CHANGED
-    assert [world.vcpu.mmu.pdptr(i) for i in range(4)] == [0, 0x1001, 0x2001, 0x3001]
+    assert [w.read_pdptr(world.vcpu, world.vcpu.root_mmu, i) for i in range(4)] == [0, 0x1001, 0x2001, 0x3001]
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3020) == PDPTRS_SAME
     world.store(0x3038, 0x5001)
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3020) == PDPTRS_CHANGED
@@ -747,14 +727,14 @@ def test_pdptrs_are_loaded_checked_and_compared() -> None:
 @pytest.mark.parametrize("bit", [1, 2, 5, 6, 7, 8, 40, 51, 52, 62, 63])
 def test_a_present_pdpte_with_a_reserved_bit_is_refused_and_changes_nothing(bit: int) -> None:
     world = World()
-    world.vcpu.set_cpuid(40)
+    world.vcpu.set_cpuid(CpuFeatures(40))
     world.set_mode("pae")
     world.store(0x3000, 0x7001)
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3000) == PDPTRS_CHANGED
     world.store(0x3000, 0x8001)
     world.store(0x3018, 0x1001 | 1 << bit)
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3000) == PDPTRS_BAD
-    assert [world.vcpu.mmu.pdptr(i) for i in range(4)] == [0x7001, 0, 0, 0]
+    assert [w.read_pdptr(world.vcpu, world.vcpu.root_mmu, i) for i in range(4)] == [0x7001, 0, 0, 0]
     # One that is not present may hold anything.
     world.store(0x3018, 0x1000 | 1 << bit)
     assert w.load_pdptrs(world.vcpu, world.vcpu.root_mmu, 0x3000) == PDPTRS_CHANGED

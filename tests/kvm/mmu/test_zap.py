@@ -32,6 +32,7 @@ from kvmmu.guest.tables import SIZE_1G, SIZE_2M
 from kvmmu.kvm.mmu import zap
 from kvmmu.kvm.mmu.page import ShadowPage
 from kvmmu.kvm.mmu.pages import alloc_page
+from kvmmu.kvm.requests import flush_remote_tlbs
 
 FREE_OBSOLETE_ROOTS = 39
 ROOT = TABLES >> 12
@@ -79,6 +80,9 @@ def test_a_zapped_leaf_leaves_its_rmap() -> None:
     with held(guest.world.vm):
         zap.zap_pte(guest.world.vm, chain(guest)[-1], leaf.hpa)
     assert (word(guest, VA), slot.rmap_word(DATA >> 12, 1)) == (EMPTY, 0)
+    with pytest.raises(KvmBug, match=r"I1: vCPU 0, gva .* no flush is due"):
+        guest.audit()
+    flush_remote_tlbs(guest.world.vm)
     guest.audit()
 
 

@@ -12,7 +12,7 @@ Sources: reference "kvm_mmu", "Reserved-bit tables", "permissions[16] and pkru_m
 
 from __future__ import annotations
 
-from ...addr import Gpa, Hpa
+from ...addr import Address, Gpa, Hpa
 from ...hw.bits import (
     PFERR_FETCH,
     PFERR_IMPLICIT_ACCESS,
@@ -23,7 +23,8 @@ from ...hw.bits import (
     PFERR_WRITE,
     X86_EFLAGS_AC,
 )
-from ...page_types import INVALID_PAGE, NOTHING, ONE
+from ...hw.modes import ept_illegal_low_bits
+from ...page_types import INVALID_PAGE, NOTHING, ONE, PG_LEVEL_1G, PG_LEVEL_2M
 from .bits import (
     ACC_EXEC,
     ACC_USER,
@@ -51,9 +52,11 @@ class Mmu:
     """What one vCPU's MMU is now (``struct kvm_mmu``): roots, roles, and the tables made from the roles."""
 
     __slots__ = (
+        "bad_mt_xwr",
         "can_sync",
         "cpu_role",
         "fault_op",
+        "eptp",
         "gpte",
         "guest_rsvd",
         "pae_root",
@@ -81,25 +84,11 @@ class Mmu:
         self.permissions = [0] * 16
         self.pkru_mask = 0
         self.guest_rsvd = [0] * 10
+        self.bad_mt_xwr = 0
+        self.eptp: Address = 0
         self.shadow_rsvd = [0] * 10
         self.pdptrs = [0] * 4
         self.pae_root: Hpa = NOTHING
-
-    def pdptr(self, index: int) -> int:
-        """PDPTE ``index`` (0 to 3) of a PAE guest, as it was when CR3 was loaded."""
-        return self.pdptrs[index & 3]
-
-    def permission_byte(self, index: int) -> int:
-        """Faulting access triples, a bit each, of accesses with PFEC bits 4:1 equal to ``index`` (0 to 15)."""
-        return self.permissions[index & 15]
-
-    def guest_rsvd_bits(self, gpte: int, level: int) -> int:
-        """Bits that must be 0 in a guest entry at ``level`` (1 to 5) with bit 7 as in ``gpte``."""
-        return self.guest_rsvd[_rsvd_index(gpte, level)]
-
-    def shadow_rsvd_bits(self, spte: int, level: int) -> int:
-        """Bits that must be 0 in an spte at ``level`` (1 to 5) with bit 7 as in ``spte``."""
-        return self.shadow_rsvd[_rsvd_index(spte, level)]
 
     def prev_root(self, index: int) -> tuple[Hpa, Gpa]:
         """Root address and CR3 of previous root ``index`` (0 to 2, most recent first)."""
@@ -120,8 +109,10 @@ def _rsvd_index(entry: int, level: int) -> int:
 
 
 def is_rsvd_bits_set(mmu: Mmu, gpte: int, level: int) -> bool:
-    """Whether the present guest entry ``gpte`` at ``level`` has a reserved bit set."""
-    return (gpte & mmu.guest_rsvd[_rsvd_index(gpte, level)]) != 0
+    """Whether the present guest entry ``gpte`` at ``level`` has a reserved bit set, or in EPT a mix that is none."""
+    if gpte & mmu.guest_rsvd[_rsvd_index(gpte, level)]:
+        return True
+    return (mmu.bad_mt_xwr >> (gpte & 63)) & 1 != 0
 
 
 def is_rsvd_spte(mmu: Mmu, spte: int, level: int) -> bool:
@@ -152,11 +143,15 @@ def permission_fault(mmu: Mmu, pte_access: int, pkey: int, access: int, rflags: 
 
 
 def update_permission_bitmask(mmu: Mmu) -> int:
-    """Rebuild ``permissions`` from the CPU role; return 0."""
+    """Rebuild ``permissions`` from the CPU role and the entries' format; return 0."""
     for index in range(16):
         byte = 0
         for acc in range(8):
-            if _is_refused(mmu.cpu_role, index << 1, acc):
+            if mmu.gpte.is_ept:
+                refused = _is_refused_by_ept(index << 1, acc)
+            else:
+                refused = _is_refused(mmu.cpu_role, index << 1, acc)
+            if refused:
                 byte |= ONE << acc
         mmu.permissions[index] = byte
     return 0
@@ -176,6 +171,15 @@ def _is_refused(cpu_role: int, pfec: int, acc: int) -> bool:
     if pfec & PFERR_FETCH:
         return cpu_role_smep(cpu_role)
     return cpu_role_smap(cpu_role) and not pfec & PFERR_RSVD
+
+
+# The same in EPT, where no register comes into it, USER of an access says "read", and that of a page "readable".
+def _is_refused_by_ept(pfec: int, acc: int) -> bool:
+    if pfec & PFERR_USER and not acc & ACC_USER:
+        return True
+    if pfec & PFERR_WRITE and not acc & ACC_WRITE:
+        return True
+    return pfec & PFERR_FETCH != 0 and not acc & ACC_EXEC
 
 
 def update_pkru_mask(mmu: Mmu) -> int:
@@ -244,6 +248,17 @@ def rsvd_bits_table(rules: EntryRules) -> list[int]:
     return clear + large
 
 
+def ept_rsvd_table(reserved_bits: int, huge_page_level: int) -> list[int]:
+    """As :func:`rsvd_bits_table`, of EPT entries; pages are at most those of level ``huge_page_level`` (1 to 3)."""
+    high = reserved_bits & _BITS_51_0
+    upper = high | _bits(3, 7)
+    no_2m = _BIT_7 if huge_page_level < PG_LEVEL_2M else 0
+    no_1g = _BIT_7 if huge_page_level < PG_LEVEL_1G else 0
+    clear = [high, high | _bits(3, 6) | no_2m, high | _bits(3, 6) | no_1g, upper, upper]
+    large = [high, high | _bits(12, 20) | no_2m, high | _bits(12, 29) | no_1g, upper, upper]
+    return clear + large
+
+
 # Bits low to high, both included.
 def _bits(low: int, high: int) -> int:
     return ((ONE << (high + 1)) - 1) & ~((ONE << low) - 1)
@@ -254,6 +269,16 @@ def reset_guest_rsvd(mmu: Mmu, rules: EntryRules) -> int:
     table = rsvd_bits_table(rules)
     for i in range(2 * RSVD_LEVELS):
         mmu.guest_rsvd[i] = table[i]
+    mmu.bad_mt_xwr = 0
+    return 0
+
+
+def reset_ept_rsvd(mmu: Mmu, reserved_bits: int, has_execonly: bool, huge_page_level: int) -> int:
+    """Give ``mmu`` the reserved bits of a guest's EPT, whose entries may be executable alone or not; return 0."""
+    table = ept_rsvd_table(reserved_bits, huge_page_level)
+    for i in range(2 * RSVD_LEVELS):
+        mmu.guest_rsvd[i] = table[i]
+    mmu.bad_mt_xwr = ept_illegal_low_bits(has_execonly)
     return 0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Dirty logging by write protection, with the bitmap of a memslot: on, read and clear, off.
+"""Dirty logging by write protection, with the bitmap of a memslot: on, read, clear, off.
 
 Reading clears the log and protects its pages again, or (manual mode) a call of its own does that for some of them. A
 logged slot gets 4K leaves only: the TDP MMU splits huge pages ahead, all at once or, where the log begins full and so
@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import sys
 from array import array
+from collections.abc import Sequence
 
 from ...addr import Gfn
 from ...errors import KvmIoctlError
@@ -23,7 +24,7 @@ from ..bits import (
 )
 from ..dirtylog import clear_dirty_bits, dirty_word, take_dirty_word
 from ..memslots import Memslot
-from ..requests import flush_remote_tlbs
+from ..requests import flush_remote_tlbs_memslot
 from ..vm import Vm
 from .gfnrange import (
     collapse_slot,
@@ -46,7 +47,7 @@ def slot_log_enabled(vm: Vm, slot: Memslot) -> None:
         split_slot(vm, slot)
     write_protect_slot(vm, slot)
     # Unconditional: W may have been taken before, by a pass that left the flush to this one.
-    flush_remote_tlbs(vm)
+    flush_remote_tlbs_memslot(vm, slot)
 
 
 def slot_log_disabled(vm: Vm, slot: Memslot) -> None:
@@ -54,23 +55,25 @@ def slot_log_disabled(vm: Vm, slot: Memslot) -> None:
     collapse_slot(vm, slot)
 
 
-def set_manual_protect(vm: Vm, flags: int) -> None:
-    """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: how dirty logs are cleared from now on, KVM_DIRTY_LOG_* bits; 0: by reading.
+def set_manual_protect(vm: Vm, options: int) -> None:
+    """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: how logs are read and begin from now on, by KVM_DIRTY_LOG_* ``options``.
 
     :raises KvmIoctlError: EINVAL for other bits, and for INITIALLY_SET without MANUAL_PROTECT_ENABLE.
     """
     allowed = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
-    if flags & allowed:
+    if options & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE:
         allowed |= KVM_DIRTY_LOG_INITIALLY_SET
-    if flags & ~allowed:
+    if options & ~allowed:
         raise KvmIoctlError(
-            errno.EINVAL, f"manual dirty log {flags:#x}: MANUAL_PROTECT_ENABLE (1), and with it INITIALLY_SET (2)"
+            errno.EINVAL,
+            f"EINVAL: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: options {options:#x}: MANUAL_PROTECT_ENABLE (1) and, only with"
+            " it, INITIALLY_SET (2) exist",
         )
-    vm.manual_dirty_log_protect = flags
+    vm.manual_dirty_log_protect = options
 
 
 def protect_again(vm: Vm, slot: Memslot, offset: int, mask: int) -> None:
-    """Let the next write of the pages in ``mask`` (bit 0: page ``offset`` of ``slot``) be logged again.
+    """Let the next write of the pages in ``mask``, not 0 (bit 0: page ``offset`` of ``slot``), be logged again.
 
     ``mmu_lock`` held exclusively, and yielded by a split; the caller flushes.
     """
@@ -99,75 +102,100 @@ def take_words(vm: Vm, slot: Memslot) -> list[int]:
     return words
 
 
-def logged_slot(vm: Vm, slot_number: int, ioctl: str) -> Memslot:
-    """The slot (id, address space << 16), for ``ioctl``, which is refused: EINVAL out of range, ENOENT not logged."""
-    slot_id, as_id = slot_number & 0xFFFF, slot_number >> 16
-    if as_id >= KVM_ADDRESS_SPACE_NUM or slot_id >= KVM_USER_MEM_SLOTS:
-        raise KvmIoctlError(errno.EINVAL, f"{ioctl}: slot {slot_number:#x} is out of range")
-    slot = vm.slots_of(as_id).find_id(slot_id)
-    if slot is None or slot.dirty_array is None:
-        raise KvmIoctlError(
-            errno.ENOENT, f"{ioctl}: slot {slot_number:#x} has no dirty bitmap; set KVM_MEM_LOG_DIRTY_PAGES"
-        )
-    return slot
+def clear_words(vm: Vm, slot: Memslot, first_page: int, words: Sequence[int]) -> bool:
+    """Clear in the bitmap of ``slot`` what is set in ``words``, which begin at ``first_page``, and protect those pages.
+
+    ``mmu_lock`` held exclusively. Only what really was set is protected. Return whether anything was.
+    """
+    flush = False
+    for index, mask in enumerate(words, first_page >> 6):
+        cleared = clear_dirty_bits(vm, slot, index, mask) if mask else 0
+        if cleared:
+            flush = True
+            protect_again(vm, slot, index << 6, cleared)
+    return flush
 
 
 def get_dirty_log(vm: Vm, slot_number: int) -> bytes:
     """KVM_GET_DIRTY_LOG of ``slot_number`` (id, address space << 16): the bitmap, one bit per page, then cleared.
 
-    A write after this returns is in the next log. Takes ``mmu_lock`` exclusively. In manual mode nothing is cleared,
-    and no lock but ``slots_lock`` taken.
+    A write after this returns is in the next log. With manual protection nothing is cleared, and nothing flushed.
+    Takes ``slots_lock``, and ``mmu_lock`` exclusively if it clears.
 
     :raises KvmIoctlError: EINVAL for a slot number out of range, ENOENT for a slot that is not there or not logged.
     """
-    slot = logged_slot(vm, slot_number, "KVM_GET_DIRTY_LOG")
     vm.slots_lock.lock()
-    if vm.is_log_manual():
-        words = [dirty_word(vm, slot, index) for index in range(slot.nr_dirty_words())]
-    else:
-        vm.mmu_lock.write_lock()
-        words = take_words(vm, slot)
-        vm.mmu_lock.write_unlock()
-        if any(words):
-            flush_remote_tlbs(vm)
-    vm.slots_lock.unlock()
+    try:
+        _check_number(slot_number, "KVM_GET_DIRTY_LOG")
+        slot = _logged_slot(vm, slot_number, "KVM_GET_DIRTY_LOG")
+        if vm.is_log_manual():
+            words = [dirty_word(vm, slot, index) for index in range(slot.nr_dirty_words())]
+        else:
+            vm.mmu_lock.write_lock()
+            words = take_words(vm, slot)
+            vm.mmu_lock.write_unlock()
+            if any(words):
+                flush_remote_tlbs_memslot(vm, slot)
+    finally:
+        vm.slots_lock.unlock()
     out = array("Q", words)
     if sys.byteorder == "big":
         out.byteswap()
     return out.tobytes()
 
 
-def clear_dirty_log(vm: Vm, slot_number: int, first_page: int, nr_pages: int, bitmap: bytes) -> None:
-    """KVM_CLEAR_DIRTY_LOG: clear the bits of ``bitmap`` for pages ``first_page`` on, and protect those pages again.
+def clear_dirty_log(vm: Vm, slot_number: int, first_page: int, num_pages: int, bitmap: bytes) -> None:
+    """KVM_CLEAR_DIRTY_LOG: clear the pages of ``slot_number`` whose bit is set in ``bitmap``, and log their next write.
 
-    A write of such a page after this returns is logged. Takes ``mmu_lock`` exclusively.
+    Bit 0 of ``bitmap`` is ``first_page``; ``num_pages`` bits count, and those that fill the last word of 64, which lie
+    behind the slot. Takes ``slots_lock``, and ``mmu_lock`` exclusively. It works without manual protection too.
 
-    :raises KvmIoctlError: EINVAL for a slot number out of range, pages that do not begin at a multiple of 64 or end
-        neither at one nor with the slot; ENOENT for a slot that is not logged; EFAULT for a bitmap that is too short.
+    :raises KvmIoctlError: EINVAL, ENOENT as :func:`get_dirty_log`; EINVAL unless ``first_page`` is a multiple of 64 and
+        the range lies in the slot and ends at its end or with a multiple of 64 pages; EFAULT for too short a bitmap.
     """
-    name = "KVM_CLEAR_DIRTY_LOG"
-    if slot_number >> 16 < KVM_ADDRESS_SPACE_NUM and slot_number & 0xFFFF < KVM_USER_MEM_SLOTS and first_page % 64:
-        raise KvmIoctlError(errno.EINVAL, f"{name}: first page {first_page:#x} must be a multiple of 64")
-    slot = logged_slot(vm, slot_number, name)
-    left = slot.npages - first_page
-    if left < 0 or nr_pages > left or (nr_pages < left and nr_pages % 64):
-        raise KvmIoctlError(
-            errno.EINVAL,
-            f"{name}: pages {first_page:#x} + {nr_pages:#x}: must end at a multiple of 64 or with {slot!r}",
-        )
-    nr_words = -(-nr_pages // 64)
-    if len(bitmap) < nr_words * 8:
-        raise KvmIoctlError(errno.EFAULT, f"{name}: a bitmap of {len(bitmap)} bytes for {nr_words} words")
     vm.slots_lock.lock()
-    vm.mmu_lock.write_lock()
-    flush = False
-    for i in range(nr_words):
-        mask = int.from_bytes(bitmap[8 * i : 8 * i + 8], "little")
-        cleared = clear_dirty_bits(vm, slot, first_page // 64 + i, mask) if mask else 0
-        if cleared:
-            protect_again(vm, slot, first_page + 64 * i, cleared)
-            flush = True
-    vm.mmu_lock.write_unlock()
-    if flush:
-        flush_remote_tlbs(vm)
-    vm.slots_lock.unlock()
+    try:
+        _check_number(slot_number, "KVM_CLEAR_DIRTY_LOG")
+        if first_page & 63:
+            _refuse(errno.EINVAL, f"KVM_CLEAR_DIRTY_LOG: first_page {first_page:#x}: must be a multiple of 64")
+        slot = _logged_slot(vm, slot_number, "KVM_CLEAR_DIRTY_LOG")
+        rest = slot.npages - first_page
+        if rest < 0 or num_pages > rest or (num_pages < rest and num_pages & 63):
+            _refuse(
+                errno.EINVAL,
+                f"KVM_CLEAR_DIRTY_LOG: {num_pages:#x} pages from {first_page:#x}: must lie in the slot's"
+                f" {slot.npages:#x} pages, and be a multiple of 64 unless they end where it does",
+            )
+        nr_bytes = (num_pages + 63) // 64 * 8
+        if len(bitmap) < nr_bytes:
+            _refuse(errno.EFAULT, f"KVM_CLEAR_DIRTY_LOG: bitmap of {len(bitmap)} bytes: the range has {nr_bytes}")
+        words = array("Q", bitmap[:nr_bytes])
+        if sys.byteorder == "big":
+            words.byteswap()
+        vm.mmu_lock.write_lock()
+        flush = clear_words(vm, slot, first_page, words)
+        vm.mmu_lock.write_unlock()
+        if flush:
+            flush_remote_tlbs_memslot(vm, slot)
+    finally:
+        vm.slots_lock.unlock()
+
+
+def _refuse(number: int, text: str) -> None:
+    raise KvmIoctlError(number, f"{errno.errorcode[number]}: {text}")
+
+
+# The number names a slot that there may be.
+def _check_number(slot_number: int, ioctl: str) -> None:
+    if slot_number >> 16 >= KVM_ADDRESS_SPACE_NUM or slot_number & 0xFFFF >= KVM_USER_MEM_SLOTS:
+        _refuse(errno.EINVAL, f"{ioctl}: slot {slot_number:#x} is out of range")
+
+
+# The slot of that number, which has a bitmap; slots_lock held.
+def _logged_slot(vm: Vm, slot_number: int, ioctl: str) -> Memslot:
+    slot = vm.slots_of(slot_number >> 16).find_id(slot_number & 0xFFFF)
+    if slot is None or slot.dirty_array is None:
+        raise KvmIoctlError(
+            errno.ENOENT, f"ENOENT: {ioctl}: slot {slot_number:#x} has no dirty bitmap; set KVM_MEM_LOG_DIRTY_PAGES"
+        )
+    return slot

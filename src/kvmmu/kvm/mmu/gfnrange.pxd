@@ -2,7 +2,7 @@
 cimport cython
 from ...addr cimport u64, gfn_t, hpa_t
 from ..memslots cimport Memslot
-from ..requests cimport flush_remote_tlbs
+from ..requests cimport flush_remote_tlbs_memslot, flush_remote_tlbs_range
 from ..vm cimport Vm
 from .hugepage cimport max_mapping_level
 from .page cimport ShadowPage

@@ -15,7 +15,7 @@ from ...addr import Gfn
 from ...page_types import ENTRIES, ONE
 from ..bits import KVM_ADDRESS_SPACE_NUM
 from ..memslots import Memslot
-from ..requests import flush_remote_tlbs
+from ..requests import flush_remote_tlbs_memslot, flush_remote_tlbs_range
 from ..vm import Vm
 from .bits import KVM_MAX_HUGEPAGE_LEVEL
 from .hugepage import max_mapping_level
@@ -111,7 +111,7 @@ def zap_gfn_range(vm: Vm, start_gfn: Gfn, end_gfn: Gfn) -> None:
             if slot.rmap_array is not None and first < end and unmap_rmaps(vm, slot, first, end):
                 flush = True
     if zap_leafs(vm, start_gfn, end_gfn, flush):
-        flush_remote_tlbs(vm)
+        flush_remote_tlbs_range(vm, start_gfn, end_gfn - start_gfn)
     vm.invalidation.end()
     vm.mmu_lock.write_unlock()
     vm.srcu.read_unlock()
@@ -148,16 +148,16 @@ def mapped_rmaps(vm: Vm, slot: Memslot, level: int, first: int, last: int) -> li
     found = set()
     sp = vm.active_mmu_pages.link_next
     while sp is not vm.active_mmu_pages:
-        if role_level(sp.role) == level and role_smm(sp.role) == slot.as_id:  # type: ignore[union-attr]
+        if role_level(sp.role) == level and role_smm(sp.role) == slot.as_id:
             for index in range(ENTRIES):
-                spte = vm.memory.read_once(sp.spt + (index << 3))  # type: ignore[union-attr]
+                spte = vm.memory.read_once(sp.spt + (index << 3))
                 if is_shadow_present(spte) and is_last(spte, level):
-                    gfn = sp_gfn(vm, sp, index)  # type: ignore[arg-type]
+                    gfn = sp_gfn(vm, sp, index)
                     if slot.contains(gfn):
                         at = slot.offset[level] + slot.index(gfn, level)
                         if first <= at <= last:
                             found.add(at)
-        sp = sp.link_next  # type: ignore[union-attr]
+        sp = sp.link_next
     return sorted(found)
 
 
@@ -217,7 +217,7 @@ def collapse_slot(vm: Vm, slot: Memslot) -> bool:
         vm.mmu_lock.write_lock()
         changed = zap_collapsible(vm, slot)
         if changed:
-            flush_remote_tlbs(vm)
+            flush_remote_tlbs_memslot(vm, slot)
         vm.mmu_lock.write_unlock()
     if vm.policy.tdp_mmu:
         vm.mmu_lock.read_lock()
@@ -229,7 +229,8 @@ def collapse_slot(vm: Vm, slot: Memslot) -> bool:
 def write_protect_masked(vm: Vm, slot: Memslot, base_gfn: Gfn, mask: int) -> int:
     """Take W from the 4K leaves of the gfns whose bit is set in ``mask`` (bit 0: ``base_gfn``); the caller flushes.
 
-    ``mmu_lock`` held exclusively. Larger leaves are left alone: a logged slot has none that can be written.
+    ``mmu_lock`` held exclusively. Larger leaves are left alone: a logged slot has none that can be written, unless its
+    log began with every page written; those are protected first (``dirty.protect_again``).
     """
     vm.mmu_lock.assert_exclusive()
     write_protect_mask(vm, slot, base_gfn, mask)

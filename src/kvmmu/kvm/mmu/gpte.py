@@ -2,15 +2,18 @@
 """GpteFormat: how the entries of a guest's tables are laid out, as a row of a table; what one entry says.
 
 The walker, the sync of single entries and the prefetch ask the row of their MMU; none of them knows modes. 4- and
-5-level tables share a row: the number of levels is the role's. Reference: "Guest page-table walker", the instances.
+5-level tables share a row: the number of levels is the role's. In an EPT entry bits 2:0 are X, W and R: any of them
+makes it present, and the access triple has R in the place of U, since EPT knows no users. A and D are bits 8 and 9, or
+none at all: then no entry is ever changed, and every leaf counts as accessed and dirty. Reference: "Guest page-table
+walker", the instances.
 """
 
 from __future__ import annotations
 
 from ...addr import Address, Gfn, gpa_to_gfn
-from ...hw.bits import PT_ACCESSED, PT_DIRTY, PT_NX, PT_PRESENT
+from ...hw.bits import EPT_ACCESSED, EPT_DIRTY, EPT_EXEC, EPT_READ, EPT_RWX, PT_ACCESSED, PT_DIRTY, PT_NX, PT_PRESENT
 from ...page_types import ONE, U32, U64
-from .bits import ACC_ALL, ACC_WRITE, SPTE_BASE_ADDR_MASK
+from .bits import ACC_ALL, ACC_EXEC, ACC_USER, ACC_WRITE, SPTE_BASE_ADDR_MASK
 
 _NX_SHIFT = 63
 
@@ -24,6 +27,7 @@ class GpteFormat:
         "has_pdptrs",
         "index_bits",
         "index_mask",
+        "is_ept",
         "name",
         "nx_mask",
         "present_mask",
@@ -32,7 +36,7 @@ class GpteFormat:
         "width_mask",
     )
 
-    def __init__(self, name: str, size: int, nx_mask: int, *, has_pdptrs: bool) -> None:
+    def __init__(self, name: str, size: int, nx_mask: int, *, has_pdptrs: bool = False) -> None:
         self.name = name
         self.size = size
         self.size_shift = 2 if size == 4 else 3
@@ -44,17 +48,33 @@ class GpteFormat:
         self.accessed_mask = PT_ACCESSED
         self.dirty_mask = PT_DIRTY
         self.has_pdptrs = has_pdptrs
+        self.is_ept = False
 
     def __repr__(self) -> str:
         return f"<GpteFormat {self.name} {self.size} bytes>"
 
 
 #: 4-byte entries: no NX, two levels.
-GPTE_2_LEVEL = GpteFormat("2-level", 4, 0, has_pdptrs=False)
+GPTE_2_LEVEL = GpteFormat("2-level", 4, 0)
 #: 8-byte entries below four PDPTEs, which are cached when CR3 is loaded.
-GPTE_PAE = GpteFormat("PAE", 8, PT_NX, has_pdptrs=True)
+GPTE_PAE = GpteFormat("pae", 8, PT_NX, has_pdptrs=True)
 #: 8-byte entries of 4 or 5 levels.
-GPTE_64 = GpteFormat("64-bit", 8, PT_NX, has_pdptrs=False)
+GPTE_64 = GpteFormat("4-level, 5-level", 8, PT_NX)
+
+
+def _ept(name: str, accessed_mask: int, dirty_mask: int) -> GpteFormat:
+    fmt = GpteFormat(name, 8, 0)
+    fmt.is_ept = True
+    fmt.present_mask = EPT_RWX
+    fmt.accessed_mask = accessed_mask
+    fmt.dirty_mask = dirty_mask
+    return fmt
+
+
+#: EPT entries of a hypervisor inside, whose EPTP enables A and D bits.
+GPTE_EPT = _ept("EPT", EPT_ACCESSED, EPT_DIRTY)
+#: The same, whose EPTP does not.
+GPTE_EPT_WITHOUT_AD = _ept("EPT without A/D", 0, 0)
 
 
 def is_present_gpte(fmt: GpteFormat, gpte: int) -> bool:
@@ -63,13 +83,23 @@ def is_present_gpte(fmt: GpteFormat, gpte: int) -> bool:
 
 
 def gpte_access(fmt: GpteFormat, gpte: int) -> int:
-    """Access triple that the present ``gpte`` alone allows; without an NX bit everything is executable."""
+    """Access triple that the present ``gpte`` alone allows; without an NX bit everything is executable.
+
+    Of an EPT entry, USER says that it may be read.
+    """
+    if fmt.is_ept:
+        access = gpte & ACC_WRITE
+        if gpte & EPT_EXEC:
+            access |= ACC_EXEC
+        if gpte & EPT_READ:
+            access |= ACC_USER
+        return access
     return (gpte & ACC_ALL) ^ ((gpte & fmt.nx_mask) >> _NX_SHIFT)
 
 
 def protect_clean(fmt: GpteFormat, access: int, gpte: int) -> int:
     """``access`` without WRITE while D of the leaf ``gpte`` is clear, so that the first write is noticed."""
-    if gpte & fmt.dirty_mask:
+    if gpte & fmt.dirty_mask == fmt.dirty_mask:
         return access
     return access & ~ACC_WRITE
 

@@ -52,7 +52,7 @@ def written_sptep(sp: ShadowPage, gpa: Gpa) -> Hpa:
             # A 4M entry is two of 2M.
             offset = (offset & ~7) << 1
         if offset >> 12 != role_quadrant(sp.role):
-            return NOTHING  # type: ignore[no-any-return]
+            return NOTHING  # type: ignore[no-any-return]  # 0 is no address of any kind
         offset &= 4095
     return sp.spt + (offset & ~7)
 
@@ -122,15 +122,17 @@ def track_write(vcpu: Vcpu, gpa: Gpa, nr_bytes: int) -> int:
 
 
 def unprotect_gfn(vm: Vm, gfn: Gfn) -> bool:
-    """Zap every page that mirrors a table at ``gfn``; takes ``mmu_lock`` exclusively. Return whether there was one."""
-    done = False
+    """Zap every page that mirrors a table at ``gfn``; takes ``mmu_lock`` exclusively. Return whether any page went.
+
+    A root in use does not go: it only becomes invalid, and what lies below it is what may go.
+    """
     vm.mmu_lock.write_lock()
     invalid_list: list[ShadowPage] = []
     sp = first_gfn_sp(vm, gfn)
     while sp is not None:
-        done = True
         prepare_zap(vm, sp, invalid_list)
         sp = next_gfn_sp(vm, sp.hash_next, gfn)
+    done = len(invalid_list) != 0
     commit_zap(vm, invalid_list)
     vm.mmu_lock.write_unlock()
     return done

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 from ...addr cimport u64, gfn_t, pages_per_level
-from ..memslots cimport Memslot
+from ..memslots cimport Memslot, is_error_noslot_pfn
 from ..vm cimport Vm
 from ..vcpu cimport Vcpu
 from .fault cimport PageFault
 from .nxpage cimport is_disallowed
 from .pages cimport sptep_to_sp
 from .spte cimport is_large, is_shadow_present, spte_to_child
-
-cdef u64 KVM_PFN_ERR_NOSLOT_MASK
 
 @cython.locals(level=int)
 cpdef int max_mapping_level(Vm vm, Memslot slot, gfn_t gfn, int max_level) except -1

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from ...addr import Gfn, pages_per_level
 from ...errors import KvmBug
-from ..bits import KVM_PFN_ERR_NOSLOT_MASK
-from ..memslots import Memslot
+from ..memslots import Memslot, is_error_noslot_pfn
 from ..vcpu import Vcpu
 from ..vm import Vm
 from .fault import PageFault
@@ -35,7 +34,7 @@ def adjust(vcpu: Vcpu, fault: PageFault) -> int:
     """Choose the level of fault (req_level, goal_level) and round its pfn down accordingly."""
     slot = fault.slot
     fault.huge_page_disallowed = fault.exec and vcpu.vm.policy.nx_huge_pages
-    if fault.max_level == 1 or fault.pfn & KVM_PFN_ERR_NOSLOT_MASK or slot is None or slot.is_dirty_logged():
+    if fault.max_level == 1 or is_error_noslot_pfn(fault.pfn) or slot is None or slot.is_dirty_logged():
         return 0
     fault.req_level = max_mapping_level(vcpu.vm, slot, fault.gfn, fault.max_level)
     # The level that was asked for is noted all the same: it says what the mitigation alone forbids.

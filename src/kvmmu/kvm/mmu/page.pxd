@@ -2,6 +2,7 @@
 cimport cython
 from ...addr cimport u8, u32, u64, gfn_t, hpa_t
 
+cdef object NO_PAGE
 cdef u64 NOTHING, ONE
 
 @cython.final
@@ -30,10 +31,10 @@ cdef class ShadowPage:
     cdef public u32 unsync_children
     cdef u64 unsync_child_bitmap[8]
     # Lists: bucket of the hash (newest first), active list of the VM or its TDP roots (newest first).
-    cdef public ShadowPage hash_next
-    cdef public ShadowPage hash_prev
-    cdef public ShadowPage link_next
-    cdef public ShadowPage link_prev
+    cdef readonly ShadowPage hash_next
+    cdef readonly ShadowPage hash_prev
+    cdef readonly ShadowPage link_next
+    cdef readonly ShadowPage link_prev
 
     cdef int begin(self, gfn_t gfn, u32 role, hpa_t spt) except -1
     cpdef bint is_unsync_child(self, int index) noexcept

@@ -48,7 +48,7 @@ def is_syncable(vcpu: Vcpu, sp: ShadowPage) -> bool:
 
 def is_invalid_gpte(vcpu: Vcpu, gpte: int) -> bool:
     """Whether a level-1 gpte may not be mapped ahead of an access: not present, not accessed, reserved bits."""
-    if not is_present_gpte(vcpu.mmu.gpte, gpte) or gpte & vcpu.mmu.gpte.accessed_mask == 0:
+    if not is_present_gpte(vcpu.mmu.gpte, gpte) or gpte & vcpu.mmu.gpte.accessed_mask != vcpu.mmu.gpte.accessed_mask:
         return True
     return is_rsvd_bits_set(vcpu.mmu, gpte, 1)
 
@@ -192,7 +192,7 @@ def sync_roots(vcpu: Vcpu) -> int:
     if cpu_role_level(mmu.cpu_role) >= 4:
         if is_unsync_root(vm, mmu.root_hpa):
             vm.mmu_lock.write_lock()
-            sync_children(vcpu, root_to_sp(vm, mmu.root_hpa))  # type: ignore[arg-type]
+            sync_children(vcpu, sptep_to_sp(vm, mmu.root_hpa))
             vm.mmu_lock.write_unlock()
         return 0
     vm.mmu_lock.write_lock()

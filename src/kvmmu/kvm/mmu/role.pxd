@@ -25,7 +25,6 @@ cpdef bint role_ad_disabled(u32 role) noexcept
 cpdef bint role_guest_mode(u32 role) noexcept
 cpdef bint role_passthrough(u32 role) noexcept
 cpdef u32 role_with_level(u32 role, int level) noexcept
-cpdef u32 role_with_access(u32 role, u32 access) noexcept
 cpdef u32 role_with_quadrant(u32 role, int quadrant) noexcept
 @cython.locals(role=u32)
 cpdef u32 child_role(u32 parent_role, int parent_index, bint direct, u32 access) noexcept
@@ -40,6 +39,8 @@ cpdef u32 calc_shadow_root_role(u64 cpu_role) noexcept
 @cython.locals(role=u32)
 cpdef u32 calc_tdp_root_role(u64 cpu_role, int root_level, bint ad_disabled) noexcept
 # What the cpu_role says of the guest.
+@cython.locals(role=u64)
+cpdef u64 calc_ept_role(int levels, bint has_ad, bint has_execonly) noexcept
 cpdef int cpu_role_level(u64 cpu_role) noexcept
 cpdef bint cpu_role_paging(u64 cpu_role) noexcept
 cpdef bint cpu_role_has_4_byte_gpte(u64 cpu_role) noexcept
@@ -49,4 +50,3 @@ cpdef bint cpu_role_smep(u64 cpu_role) noexcept
 cpdef bint cpu_role_smap(u64 cpu_role) noexcept
 cpdef bint cpu_role_pse(u64 cpu_role) noexcept
 cpdef bint cpu_role_pke(u64 cpu_role) noexcept
-cpdef bint cpu_role_lma(u64 cpu_role) noexcept

@@ -9,7 +9,7 @@ page role in the low half, the extended role in the high half.
 bits    page role         note
 ======  ================  =====================================================================================
 0-3     level             of the shadow page
-4       has_4_byte_gpte   a 32-bit non-PAE guest table is behind it
+4       has_4_byte_gpte   a 2-level guest table is behind it
 5-6     quadrant          which part of that table
 7       direct            no guest table behind it
 8-10    access            inherited from upper guest levels, or of the huge gpte that a direct page splits
@@ -51,6 +51,7 @@ from .bits import (
     EXT_CR4_SMAP,
     EXT_CR4_SMEP,
     EXT_EFER_LMA,
+    EXT_EXECONLY,
     EXT_FLAGS,
     EXT_VALID,
     PT32_ROOT_LEVEL,
@@ -134,11 +135,6 @@ def role_passthrough(role: int) -> bool:
 def role_with_level(role: int, level: int) -> int:
     """``role`` at another ``level``."""
     return (role & ~ROLE_LEVEL_MASK) | level
-
-
-def role_with_access(role: int, access: int) -> int:
-    """``role`` with another ``access`` triple."""
-    return (role & ~ROLE_ACCESS_MASK) | (access << ROLE_ACCESS_SHIFT)
 
 
 def role_with_quadrant(role: int, quadrant: int) -> int:
@@ -229,6 +225,17 @@ def calc_tdp_root_role(cpu_role: int, root_level: int, ad_disabled: bool) -> int
     return role
 
 
+def calc_ept_role(levels: int, has_ad: bool, has_execonly: bool) -> int:
+    """The CPU role, and in its low half the root role, of what mirrors a guest's EPT of ``levels`` (4 or 5) levels.
+
+    No register of the guest's comes into it.
+    """
+    role = EXT_VALID | ROLE_ACCESS_MASK | ROLE_GUEST_MODE | levels
+    if has_execonly:
+        role |= EXT_EXECONLY
+    return role if has_ad else role | ROLE_AD_DISABLED
+
+
 def cpu_role_level(cpu_role: int) -> int:
     """Levels of the guest's tables, 2 to 5; 0 without paging."""
     return cpu_role & ROLE_LEVEL_MASK
@@ -274,11 +281,6 @@ def cpu_role_pke(cpu_role: int) -> bool:
     return (cpu_role & EXT_CR4_PKE) != 0
 
 
-def cpu_role_lma(cpu_role: int) -> bool:
-    """EFER.LMA."""
-    return (cpu_role & EXT_EFER_LMA) != 0
-
-
 def describe_role(word: int) -> str:
     """The page role ``word``, every field by name: ``level 4 quadrant 0 access wux smm 0 direct efer_nx cr0_wp``.
 
@@ -307,16 +309,3 @@ def _describe_flags(word: int, known: int, flags: tuple[tuple[str, int], ...]) -
     if word & ~known:
         text += f" bits {word & ~known:#x}"
     return text
-
-
-def role_text(word: int) -> str:
-    """The page role as the kernel's tracepoints print it: ``l4 8-byte q0 direct wux nxe ad``.
-
-    Source: reference "Tracepoints, system kvmmmu", the part of ``<SP>`` between gfn and root count.
-    """
-    return (
-        f"l{role_level(word)} {4 if role_has_4_byte_gpte(word) else 8}-byte q{role_quadrant(word)}"
-        f"{' direct' if role_direct(word) else ''} {ACC_NAMES[role_access(word)]}"
-        f"{' invalid' if role_invalid(word) else ''} {'' if word & ROLE_EFER_NX else '!'}nxe"
-        f" {'!' if role_ad_disabled(word) else ''}ad"
-    )

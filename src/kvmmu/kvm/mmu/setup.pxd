@@ -3,18 +3,21 @@ cimport cython
 
 from ...addr cimport u32, u64
 from ..vcpu cimport Vcpu
-from .context cimport EntryRules, Mmu, reset_guest_rsvd, reset_shadow_rsvd, update_permission_bitmask, update_pkru_mask
-from .role cimport calc_cpu_role, calc_shadow_root_role, calc_tdp_root_role, role_level
+from .context cimport EntryRules, Mmu, reset_ept_rsvd, reset_guest_rsvd, reset_shadow_rsvd
+from .context cimport update_permission_bitmask, update_pkru_mask
+from .role cimport calc_cpu_role, calc_ept_role, calc_shadow_root_role, calc_tdp_root_role, role_level
 from .gpte cimport GpteFormat
 from .role cimport cpu_role_efer_nx, cpu_role_has_4_byte_gpte, cpu_role_level, cpu_role_paging, cpu_role_pse
 
-cdef int PT32E_ROOT_LEVEL
-cdef u64 CR0_PG, CR4_PAE, EFER_LMA, EXT_VALID, ONE, ROLE_INVALID
+cdef int EPTP_LEVELS_SHIFT, PT32E_ROOT_LEVEL
+cdef u64 CR0_PG, CR4_PAE, EFER_LMA, EPTP_AD, EXT_VALID, ONE, ROLE_INVALID, U32
 
 cdef int _U64_BITS
 
 @cython.locals(mmu=Mmu, cpu_role=u64, root_role=u32)
 cpdef bint init_mmu(Vcpu vcpu) except -1
+@cython.locals(has_ad=bint, cpu_role=u64)
+cpdef bint init_ept_mmu(Vcpu vcpu, Mmu mmu, u64 eptp, bint has_execonly, int huge_page_level) except -1
 @cython.locals(mmu=Mmu)
 cpdef int forget_roles(Vcpu vcpu) except -1
 cpdef u32 _calc_root_role(Vcpu vcpu, u64 cpu_role) except? 0x5A5A5A5A

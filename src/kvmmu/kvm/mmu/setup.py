@@ -7,15 +7,25 @@ ones would be wrong, and calls :func:`init_mmu` then. Reference: "Selecting and 
 
 from __future__ import annotations
 
+from ...addr import Address
 from ...errors import KvmBug
-from ...hw.bits import CR0_PG, CR4_PAE, EFER_LMA
-from ...page_types import ONE
+from ...hw.bits import CR0_PG, CR4_PAE, EFER_LMA, EPTP_AD, EPTP_LEVELS_SHIFT
+from ...page_types import ONE, U32
 from ..vcpu import Vcpu
 from .bits import EXT_VALID, FAULT_OP_NONPAGING, FAULT_OP_PAGING, FAULT_OP_TDP, PT32E_ROOT_LEVEL, ROLE_INVALID
-from .context import EntryRules, Mmu, reset_guest_rsvd, reset_shadow_rsvd, update_permission_bitmask, update_pkru_mask
-from .gpte import GPTE_2_LEVEL, GPTE_64, GPTE_PAE, GpteFormat
+from .context import (
+    EntryRules,
+    Mmu,
+    reset_ept_rsvd,
+    reset_guest_rsvd,
+    reset_shadow_rsvd,
+    update_permission_bitmask,
+    update_pkru_mask,
+)
+from .gpte import GPTE_2_LEVEL, GPTE_64, GPTE_EPT, GPTE_EPT_WITHOUT_AD, GPTE_PAE, GpteFormat
 from .role import (
     calc_cpu_role,
+    calc_ept_role,
     calc_shadow_root_role,
     calc_tdp_root_role,
     cpu_role_efer_nx,
@@ -51,6 +61,28 @@ def init_mmu(vcpu: Vcpu) -> bool:
         update_permission_bitmask(mmu)
         update_pkru_mask(mmu)
     reset_shadow_rsvd(mmu, shadow_rules(vcpu, root_role))
+    return True
+
+
+def init_ept_mmu(vcpu: Vcpu, mmu: Mmu, eptp: Address, has_execonly: bool, huge_page_level: int) -> bool:
+    """Let ``mmu`` walk the EPT at ``eptp``, which a hypervisor in the guest made; return whether its role changed.
+
+    ``eptp`` is the whole word: bits 5:3 say 4 or 5 levels, bit 6 enables A and D. The rest is what the guest's CPU
+    offers: entries that are executable alone, and pages of level ``huge_page_level`` (1 to 3). The caller checked both.
+    """
+    mmu.eptp = eptp
+    has_ad = (eptp & EPTP_AD) != 0
+    cpu_role = calc_ept_role(((eptp >> EPTP_LEVELS_SHIFT) & 7) + 1, has_ad, has_execonly)
+    if mmu.cpu_role == cpu_role:
+        return False
+    mmu.cpu_role = cpu_role
+    mmu.root_role = cpu_role & U32
+    mmu.fault_op = FAULT_OP_PAGING
+    mmu.can_sync = True
+    mmu.gpte = GPTE_EPT if has_ad else GPTE_EPT_WITHOUT_AD
+    reset_ept_rsvd(mmu, vcpu.reserved_gpa_bits, has_execonly, huge_page_level)
+    update_permission_bitmask(mmu)
+    update_pkru_mask(mmu)
     return True
 
 

@@ -25,7 +25,7 @@ _INDEX_MASK = 511
 
 
 class TdpIter:
-    """Where a walk stands. The caller is inside a section of ``vm.rcu``, and holds ``mmu_lock`` if it changes things."""
+    """Where a walk stands. The caller is inside a section of ``vm.rcu`` and holds ``mmu_lock`` in a mode, or reads."""
 
     __slots__ = (
         "as_id",
@@ -114,11 +114,11 @@ class TdpIter:
         if not is_shadow_present(self.old_spte) or is_last(self.old_spte, self.level):
             return False
         self.level -= 1
-        table: Hpa = self.old_spte & SPTE_BASE_ADDR_MASK  # type: ignore[assignment]
+        table: Hpa = self.old_spte & SPTE_BASE_ADDR_MASK  # type: ignore[assignment]  # the word names an hpa
         shift = LEVEL_BITS * (self.level - 1)
         index = self.next_last_level_gfn >> shift
         self.pt_path[self.level] = table
-        self.gfn = index << shift  # type: ignore[assignment]
+        self.gfn = index << shift  # type: ignore[assignment]  # back to a gfn
         self.sptep = table + ((index & _INDEX_MASK) << 3)
         self.old_spte = mem.read_once(self.sptep)
         return True

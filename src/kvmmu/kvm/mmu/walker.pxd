@@ -16,7 +16,9 @@ from .mmutrace cimport trace_walker_error
 from .role cimport cpu_role_efer_nx, cpu_role_level, cpu_role_paging, cpu_role_pse
 from .role cimport cpu_role_smep
 
-cdef int PDPTRS_BAD, PDPTRS_CHANGED, PDPTRS_SAME, PTE_PREFETCH_NUM, PT_PKEY_SHIFT
+cdef int EPT_VIOLATION_RWX_SHIFT, PDPTRS_BAD, PDPTRS_CHANGED, PDPTRS_SAME, PTE_PREFETCH_NUM, PT_PKEY_SHIFT
+cdef u64 EPT_RWX, EPT_VIOLATION_ACC_INSTR, EPT_VIOLATION_ACC_READ, EPT_VIOLATION_ACC_WRITE, EPT_VIOLATION_GVA_IS_VALID
+cdef u64 EPT_VIOLATION_GVA_TRANSLATED, PFERR_GUEST_PAGE
 cdef u64 CR4_PAE, EFER_LMA, HPTE_PFN_MASK, HPTE_PRESENT, INVALID_GPA, NOTHING, NO_HPA, ONE, PAGE_SHIFT, PFERR_FETCH
 cdef u64 PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE, PT_PAGE_SIZE, PT_PRESENT
 cdef u64 SPTE_BASE_ADDR_MASK, U32, U64
@@ -40,6 +42,7 @@ cdef class GuestWalk:
     cdef u64 pte_hva[6]
     cdef u8 pte_writable[6]             # the table's slot may be written
     cdef u32 pt_access[6]               # access triple that the levels above this one allow
+    cdef u64 rights                     # the entries so far, ANDed, NX turned around
     cdef bint all_accessed              # A is set at every level
     cdef readonly u32 pte_access        # access triple of the whole walk, leaf included
     cdef readonly gfn_t gfn             # translated frame
@@ -47,13 +50,11 @@ cdef class GuestWalk:
     cdef u64 prefetch_ptes[8]           # aligned group around the level-1 gpte, as re-read by fetch
     # The #PF, when the walk failed.
     cdef readonly u32 error_code
+    cdef readonly u64 qualification     # of EPT: the exit qualification; 0 for a misconfiguration
     cdef readonly u64 fault_address
 
     cpdef u64 gpte(self, int level) noexcept
     cpdef gpa_t gpte_gpa(self, int level) noexcept
-    cpdef gfn_t table_frame(self, int level) noexcept
-    cpdef u32 access_above(self, int level) noexcept
-    cpdef u64 prefetch_pte(self, int i) noexcept
 
 @cython.locals(outcome=int)
 cpdef bint walk_addr(Vcpu vcpu, Mmu mmu, GuestWalk gw, gva_t addr, u64 access) except -1
@@ -71,6 +72,8 @@ cpdef int _translate(Mmu mmu, GuestWalk gw, gva_t addr) except -1
 cpdef int _update_accessed_dirty(Vcpu vcpu, Mmu mmu, GuestWalk gw, bint is_write) except -1
 @cython.locals(vm=Vm, gfn=gfn_t, hpa=hpa_t, is_stored=bint)
 cpdef int _store_gpte(Vcpu vcpu, Mmu mmu, GuestWalk gw, int level, u64 new) except -1
+@cython.locals(told=u64)
+cpdef u64 _ept_qualification(GuestWalk gw, u64 access) noexcept
 cpdef int _make_fault(Vcpu vcpu, Mmu mmu, GuestWalk gw, gva_t addr, u64 access) except -1
 
 # Where the gpte at gpa lies in host memory; NO_HPA when it cannot be read without a fault of the host's.

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The software walk of the guest's page tables: what the fault path and the emulator see of them.
 
-One walk for 2-level, PAE, 4- and 5-level tables, driven by an MMU's CPU role and the row of its entries' format: of
-the vCPU's own, or of another context. Guest memory is reached as user memory of the process that owns the VM, so
-a read may fault a page in and a store may break copy on write. A/D bits are set by cmpxchg after the permission
-check, and a lost race restarts the walk.
+One walk for 2-level, PAE, 4- and 5-level tables, and for the EPT of a hypervisor inside, driven by an MMU's CPU role
+and the row of its entries' format: of the vCPU's own MMU, or of another context. Guest memory is reached as user
+memory of the process that owns the VM, so a read may fault a page in and a store may break copy on write. A/D bits are
+set by cmpxchg after the permission check, and a lost race restarts the walk.
 
 The guest's mistakes are values: :func:`walk_addr` says False and the ``#PF`` is in the :class:`GuestWalk`. Reference:
 "Guest page-table walker".
@@ -19,7 +19,15 @@ from ...host.mm import Mm
 from ...hw.bits import (
     CR4_PAE,
     EFER_LMA,
+    EPT_RWX,
+    EPT_VIOLATION_ACC_INSTR,
+    EPT_VIOLATION_ACC_READ,
+    EPT_VIOLATION_ACC_WRITE,
+    EPT_VIOLATION_GVA_IS_VALID,
+    EPT_VIOLATION_GVA_TRANSLATED,
+    EPT_VIOLATION_RWX_SHIFT,
     PFERR_FETCH,
+    PFERR_GUEST_PAGE,
     PFERR_PRESENT,
     PFERR_RSVD,
     PFERR_USER,
@@ -97,6 +105,8 @@ class GuestWalk:
         "pte_hva",
         "pte_writable",
         "ptes",
+        "qualification",
+        "rights",
         "table_gfn",
     )
 
@@ -114,7 +124,9 @@ class GuestWalk:
         self.gfn: Gfn = NOTHING
         self.gpa: Gpa = NOTHING
         self.prefetch_ptes = [0] * 8
+        self.rights = 0
         self.error_code = 0
+        self.qualification = 0
         self.fault_address: Address = 0
 
     def gpte(self, level: int) -> int:
@@ -124,18 +136,6 @@ class GuestWalk:
     def gpte_gpa(self, level: int) -> Gpa:
         """Where the entry at ``level`` lies."""
         return self.pte_gpa[level]
-
-    def table_frame(self, level: int) -> Gfn:
-        """Guest frame of the table at ``level``."""
-        return self.table_gfn[level]
-
-    def access_above(self, level: int) -> int:
-        """Access triple that the levels above ``level`` allow."""
-        return self.pt_access[level]
-
-    def prefetch_pte(self, i: int) -> int:
-        """Entry ``i`` (0 to 7) of the group that :func:`is_gpte_changed` read around the level-1 entry."""
-        return self.prefetch_ptes[i]
 
     def __repr__(self) -> str:
         entries = " ".join(f"{self.ptes[level]:#x}" for level in range(self.max_level, max(self.level, 1) - 1, -1))
@@ -147,7 +147,8 @@ class GuestWalk:
 def walk_addr(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva, access: int) -> bool:
     """Translate ``addr`` by the guest's tables of ``mmu`` for ``access``; fill ``gw``, say whether it is allowed.
 
-    ``access`` has the bits of a page-fault error code (W, U, F), plus bit 48 for an implicit supervisor access. The
+    ``access`` has the bits of a page-fault error code (W, U, F), plus bit 48 for an implicit supervisor access. In EPT
+    U means a read, bit 33 the access to a table of the guest inside, and a fault has ``gw.qualification`` as well. The
     guest uses paging. Sets A and D as hardware would, and marks the pages of tables that it changed dirty. Takes no
     lock. Raises ``OutOfFrames`` when the host's memory ends, ``KvmBug`` for EFER.LMA without CR4.PAE.
     """
@@ -170,7 +171,7 @@ def _try_walk(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva, access: int) -> in
     if not _descend(vcpu, mmu, gw, addr):
         return _FAILED
     gpte = gw.ptes[gw.level]
-    # A 4-byte entry has no bits up there, and so key 0.
+    # A 4-byte entry has no bits up there, and so key 0; outside long mode, and in EPT, keys mean nothing.
     pkey = (gpte >> PT_PKEY_SHIFT) & 15
     gw.error_code = permission_fault(mmu, gw.pte_access, pkey, access, vcpu.rflags, vcpu.pkru)
     if gw.error_code:
@@ -181,7 +182,7 @@ def _try_walk(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva, access: int) -> in
         gw.pte_access = protect_clean(mmu.gpte, gw.pte_access, gpte)
         if gw.all_accessed:
             return _DONE
-    elif gw.all_accessed and (gpte & mmu.gpte.dirty_mask) != 0:
+    elif gw.all_accessed and (gpte & mmu.gpte.dirty_mask) == mmu.gpte.dirty_mask:
         return _DONE
     return _update_accessed_dirty(vcpu, mmu, gw, is_write)
 
@@ -198,6 +199,7 @@ def _descend(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva) -> bool:
     pte = guest_pgd(vcpu, mmu) & fmt.width_mask
     # NX is inverted on the way, so that the rights of all levels can be ANDed.
     rights = fmt.width_mask
+    gw.rights = rights
     if fmt.has_pdptrs:
         pte = read_pdptr(vcpu, mmu, (addr >> 30) & 3)
         if vm.trace.on:
@@ -229,6 +231,7 @@ def _descend(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva) -> bool:
             trace_paging_element(vm.trace, pte, level)
         gw.pt_access[level] = gpte_access(fmt, rights ^ fmt.nx_mask)
         rights &= pte ^ fmt.nx_mask
+        gw.rights = rights
         if not is_present_gpte(fmt, pte):
             return False
         if is_rsvd_bits_set(mmu, pte, level):
@@ -238,14 +241,14 @@ def _descend(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva) -> bool:
         if level == 1 or (may_be_large and pte & PT_PAGE_SIZE):
             break
         level -= 1
-    gw.all_accessed = (rights & fmt.accessed_mask) != 0
+    gw.all_accessed = (rights & fmt.accessed_mask) == fmt.accessed_mask
     gw.pte_access = gpte_access(fmt, rights ^ fmt.nx_mask)
     return True
 
 
 def guest_pgd(vcpu: Vcpu, mmu: Mmu) -> Address:
-    """The root of the guest's tables that ``mmu`` walks: CR3 (``kvm_mmu_get_guest_pgd``)."""
-    return vcpu.cr3
+    """The root of the guest's tables that ``mmu`` walks: CR3, or its EPT pointer (``kvm_mmu_get_guest_pgd``)."""
+    return mmu.eptp if mmu.gpte.is_ept else vcpu.cr3
 
 
 def translate_table_gpa(vcpu: Vcpu, mmu: Mmu, gpa: Gpa) -> Gpa:
@@ -326,9 +329,27 @@ def _make_fault(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, addr: Gva, access: int) -> 
     if access & PFERR_FETCH and (cpu_role_efer_nx(mmu.cpu_role) or cpu_role_smep(mmu.cpu_role)):
         gw.error_code |= PFERR_FETCH
     gw.fault_address = addr
+    if mmu.gpte.is_ept:
+        gw.qualification = _ept_qualification(gw, access)
     if vcpu.vm.trace.on:
         trace_walker_error(vcpu.vm.trace, gw.error_code)
     return 0
+
+
+# What the exit for an EPT violation says; nothing of a misconfiguration, which error_code tells by RSVD.
+def _ept_qualification(gw: GuestWalk, access: int) -> int:
+    if gw.error_code & PFERR_RSVD:
+        return 0
+    told = EPT_VIOLATION_GVA_IS_VALID | ((gw.rights & EPT_RWX) << EPT_VIOLATION_RWX_SHIFT)
+    if access & PFERR_WRITE:
+        told |= EPT_VIOLATION_ACC_WRITE
+    if access & PFERR_USER:
+        told |= EPT_VIOLATION_ACC_READ
+    if access & PFERR_FETCH:
+        told |= EPT_VIOLATION_ACC_INSTR
+    if not access & PFERR_GUEST_PAGE:
+        told |= EPT_VIOLATION_GVA_TRANSLATED
+    return told
 
 
 def gpte_place(vcpu: Vcpu, gpa: Gpa) -> Address:
@@ -384,8 +405,8 @@ def gva_to_gpa_walk(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, gva: Gva, access: int) 
     """
     if not cpu_role_paging(mmu.cpu_role):
         gw.error_code = 0
-        gw.gpa = gva  # type: ignore[assignment]
-        gw.gfn = gpa_to_gfn(gva)  # type: ignore[arg-type]
+        gw.gpa = gva  # type: ignore[assignment]  # without paging a gva is its gpa
+        gw.gfn = gpa_to_gfn(gva)  # type: ignore[arg-type]  # without paging a gva is its gpa
         return gw.gpa
     if walk_addr(vcpu, mmu, gw, gva, access):
         return gw.gpa
