@@ -3,8 +3,8 @@
 
 ``fault``: each round is a new machine, whose process has every page at hand and whose guest, without paging, touches
 one page after the other in ascending order; rounds of both MMUs alternate, medians are compared. The legacy MMU maps
-the neighbours of a page ahead of need: its guest touches one page in eight, whose neighbours do not exist, so that either
-MMU installs one spte a fault; the TDP MMU's guest does the same.
+the neighbours of a page ahead of need: its guest touches one page in eight, whose neighbours do not exist, so that
+either MMU installs one spte a fault; the TDP MMU's guest does the same.
 ``passes``: 2M pages are split, write-protected, and their log cleared, per 4K spte.
 ``growth``: faults of the TDP MMU on the first 10**3 and, further up, behind 10**4 to 10**7 sptes.
 """

@@ -106,7 +106,7 @@ def link_twice(box: Tdp) -> str:
 
 
 def link_no_table(box: Tdp) -> str:
-    put(box, HUGE * 3, 0x827 | 0x7000, 2)
+    put(box, HUGE * 3, 0x827 | 0x3F_F000, 2)
     return "I7: links a table that is none of the TDP MMU's"
 
 

@@ -38,6 +38,7 @@ cdef class TdpIter:
     @cython.locals(index=u64)
     cdef int refresh(self, PhysicalMemory mem) except -1
     cpdef int next(self, PhysicalMemory mem) except -1
+    @cython.locals(table=hpa_t, shift=int, index=u64)
     cdef bint step_down(self, PhysicalMemory mem) except -1
     cdef bint step_side(self, PhysicalMemory mem) except -1
     cdef bint step_up(self, PhysicalMemory mem) except -1

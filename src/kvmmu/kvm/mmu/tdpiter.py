@@ -114,9 +114,13 @@ class TdpIter:
         if not is_shadow_present(self.old_spte) or is_last(self.old_spte, self.level):
             return False
         self.level -= 1
-        self.pt_path[self.level] = self.old_spte & SPTE_BASE_ADDR_MASK  # type: ignore[call-overload]  # the word names an hpa
-        self.gfn = round_gfn(self.next_last_level_gfn, self.level)
-        self.refresh(mem)
+        table: Hpa = self.old_spte & SPTE_BASE_ADDR_MASK  # type: ignore[assignment]  # the word names an hpa
+        shift = LEVEL_BITS * (self.level - 1)
+        index = self.next_last_level_gfn >> shift
+        self.pt_path[self.level] = table
+        self.gfn = index << shift  # type: ignore[assignment]  # back to a gfn
+        self.sptep = table + ((index & _INDEX_MASK) << 3)
+        self.old_spte = mem.read_once(self.sptep)
         return True
 
     def step_side(self, mem: PhysicalMemory) -> bool:

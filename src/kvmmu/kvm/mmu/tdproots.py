@@ -3,8 +3,8 @@
 
 A root is used by vCPUs and, until it is invalid, by the TDP MMU itself: its ``root_count`` says by how many. A memslot
 update makes every root invalid under ``mmu_lock`` held exclusively, which schedules it, and zaps the scheduled ones
-with the lock held shared; the vCPUs drop theirs at their next entry. The last user unlinks the root, readers of ``vm.rcu``
-may still stand on it. The list changes under ``tdp_mmu_pages_lock``. Reference: "TDP MMU", roots, zap.
+with the lock held shared; the vCPUs drop theirs at their next entry. The last user unlinks the root, readers of
+``vm.rcu`` may still stand on it. The list changes under ``tdp_mmu_pages_lock``. Reference: "TDP MMU", roots, zap.
 """
 
 from __future__ import annotations
