@@ -31,7 +31,9 @@ def set_slots(mark: str, *normalisers: Normaliser) -> None:
 def test_all_scenarios_are_here_in_all_modes() -> None:
     scenarios = [path.stem for path in DATA.glob("*.scn")]
     assert len(scenarios) >= 7
-    assert {f"{name}.{mode}.norm.xz" for name in scenarios for mode in ("shadow", "tdp", "tdplegacy")} == set(RECORDINGS)
+    assert {f"{name}.{mode}.norm.xz" for name in scenarios for mode in ("shadow", "tdp", "tdplegacy")} == set(
+        RECORDINGS
+    )
 
 
 @pytest.mark.parametrize("name", RECORDINGS)
