@@ -10,7 +10,7 @@ import pytest
 
 from kvmmu import KvmBug
 from kvmmu.lockorder import MAX_ACTORS, RANK_LEAF, RANK_MMU, RANK_SLOTS, RANK_SLOTS_ARCH, RANK_UNDER_MMU
-from kvmmu.sync import Gate, Mutex, RwLock, Srcu
+from kvmmu.sync import Gate, Mutex, Rcu, RwLock, Srcu
 
 RANKS = [RANK_SLOTS, RANK_SLOTS_ARCH, RANK_MMU, RANK_UNDER_MMU, RANK_LEAF]
 
@@ -400,3 +400,115 @@ def test_the_sections_of_others_are_waited_for() -> None:
     srcu.synchronize()
     assert checker.waits == [("synchronize_srcu", srcu, False)]
     assert checker.heard == [("srcu_read_unlock", srcu)]
+
+
+# RCU.
+
+
+def rcu() -> tuple[Gate, Rcu, list[object]]:
+    gate = Gate()
+    return gate, Rcu("rcu", gate), []
+
+
+def test_without_readers_what_was_unlinked_goes_at_once() -> None:
+    _, section, gone = rcu()
+    section.call(gone.append, "a")
+    assert gone == ["a"]
+
+
+def test_what_was_unlinked_waits_for_every_section_that_began_before_and_no_other() -> None:
+    gate, section, gone = rcu()
+    gate.run(1)
+    section.read_lock()
+    gate.run(2)
+    section.read_lock()
+    section.call(gone.append, "a")
+    gate.run(3)
+    section.read_lock()
+    section.call(gone.append, "b")
+    gate.run(2)
+    section.read_unlock()
+    assert gone == []
+    section.read_lock()
+    section.call(gone.append, "c")
+    gate.run(1)
+    section.read_unlock()
+    # "a" waited for 1 and 2; 3 began after it, and 2 again.
+    assert gone == ["a"]
+    gate.run(3)
+    section.read_unlock()
+    assert gone == ["a", "b"]
+    gate.run(2)
+    section.read_unlock()
+    assert (gone, section.pending, section.readers) == (["a", "b", "c"], [], 0)
+
+
+def test_sections_of_one_actor_nest() -> None:
+    _, section, gone = rcu()
+    section.read_lock()
+    section.read_lock()
+    section.call(gone.append, "a")
+    section.read_unlock()
+    assert (gone, section.readers) == ([], 1)
+    section.assert_reading()
+    section.read_unlock()
+    assert gone == ["a"]
+    assert repr(section) == "<Rcu rcu readers 0x0 pending 0>"
+
+
+def test_the_end_of_no_section_is_a_bug() -> None:
+    _, section, _ = rcu()
+    with pytest.raises(KvmBug, match="rcu_read_unlock by actor 0, which is in no section"):
+        section.read_unlock()
+    with pytest.raises(KvmBug, match="must be in a section here"):
+        section.assert_reading()
+
+
+def test_an_armed_gate_hears_of_sections() -> None:
+    gate, section, _ = rcu()
+    checker = armed(gate)
+    section.read_lock()
+    section.read_lock()
+    section.read_unlock()
+    section.read_unlock()
+    assert [kind for kind, _ in checker.heard] == ["rcu_read_lock", "rcu_read_lock", "rcu_read_unlock"]
+
+
+# Yields.
+
+
+@pytest.mark.parametrize("mode", ["read", "write"])
+def test_a_lock_that_relaxes_is_free_in_between_and_held_as_before(mode: str) -> None:
+    gate, lock = rw()
+    seen: list[bool] = []
+
+    class Watch(Checker):
+        def point(self, kind: str, where: object, key: object) -> None:
+            if kind.endswith("_unlock"):
+                seen.append(lock.is_free())
+
+    getattr(lock, f"{mode}_lock")()
+    gate.arm(Watch(gate))
+    lock.relax()
+    gate.disarm()
+    assert seen == [True]
+    assert lock.is_exclusive() == (mode == "write")
+    if mode == "read":
+        lock.assert_shared()
+    else:
+        with pytest.raises(KvmBug, match="must be held shared here by actor 0"):
+            lock.assert_shared()
+    getattr(lock, f"{mode}_unlock")()
+
+
+def test_a_checker_says_who_must_yield() -> None:
+    gate, lock = rw()
+    assert not gate.must_yield(lock)
+
+    class Asks(Checker):
+        def must_yield(self, where: object) -> bool:
+            return where is lock
+
+    gate.arm(Asks(gate))
+    assert gate.must_yield(lock)
+    assert not gate.must_yield(gate)

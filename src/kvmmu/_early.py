@@ -8,7 +8,7 @@ Importing the package takes longer than a user needs to change their mind. It is
 from __future__ import annotations
 
 # The signal module imports what takes longest; its C half is part of the interpreter.
-import _signal  # type: ignore[import-not-found]
+import _signal  # type: ignore[import-not-found]  # typeshed leaves it out
 import os
 import sys
 

@@ -20,8 +20,10 @@ cdef class IntervalTree:
     cdef readonly Py_ssize_t nr     # of intervals
     cdef u64 next_order
 
-    @cython.locals(new=Interval, order=u64)
+    @cython.locals(new=Interval, at=Interval, order=u64, path=list)
     cpdef u64 insert(self, u64 start, u64 last, object owner) except? 0x5A5A5A5A5A
+    @cython.locals(at=Interval, top=Interval, parent=Interval, height=int)
+    cdef int _rise(self, list path) except -1
     cpdef int remove(self, u64 start, u64 order) except -1
     @cython.locals(node=Interval)
     cpdef object find(self, u64 key)
@@ -31,10 +33,9 @@ cdef class IntervalTree:
     cpdef list owners(self)
 
 
-cpdef Interval inserted(Interval at, Interval new)
 @cython.locals(heir=Interval)
 cpdef Interval removed(Interval at, u64 start, u64 order)
-@cython.locals(lean=int)
+@cython.locals(lean=int, left=Interval, right=Interval)
 cpdef Interval balanced(Interval at)
 @cython.locals(top=Interval)
 cpdef Interval rotated_left(Interval at)

@@ -55,8 +55,45 @@ class IntervalTree:
         new = Interval(start, last, owner, order)
         self.next_order += 1
         self.nr += 1
-        self.root = new if self.root is None else inserted(self.root, new)
+        path = []
+        at = self.root
+        while at is not None:
+            path.append(at)
+            if last > at.max_last:
+                at.max_last = last
+            at = at.left if start < at.start else at.right
+        if not path:
+            self.root = new
+            return order
+        at = path[-1]
+        if start < at.start:
+            at.left = new
+        else:
+            at.right = new
+        self._rise(path)
         return order
+
+    # Bring the heights on the way up in line; most ways end after a step or two.
+    def _rise(self, path: list[Interval]) -> int:
+        while path:
+            at = path.pop()
+            height = at.height
+            top = balanced(at)
+            if top is at:
+                if at.height == height:
+                    return 0
+                continue
+            # A rotation gives the subtree the height that it had.
+            if not path:
+                self.root = top
+                return 0
+            parent = path[-1]
+            if parent.left is at:
+                parent.left = top
+            else:
+                parent.right = top
+            return 0
+        return 0
 
     def remove(self, start: int, order: int) -> int:
         """Take out what begins at ``start`` and for which :meth:`insert` returned ``order``. Return 0.
@@ -97,15 +134,6 @@ class IntervalTree:
 # The steps on subtrees. Each returns the subtree's new root.
 
 
-def inserted(at: Interval, new: Interval) -> Interval:
-    """The subtree ``at`` with ``new`` in it."""
-    if new.start < at.start:
-        at.left = new if at.left is None else inserted(at.left, new)
-    else:
-        at.right = new if at.right is None else inserted(at.right, new)
-    return balanced(at)
-
-
 def removed(at: Interval | None, start: int, order: int) -> Interval | None:
     """The subtree ``at`` without one interval. :class:`KvmBug`: it is not there."""
     if at is None:
@@ -133,12 +161,14 @@ def balanced(at: Interval) -> Interval:
     """The subtree ``at``, whose children are balanced and differ by 2 at most, made so that they differ by 1."""
     lean = height_of(at.left) - height_of(at.right)
     if lean > 1:
-        if height_of(at.left.left) < height_of(at.left.right):  # type: ignore[union-attr]
-            at.left = rotated_left(at.left)  # type: ignore[arg-type]
+        left: Interval = at.left  # type: ignore[assignment]  # it is the higher one, so it is there
+        if height_of(left.left) < height_of(left.right):
+            at.left = rotated_left(left)
         return rotated_right(at)
     if lean < -1:
-        if height_of(at.right.right) < height_of(at.right.left):  # type: ignore[union-attr]
-            at.right = rotated_right(at.right)  # type: ignore[arg-type]
+        right: Interval = at.right  # type: ignore[assignment]  # it is the higher one, so it is there
+        if height_of(right.right) < height_of(right.left):
+            at.right = rotated_right(right)
         return rotated_left(at)
     summarise(at)
     return at
@@ -146,7 +176,7 @@ def balanced(at: Interval) -> Interval:
 
 def rotated_left(at: Interval) -> Interval:
     """The subtree ``at`` with its right child on top."""
-    top: Interval = at.right  # type: ignore[assignment]
+    top: Interval = at.right  # type: ignore[assignment]  # the caller knows of it
     at.right = top.left
     top.left = at
     summarise(at)
@@ -156,7 +186,7 @@ def rotated_left(at: Interval) -> Interval:
 
 def rotated_right(at: Interval) -> Interval:
     """The subtree ``at`` with its left child on top."""
-    top: Interval = at.left  # type: ignore[assignment]
+    top: Interval = at.left  # type: ignore[assignment]  # the caller knows of it
     at.left = top.right
     top.right = at
     summarise(at)

@@ -47,6 +47,7 @@ class World(Ioctls, Instructions):
         self, params: Params | None = None, nr_frames: int = DEFAULT_FRAMES, *, cpu: CpuFeatures | None = None
     ) -> None:
         super().__init__(params, nr_frames, cpu)
+        self._auditor = mmu_audit.Auditor(self.vm)
 
     @looking
     def tables(
@@ -125,12 +126,14 @@ class World(Ioctls, Instructions):
         return look.counters(self.vm)
 
     @working
-    def audit(self) -> mmu_audit.Audit:
-        """Check the structural invariants of the MMU.
+    def audit(self, full: bool = False) -> mmu_audit.Audit:
+        """Check the structural invariants of the MMU: of what is not as it was at the last audit; ``full``: of all.
+
+        Either finds what is broken now, and returns the same counts of all that there is.
 
         :raises KvmBug: naming what is broken.
         """
-        return mmu_audit.audit(self.vm)
+        return self._auditor.audit(arguments.flag("full", full))
 
     @looking
     def digest(self) -> str:

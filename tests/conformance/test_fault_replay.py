@@ -36,10 +36,9 @@ def test_the_promised_scenarios_are_here() -> None:
     assert wanted <= set(RECORDINGS)
 
 
-NAMES = [".".join(recording[1:]) for recording in RECORDINGS]
-
-
-@pytest.mark.parametrize(("folder", "name", "mode"), RECORDINGS, ids=NAMES)
+@pytest.mark.parametrize(
+    ("folder", "name", "mode"), RECORDINGS, ids=[".".join(recording[1:]) for recording in RECORDINGS]
+)
 def test_the_model_does_what_real_kvm_did(folder: Path, name: str, mode: str) -> None:
     outcome = replay_file(folder, name, mode)
     assert outcome.is_equal, describe(outcome)

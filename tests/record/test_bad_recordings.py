@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from kvmmu.cli import main
 from kvmmu.errors import ConfigError, RecorderError, RecordingError
 from kvmmu.record import format as f
 from kvmmu.record.blocks import BlockFile
@@ -93,17 +94,23 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
                 assert reader.cut
                 assert reader.trailer is None
             assert read_all(path) == 4 * (starts.index(end))
-        elif end < 8:
+        elif end < starts[1]:
             assert "is truncated" in refused(path)
-        else:
-            assert "is truncated" in refused(path)
+        elif end < len(data):
+            with Reader(str(path)) as reader:
+                assert reader.cut
+                assert "is truncated: its block" in (reader.loss() or "")
+            assert read_all(path) == 4 * sum(start <= end for start in starts[1:])
 
 
-def test_a_truncated_one_can_be_saved(tmp_path: Path) -> None:
+def test_one_that_ends_inside_a_block_is_read_up_to_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "x.kmr")
     third = [at for kind, at, _ in places(path) if kind == f.RECS][2]
     path.write_bytes(path.read_bytes()[: third + 40])
-    assert "--until 8" in refused(path)
+    assert main(["info", str(path)]) == 0
+    assert "x.kmr is truncated: its block 3 at byte" in capsys.readouterr().out
+    assert main(["dump", str(path)]) == 0
+    assert "x.kmr is truncated: its block 3 at byte" in capsys.readouterr().err
     trailer = cut(str(path), str(tmp_path / "saved.kmr"))
     assert trailer.records == 8
     assert trailer.cut

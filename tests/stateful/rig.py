@@ -20,8 +20,10 @@ gpa                        what
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,8 +31,8 @@ from kvmmu import KvmIoctlError, Params, UserMemoryRegion, World
 from kvmmu.guest.tables import ControlRegisters
 from kvmmu.hw.bits import UD_VECTOR
 from kvmmu.kvm.cpuid import CpuFeatures
-from kvmmu.kvm.mmu import zap
-from kvmmu.kvm.mmu.audit import find_violations
+from kvmmu.kvm.mmu import dirty, gfnrange, recovery, zap
+from kvmmu.kvm.mmu.audit import Auditor, find_violations
 from kvmmu.kvm.vcpu import Vcpu
 from oracle.access_oracle import Access, Machine, Ram, predict
 from oracle.tlb_oracle import Caches, Translation
@@ -154,12 +156,37 @@ class Mirror:
         self.shadow_nx = False
 
 
+class Yielder:
+    """A checker that lets everything pass, and lets each ``every``-th entry of a walk under ``mmu_lock`` yield."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.nr_asked = 0
+
+    def point(self, kind: str, where: object, key: object) -> None:
+        """Nobody else runs."""
+
+    def barrier(self, kind: str) -> None:
+        """As above."""
+
+    def wait(self, kind: str, where: object, condition: object) -> None:
+        """As above."""
+
+    def must_yield(self, where: object) -> bool:
+        self.nr_asked += 1
+        return self.nr_asked % self.every == 0
+
+
 class Rig:
-    """See the module. ``mode``: one of MODES."""
+    """See the module. ``mode``: one of MODES; ``params``: settings of the world beside those given.
+
+    ``yields``: each so many entries that a walk under ``mmu_lock`` looks at, the lock is dropped; 0: never.
+    """
 
     def __init__(
-        self, mode: str, npt: bool, nr_vcpus: int = 2, host_page: str = "4k", flush_on_reuse: bool = False
+        self, mode: str, npt: bool, nr_vcpus: int = 2, host_page: str = "4k", yields: int = 0, **params: bool
     ) -> None:
+        self.yields = yields
         self.mode = mode.removesuffix("pse")
         self.has_pse = mode != self.mode
         mode = self.mode
@@ -167,10 +194,10 @@ class Rig:
         self.width = 4 if mode == "32" else 8
         self.index_bits = 10 if mode == "32" else 9
         self.levels = {"32": 2, "pae": 3, "4": 4, "5": 5}[mode]
-        params = Params(
-            npt=npt, tlb_keep_all=True, host_page=host_page, host_maxphyaddr=WIDTH, flush_on_reuse=flush_on_reuse
+        self.world = World(
+            Params(npt=npt, tlb_keep_all=True, host_page=host_page, host_maxphyaddr=WIDTH, **params), nr_frames=8192
         )
-        self.world = World(params, nr_frames=8192)
+        self.auditor = Auditor(self.world.vm)
         self.slots: dict[int, Slot] = {}
         self.backing: dict[int, int] = {}
         #: gpas [start, end) that were holes while shadow pages of today existed, and are memory now. KVM's sync of an
@@ -365,10 +392,13 @@ class Rig:
 
     def audit(self) -> None:
         """No invariant is broken, but the one that KVM breaks: see ``revivable``."""
+        found = find_violations(self.world.vm)
+        # The audit of what changed since the last one must say the same.
+        changed = self.auditor.find_violations()
+        assert Counter(changed.problems) == Counter(found.problems)
+        assert found.problems or changed == found
         problems = [
-            text
-            for text in find_violations(self.world.vm).problems
-            if not (self.revivable and text.startswith("I10:") and "has memory" in text)
+            text for text in found.problems if not (self.revivable and text.startswith("I10:") and "has memory" in text)
         ]
         assert not problems, problems
 
@@ -689,6 +719,17 @@ class Rig:
 
     # The VMM and the host.
 
+    @contextlib.contextmanager
+    def yielding(self) -> Iterator[None]:
+        """What happens inside lets others have ``mmu_lock`` now and then."""
+        gate = self.world.vm.gate
+        if self.yields:
+            gate.arm(Yielder(self.yields))
+        try:
+            yield
+        finally:
+            gate.disarm()
+
     def set_slot(self, number: int, gpa: int, flags: int) -> None:
         """Make slot ``number`` be at ``gpa`` with ``flags``, by whatever change that takes."""
         size = SLOT_PLACES[number][1]
@@ -697,7 +738,8 @@ class Rig:
         if old is not None and (old.flags ^ flags) & READONLY:
             self.delete_slot(number)
             old = None
-        self.world.set_region(UserMemoryRegion(number, flags, gpa, size, hva))
+        with self.yielding():
+            self.world.set_region(UserMemoryRegion(number, flags, gpa, size, hva))
         if old is not None and old.gpa != gpa:
             # A slot that moves takes every shadow page with it; what faults while it does is made anew.
             self.revivable.clear()
@@ -711,7 +753,8 @@ class Rig:
 
     def delete_slot(self, number: int) -> None:
         if number in self.slots:
-            self.world.delete_slot(number)
+            with self.yielding():
+                self.world.delete_slot(number)
             self.revivable.clear()
             del self.slots[number]
         self.settle()
@@ -720,7 +763,12 @@ class Rig:
         slot = self.slots.get(number)
         if slot is None or slot.written is None:
             return
-        bits = int.from_bytes(self.world.dirty_log(number), "little")
+        vm = self.world.vm
+        with self.yielding():
+            log = self.world.dirty_log(number)
+            if vm.is_log_manual():
+                dirty.clear_dirty_log(vm, number, 0, slot.size // PAGE, log)
+        bits = int.from_bytes(log, "little")
         missing = sorted(page for page in slot.written if not bits >> page & 1)
         assert not missing, f"slot {number}: pages {missing} were written and are not in the dirty log"
         slot.written.clear()
@@ -730,12 +778,47 @@ class Rig:
         """What the host gives of one page of slot 1 to 3: "rw", "ro", or "zap" (MADV_DONTNEED)."""
         hva = self.backing[number] + page * PAGE % SLOT_PLACES[number][1]
         if how == "zap":
-            self.world.mm.dontneed(hva, PAGE)
+            with self.yielding():
+                self.world.mm.dontneed(hva, PAGE)
         else:
-            self.world.mm.mprotect(hva, PAGE, how == "rw")
+            with self.yielding():
+                self.world.mm.mprotect(hva, PAGE, how == "rw")
             self.host.pop(hva, None)
             if how == "ro":
                 self.host[hva] = "ro"
+        self.settle()
+
+    def age(self, number: int, page: int, how: str) -> None:
+        """The host asks whether a page of slot 1 to 3, or all of the slot, was used."""
+        slot = self.slots.get(number)
+        size = SLOT_PLACES[number][1]
+        hva = self.backing[number] + page * PAGE % size
+        if how == "test":
+            self.world.mm.test_young(hva)
+        elif how == "all":
+            self.world.mm.clear_flush_young(self.backing[number], size)
+            assert slot is None or not self.world.mm.clear_flush_young(self.backing[number], size)
+        else:
+            self.world.mm.clear_young(hva, PAGE)
+            assert not self.world.mm.test_young(hva)
+        self.settle()
+
+    def log_manually(self, flags: int) -> None:
+        """How dirty logs are cleared, and begin, from now on."""
+        if not any(slot.flags & LOG for slot in self.slots.values()):
+            dirty.set_manual_protect(self.world.vm, flags)
+
+    def recover(self) -> None:
+        """One pass of the recovery of huge pages."""
+        with self.yielding():
+            recovery.recover_nx_huge_pages(self.world.vm)
+        self.settle()
+
+    def zap_gfns(self, number: int) -> None:
+        """Kvm zaps what maps a slot's place."""
+        gpa, size = SLOT_PLACES[number]
+        with self.yielding():
+            gfnrange.zap_gfn_range(self.world.vm, gpa // PAGE, (gpa + size) // PAGE)
         self.settle()
 
     def limit_pages(self, nr_pages: int) -> None:

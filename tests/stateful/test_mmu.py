@@ -77,14 +77,19 @@ class MmuMachine(RuleBasedStateMachine):
     """The machine under one kind of paging; the mode is drawn first."""
 
     npt = False
+    tdp_mmu = False
 
     @initialize(
         mode=st.sampled_from(MODES),
         host_page=st.sampled_from(["4k", "2m"]),
+        yields=st.sampled_from([0, 1, 2, 7]),
         flush_on_reuse=st.sampled_from([False, False, False, True]),
+        nx_huge_pages=st.sampled_from([False, False, True]),
+        eager_page_split=st.booleans(),
+        slot_zap_all=st.sampled_from([True, True, False]),
     )
-    def start(self, mode: str, host_page: str, flush_on_reuse: bool) -> None:
-        self.rig = Rig(mode, self.npt, 2, host_page, flush_on_reuse)
+    def start(self, mode: str, host_page: str, yields: int, **params: bool) -> None:
+        self.rig = Rig(mode, self.npt, 2, host_page, yields, tdp_mmu=self.tdp_mmu, **params)
 
     def gva(self, number: int) -> int:
         return self.rig.gvas[number % len(self.rig.gvas)]
@@ -316,18 +321,42 @@ class MmuMachine(RuleBasedStateMachine):
         elif number:
             self.rig.protect(number, page, what)
 
+    @rule(
+        what=st.sampled_from(["age", "age", "log", "recover", "zap"]),
+        number=st.integers(1, 3),
+        page=st.integers(0, 3),
+        how=st.sampled_from(["test", "all", "clear"]),
+        flags=st.sampled_from([0, 1, 3]),
+    )
+    def change_inside(self, what: str, number: int, page: int, how: str, flags: int) -> None:
+        if what == "age":
+            self.rig.age(number, page, how)
+        elif what == "log":
+            self.rig.log_manually(flags)
+        elif what == "recover":
+            self.rig.recover()
+        else:
+            self.rig.zap_gfns(number)
+
     def teardown(self) -> None:
         if hasattr(self, "rig"):
             world = self.rig.world
             world.close()
-            assert world.vm.n_used_mmu_pages == 0
+            assert world.vm.n_used_mmu_pages == world.vm.tdp_mmu_pages == 0
             assert world.vm.stat.pages_4k == world.vm.stat.pages_2m == 0
 
 
 class NptMachine(MmuMachine):
-    """The same under nested paging."""
+    """The same under nested paging by the legacy MMU."""
 
     npt = True
+
+
+class TdpMachine(MmuMachine):
+    """The same under nested paging by the TDP MMU."""
+
+    npt = True
+    tdp_mmu = True
 
 
 QUICK = settings(max_examples=70, stateful_step_count=40)
@@ -341,10 +370,19 @@ TestShadow = MmuMachine.TestCase
 TestShadow.settings = QUICK
 TestNpt = NptMachine.TestCase
 TestNpt.settings = QUICK
+TestTdp = TdpMachine.TestCase
+TestTdp.settings = QUICK
 
 
 @pytest.mark.deep
 class TestShadowDeep(MmuMachine.TestCase):  # type: ignore[name-defined,misc]
+    """``make explore``: longer, and many more."""
+
+    settings = DEEP
+
+
+@pytest.mark.deep
+class TestTdpDeep(TdpMachine.TestCase):  # type: ignore[name-defined,misc]
     """``make explore``: longer, and many more."""
 
     settings = DEEP

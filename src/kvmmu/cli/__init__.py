@@ -33,8 +33,17 @@ from .status import Status, describe_statuses, status_of
 COMMANDS = ("run", "record", "recordings", "info", "dump", "tables", "cut", "params", "decode", "conformance")
 
 
+#: Options that may stand without a value, and what they mean then.
+_ALONE = {"--audit": "--audit=changed"}
+
+
 class _Command(TyperCommand):
     """A command whose help is ours: Typer's names types and breaks lines inside sentences."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Typer knows no option whose value may be missing."""
+        end = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*(_ALONE.get(one, one) for one in args[:end]), *args[end:]])
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         typer.echo(help_text(ctx, self), nl=False, color=True)

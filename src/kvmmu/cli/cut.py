@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Cut the records N to M out of FILE, with the registers and table pages that they need.
 
-    Of a truncated FILE what is left can be saved this way. OUT appears when it is whole.
+    Of a truncated FILE what is left is cut. OUT appears when it is whole.
     """
     from ..record.bundled import find_recording
     from ..record.piece import cut

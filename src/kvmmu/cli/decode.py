@@ -25,7 +25,7 @@ from .output import json_text
 if TYPE_CHECKING:
     from ..decode.annotate import Annotator
 
-Mode = StrEnum("Mode", {name.upper().replace("-", "_"): name for name in MODE_NAMES})  # type: ignore[misc]
+Mode = StrEnum("Mode", {name.upper().replace("-", "_"): name for name in MODE_NAMES})  # type: ignore[misc]  # members come from a table
 
 #: Options that a kind of word has a meaning for.
 _USED = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .output import JSON_VERSION, Interrupted
+from .output import JSON_VERSION, Interrupted, complain
 
 if TYPE_CHECKING:
     from ..record.reader import Reader
@@ -48,6 +48,8 @@ def command(
     wanted = _wanted(kinds or [], KIND_NAMES[1:])
     path = str(find_recording(recording))
     with Reader(path) as reader:
+        if loss := reader.loss():
+            complain(f"warning: {loss}")
         end = check_range(path, reader.total, first, until, "print") if reader.total or first or until else 0
         try:
             if as_json:

@@ -65,7 +65,8 @@ def _option_names(parameter: Any) -> str:
     names = ", ".join([*parameter.opts, *parameter.secondary_opts])
     if getattr(parameter, "is_flag", False) or parameter.name == "help":
         return names
-    return f"{names} {parameter.metavar or parameter.name.upper()}"
+    value = parameter.metavar or parameter.name.upper()
+    return f"{names}{value}" if value.startswith("[=") else f"{names} {value}"
 
 
 def _describe(parameter: Any) -> str:

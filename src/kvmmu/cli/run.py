@@ -55,8 +55,13 @@ def command(
         str | None, typer.Option("--break", metavar="CAUSE", help="Stop at the first fault of this cause, and show it.")
     ] = None,
     audit: Annotated[
-        bool, typer.Option("--audit", help="Check every invariant each 100,000 records, not only at the end.")
-    ] = False,
+        str | None,
+        typer.Option(
+            metavar="[=changed|full]",
+            help="Check the invariants each 100,000 records, not only at the end: of what changed since the check "
+            "before, or (--audit=full) all of them.",
+        ),
+    ] = None,
     interval: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Count for each N records as well (of several recordings: in --json)."),
@@ -102,7 +107,8 @@ def _run_several(names: list[str], options: Options, *, as_json: bool) -> Status
         if outcome.error:
             complain(outcome.error)
         elif outcome.result is not None and outcome.result.warning:
-            complain(f"warning: {name}: {outcome.result.warning}")
+            warning = outcome.result.warning
+            complain(f"warning: {warning if name in warning else f'{name}: {warning}'}")
         if not as_json:
             print_findings(outcome)
         if outcome.status is Status.INTERRUPTED:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, UserError
-from .output import Interrupted, json_text
+from .output import Interrupted, complain, json_text
 from .status import Status
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def command(
     place = [0, at]
     try:
         with naming(path), Reader(str(path)) as reader:
+            if loss := reader.loss():
+                complain(f"warning: {loss}")
             place[1] = reader.total if at is None else at
             try:
                 player = play_to(reader, mmu, at)
@@ -108,7 +110,7 @@ def _print(path: str, player: Player, of: str, mmu: str, found: list[Tables], as
 
 
 def _facts(of: str, one: Tables) -> dict[str, Any]:
-    ranges = [_spte_facts(part) if of == "kvm" else _guest_facts(part) for part in one.ranges]  # type: ignore[arg-type]
+    ranges = [_spte_facts(part) if of == "kvm" else _guest_facts(part) for part in one.ranges]  # type: ignore[arg-type]  # of says which kind the parts are
     return {
         "cpus": list(one.cpus),
         "cr3": one.cr3,
@@ -154,7 +156,7 @@ def _lines(of: str, mmu: str, one: Tables) -> Iterator[str]:
             return
         yield f"{who}, cr3 {one.cr3:#x}, {one.mode}: the guest's tables below gpa {one.root:#x}"
         for part in one.ranges:
-            yield _guest_line(part)  # type: ignore[arg-type]
+            yield _guest_line(part)  # type: ignore[arg-type]  # of says which kind the parts are
         return
     about = f"cr3 {one.cr3:#x}, " if mmu == "shadow" and one.mode != "none" else ""
     if one.root is None:
@@ -162,7 +164,7 @@ def _lines(of: str, mmu: str, one: Tables) -> Iterator[str]:
         return
     yield f"{who}, {about}{one.mode}: kvm's tables below hpa {one.root:#x}, level {one.level}"
     for part in one.ranges:
-        yield _spte_line(part)  # type: ignore[arg-type]
+        yield _spte_line(part)  # type: ignore[arg-type]  # of says which kind the parts are
 
 
 def _guest_line(part: Mapping) -> str:

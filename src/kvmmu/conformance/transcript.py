@@ -190,8 +190,8 @@ def _parse_result_line(transcript: Transcript, word: str, line: str) -> None:
     if word == "spt":
         _parse_spt(transcript, line)
     elif word == "stat":
-        match = _STAT.fullmatch(line)
-        transcript.counters[-1].values[match[1]] = int(match[2])  # type: ignore[index]
+        stat = _whole(_STAT, line)
+        transcript.counters[-1].values[stat[1]] = int(stat[2])
     elif word == "rmaps":
         _, _, rest = line.partition("Level=")
         if rest:
@@ -202,12 +202,20 @@ def _parse_result_line(transcript: Transcript, word: str, line: str) -> None:
         if match:
             transcript.dirty_logs.append((int(match[1]), [int(page, 16) for page in match[2].split()]))
     elif word == "res":
-        index, op, _, _, how, value = _RESULT.fullmatch(line).groups()  # type: ignore[union-attr]
+        index, op, _, _, how, value = _whole(_RESULT, line).groups()
         transcript.results.append(Result(int(index), op, how == "FAULT", int(value, 16), 0))
     elif word.startswith("vec="):
         last = transcript.results.pop()
-        cr2 = int(_FAULT.fullmatch(line)[3], 16)  # type: ignore[index]
+        cr2 = int(_whole(_FAULT, line)[3], 16)
         transcript.results.append(Result(last.index, last.op, True, last.value, cr2))
+
+
+# All of line, which must have this form.
+def _whole(form: re.Pattern[str], line: str) -> re.Match[str]:
+    match = form.fullmatch(line)
+    if match is None:
+        raise ValueError(line)
+    return match
 
 
 def _parse_spt(transcript: Transcript, line: str) -> None:
@@ -215,5 +223,5 @@ def _parse_spt(transcript: Transcript, line: str) -> None:
     if root:
         transcript.dumps.append(TableDump(int(root[1], 16), int(root[2])))
         return
-    level, address, word, sptep = _SPT.fullmatch(line).groups()  # type: ignore[union-attr]
+    level, address, word, sptep = _whole(_SPT, line).groups()
     transcript.dumps[-1].entries.append(Spte(int(level), int(address, 16), int(word, 16), int(sptep, 16)))

@@ -145,7 +145,7 @@ def _layouts() -> Iterator[Layout]:
     ends = [row[0] for row in ROWS]
     yield replace(layout, until=ends[0])
     for (since, confirmed, change, changes), until in zip(ROWS, [*ends[1:], None], strict=True):
-        layout = replace(layout, since=since, confirmed=confirmed, change=change, **changes)  # type: ignore[arg-type]
+        layout = replace(layout, since=since, confirmed=confirmed, change=change, **changes)  # type: ignore[arg-type]  # fields by their names
         yield replace(layout, until=until)
 
 

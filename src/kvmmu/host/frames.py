@@ -38,12 +38,12 @@ def zeroed_array(typecode: str, count: int) -> memoryview:
     """
     nr_bytes = struct.calcsize(typecode) * count
     if nr_bytes < _SMALL_ARRAY:
-        return memoryview(bytearray(max(nr_bytes, 8))).cast(typecode)[:count]  # type: ignore[call-overload, no-any-return]
+        return memoryview(bytearray(max(nr_bytes, 8))).cast(typecode)[:count]  # type: ignore[call-overload, no-any-return]  # memoryview knows typecodes as literals
     try:
         area = mmap.mmap(-1, nr_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
     except (OSError, OverflowError) as error:
         raise MemoryError(f"{nr_bytes} bytes: {error}") from None
-    return memoryview(area).cast(typecode)  # type: ignore[call-overload, no-any-return]
+    return memoryview(area).cast(typecode)  # type: ignore[call-overload, no-any-return]  # memoryview knows typecodes as literals
 
 
 def nonzero_words(array: memoryview) -> list[tuple[int, int]]:
@@ -107,7 +107,7 @@ class FrameAllocator:
         pfn = self.free_frames[self.nr_stacked]
         self.refcount[pfn] = 1
         self.nr_free -= 1
-        return pfn  # type: ignore[return-value]
+        return pfn  # type: ignore[return-value]  # the stack holds pfns
 
     def alloc_zeroed(self) -> Pfn:
         """One frame of zeros with one reference; :class:`OutOfFrames` when none is left."""

@@ -6,7 +6,7 @@ from ..intervaltree cimport IntervalTree
 from .frames cimport FrameAllocator
 from .mmfault cimport handle_mm_fault
 from .notifier cimport NotifierChain
-from .pagetable cimport PageTable, hpte_level
+from .pagetable cimport PageTable, hpte_level, hpte_to_pfn
 from .vma cimport Vma
 
 cdef int VM_FAULT_NO_VMA, VM_FAULT_READ_ONLY

@@ -30,7 +30,7 @@ from .bits import (
 from .frames import FrameAllocator
 from .mmfault import handle_mm_fault
 from .notifier import NotifierChain
-from .pagetable import PageTable, hpte_level
+from .pagetable import PageTable, hpte_level, hpte_to_pfn
 from .vma import Vma
 
 # Address bits below a 2M block.
@@ -332,9 +332,9 @@ class Mm:
         hpte = self.hpte(hva)
         if hpte & HPTE_PRESENT == 0 or (write and hpte & HPTE_WRITABLE == 0):
             return NO_PFN
-        pfn = (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT
-        self.frames.get(pfn)  # type: ignore[arg-type]
-        return pfn  # type: ignore[return-value]
+        pfn = hpte_to_pfn(hpte)
+        self.frames.get(pfn)
+        return pfn
 
     def gup(self, hva: Hva, write: bool) -> Pfn:
         """The frame behind ``hva`` with a reference taken; faults it in, and breaks copy on write for a write.
@@ -365,7 +365,7 @@ class Mm:
             if self.fault_in(hva, write) != 0:
                 return NO_HPA
             hpte = self.hpte(hva)
-        return (hpte & HPTE_PFN_MASK) | page_offset(hva)  # type: ignore[return-value]
+        return (hpte & HPTE_PFN_MASK) | page_offset(hva)  # type: ignore[return-value]  # the frame is an hpa's
 
     # ------------------------------------------------------------------------------------------- faults
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
-from ..addr cimport u64, hva_t, pfn_t, pages_per_level
+from ..addr cimport u64, hva_t, pfn_t, hpa_to_pfn, pages_per_level
 from ..sync cimport Gate
 from .frames cimport FrameAllocator
 from .vma cimport Vma
@@ -14,6 +14,7 @@ cdef int _PUD_SHIFT
 cdef u64 _PMD_MASK
 
 cpdef int hpte_level(u64 hpte) noexcept
+cpdef pfn_t hpte_to_pfn(u64 hpte) noexcept
 
 @cython.final
 cdef class PageTable:

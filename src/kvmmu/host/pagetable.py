@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..addr import Hva, pages_per_level
+from ..addr import Address, Hva, Pfn, hpa_to_pfn, pages_per_level
 from ..page_types import LEVEL_BITS, PAGE_SHIFT
 from .bits import HPTE_LEVEL_SHIFT, HPTE_PFN_MASK, HPTE_PRESENT, HPTE_WRITABLE, NO_PFN
 from .frames import FrameAllocator
@@ -39,6 +39,11 @@ def hpte_level(hpte: int) -> int:
     if hpte == 0:
         return 1
     return (hpte >> HPTE_LEVEL_SHIFT) & 3
+
+
+def hpte_to_pfn(hpte: Address) -> Pfn:
+    """The frame of the 4K page that ``hpte`` maps."""
+    return hpa_to_pfn(hpte & HPTE_PFN_MASK)
 
 
 class PageTable:
@@ -61,12 +66,12 @@ class PageTable:
 
     def is_zero_page(self, hpte: int) -> bool:
         """Whether a present ``hpte`` maps the zero page, or a piece of the huge one."""
-        pfn = (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT
+        pfn = hpte_to_pfn(hpte)
         return pfn == self.frames.zero_pfn or self.is_huge_zero(hpte)
 
     def is_huge_zero(self, hpte: int) -> bool:
         """Whether a present ``hpte`` maps a piece of the huge zero page."""
-        pfn = (hpte & HPTE_PFN_MASK) >> PAGE_SHIFT
+        pfn = hpte_to_pfn(hpte)
         first = self.huge_zero_pfn
         return first != NO_PFN and first <= pfn < first + 512
 
@@ -138,7 +143,7 @@ class PageTable:
                 for i in range(nr):
                     vma.hptes[index + i] = hpte
                 return 0
-            self.frames.get_many((hpte & HPTE_PFN_MASK) >> PAGE_SHIFT, 511)  # type: ignore[arg-type]
+            self.frames.get_many(hpte_to_pfn(hpte), 511)
             # The level field of a huge mapping is one more than that of its pieces.
             for i in range(nr):
                 vma.hptes[index + i] -= _HPTE_LEVEL_ONE
@@ -179,7 +184,7 @@ class PageTable:
                 if hpte & HPTE_PRESENT:
                     level = (hpte >> HPTE_LEVEL_SHIFT) & 3
                     if not self.is_zero_page(hpte):
-                        self.frames.put((hpte & HPTE_PFN_MASK) >> PAGE_SHIFT)  # type: ignore[arg-type]
+                        self.frames.put(hpte_to_pfn(hpte))
                 i += pages_per_level(level)
             # A 1G page reaches beyond its first 2M block.
             for j in range(first, i):

@@ -25,7 +25,7 @@ A translation that does not allow an access, or a clean one that is written thro
 
 from __future__ import annotations
 
-from ..addr import Gfn, Gpa, Gva, Hpa
+from ..addr import Address, Gfn, Gpa, Gva, Hpa
 from ..page_types import PAGE_SHIFT
 from .bits import (
     CR0_CD,
@@ -110,7 +110,7 @@ class Cpu(Registers):
                 self.pkru_active and self.is_pkru_denied(translation, index)
             ):
                 offset = self.offset_mask[(translation >> TR_LEVEL_SHIFT) & 3]
-                self.hpa = (translation & PT_FRAME) | (gva & offset)  # type: ignore[assignment]
+                self.hpa = (translation & PT_FRAME) | (gva & offset)  # type: ignore[assignment]  # the frame is an hpa's, the offset a gva's
                 return HW_HIT
             self.tlb.drop()
         return self._access_missed(gva, kind)
@@ -122,7 +122,7 @@ class Cpu(Registers):
             self.hpa = out.hpa
             self.tlb.fill(gva, out.translation)
             if self.tlb.tracks_gfns:
-                self.tlb.note_gfn(gva, out.gpa >> PAGE_SHIFT, out.translation)  # type: ignore[arg-type]
+                self.tlb.note_gfn(gva, out.gpa >> PAGE_SHIFT, out.translation)  # type: ignore[arg-type]  # gpa_to_gfn(), written out
         elif status == HW_PAGE_FAULT:
             self.error_code = out.error_code
         else:
@@ -237,9 +237,9 @@ class Cpu(Registers):
         """Load the four PDPTE registers from the table at CR3; False, and nothing changed, if one has reserved bits."""
         return self._load_pdptrs_from(self.cr3)
 
-    def _load_pdptrs_from(self, cr3: int) -> bool:
+    def _load_pdptrs_from(self, cr3: Address) -> bool:
         table = cr3 & _PDPTES
-        loaded = [self.memory.read_once(table + 8 * i) for i in range(4)]  # type: ignore[arg-type]
+        loaded = [self.memory.read_once(table + 8 * i) for i in range(4)]
         for pdpte in loaded:
             if pdpte & PT_PRESENT and pdpte & self.rsvd[3]:
                 return False

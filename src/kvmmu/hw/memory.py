@@ -98,7 +98,7 @@ class PhysicalMemory:
         return True
 
     def fetch_and(self, hpa: Hpa, mask: int) -> int:
-        """Keep only the bits of ``mask`` in the word at ``hpa`` (8-byte aligned) and return it as it was, atomically."""
+        """Keep only the bits of ``mask`` in the word at ``hpa`` (8-byte aligned) and return what it was, atomically."""
         if self.gate.armed:
             self.gate.checker.point("and", self, hpa)
         if hpa >= self.size:

@@ -153,7 +153,7 @@ def page_walk(regs: Registers, gva: Gva, kind: int, out: Walk) -> int:
 # Without paging a gva is the gpa, and everything is allowed.
 def _walk_unpaged(regs: Registers, gva: Gva, kind: int, out: Walk) -> int:
     out.nr = 0
-    out.gpa = gva  # type: ignore[assignment]
+    out.gpa = gva  # type: ignore[assignment]  # without paging a gva is its gpa
     out.level = 3
     out.large4m = False
     out.is_global = False
@@ -268,15 +268,15 @@ def _set_accessed_dirty(regs: Registers, kind: int, out: Walk) -> int:
     return HW_HIT
 
 
-def _update_entry(regs: Registers, place: int, entry: int, new: int) -> bool:
+def _update_entry(regs: Registers, place: Address, entry: int, new: int) -> bool:
     if regs.entry_size == 4:
-        return regs.memory.cmpxchg32(place, entry, new)  # type: ignore[arg-type]
-    return regs.memory.cmpxchg(place, entry, new)  # type: ignore[arg-type]
+        return regs.memory.cmpxchg32(place, entry, new)
+    return regs.memory.cmpxchg(place, entry, new)
 
 
 # The second stage of the final address, and the translation word.
 def _finish(regs: Registers, kind: int, out: Walk) -> int:
-    out.hpa = out.gpa  # type: ignore[assignment]
+    out.hpa = out.gpa  # type: ignore[assignment]  # without a second stage a gpa is its hpa
     out.tlb_level = out.level
     if regs.nested:
         if translate(regs, out.gpa, _FINAL_ACCESS | (kind & _WRITE_FETCH), out.nested) != HW_HIT:

@@ -107,7 +107,7 @@ def _walk(regs: Registers, fmt: SecondStage, gpa: Gpa, access: int, out: NestedW
     allowed = fmt.write | fmt.fetch | fmt.read
     while True:
         place = table + ((gpa >> (PAGE_SHIFT + LEVEL_BITS * (level - 1))) & 511) * 8
-        entry = regs.memory.read_once(place)
+        entry: Address = regs.memory.read_once(place)
         out.levels[out.nr] = level
         out.entries[out.nr] = entry
         out.places[out.nr] = place
@@ -132,7 +132,7 @@ def _walk(regs: Registers, fmt: SecondStage, gpa: Gpa, access: int, out: NestedW
     if allowed & needed != needed:
         return _fault(fmt, out, gpa, access | PFERR_PRESENT, allowed)
     offset = (ONE << (PAGE_SHIFT + LEVEL_BITS * (level - 1))) - 1
-    out.hpa = (entry & PT_FRAME & ~offset) | (gpa & offset)  # type: ignore[assignment]
+    out.hpa = (entry & PT_FRAME & ~offset) | (gpa & offset)
     out.level = level
     out.readable = (allowed & fmt.read) == fmt.read
     out.writable = (allowed & fmt.write) == fmt.write

@@ -190,7 +190,7 @@ class Tlb:
         self.hits -= 1
         self.misses += 1
         if self.keep_all:
-            self.kept.pop(self.hit_key, None)  # type: ignore[arg-type]
+            self.kept.pop(self.hit_key, None)  # type: ignore[arg-type]  # find() has set it
         else:
             self.slots[self.hit_index + 2] = 0
         return 0
@@ -345,7 +345,7 @@ class Tlb:
                 if self.keep_all:
                     self.kept.pop((level, vpn, owner), None)
                 else:
-                    self._forget_slot(level, vpn << (9 * level + 3), owner)  # type: ignore[arg-type]
+                    self._forget_slot(level, vpn << (9 * level + 3), owner)  # type: ignore[arg-type]  # a tag's gva
         return 0
 
     # Flushes.

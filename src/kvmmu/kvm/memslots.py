@@ -209,13 +209,13 @@ class Memslot:
 
     def nr_disallowed(self, gfn: Gfn, level: int) -> int:
         """``disallow_lpage`` count of the block of ``level`` (2 or 3) that holds ``gfn``; needs the arrays."""
-        return self.disallow_lpage[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]
+        return self.disallow_lpage[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]  # words of an array made on demand
 
     def rmap_word(self, gfn: Gfn, level: int) -> int:
         """Rmap head word of ``gfn`` at ``level``; 0 also while no rmaps are in use."""
         if self.rmap is None:
             return 0
-        return self.rmap[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]
+        return self.rmap[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]  # words of an array made on demand
 
     def nr_dirty_words(self) -> int:
         """64-bit words in the dirty bitmap, its scratch half not counted."""
@@ -319,7 +319,7 @@ class Memslots:
 
     def search(self, gfn: Gfn) -> Memslot | None:
         """:meth:`find` without touching the hint (``search_memslots``), for vCPUs, which keep one of their own."""
-        return self.gfn_tree.find(gfn)  # type: ignore[no-any-return]
+        return self.gfn_tree.find(gfn)  # type: ignore[no-any-return]  # the tree holds slots
 
     def find_id(self, slot_id: int) -> Memslot | None:
         """The slot with that id, or None (``id_to_memslot``)."""
@@ -345,7 +345,7 @@ class Memslots:
         """The first slot other than ``but_id`` that overlaps ``[start_gfn, end_gfn)``, or None."""
         for slot in self.gfn_tree.overlapping(start_gfn, end_gfn - 1):
             if slot.id != but_id:
-                return slot  # type: ignore[no-any-return]
+                return slot  # type: ignore[no-any-return]  # the tree holds slots
         return None
 
     def read_generation(self, gate: Gate) -> int:

@@ -44,13 +44,13 @@ class BlockFile:
     """The blocks of one recording.
 
     ``header``, ``trailer`` (None when the file has none), ``total`` (records in the whole blocks), ``damage`` (None,
-    or the sentence that says how the file is truncated). Raises :class:`RecordingError` for everything that is not a
-    readable recording; with ``salvage`` a truncated file is read up to its last whole block instead.
+    or the sentence that says how the file is truncated: it is read up to its last whole block then). Raises
+    :class:`RecordingError` for everything that is not a readable recording, and for a truncated one without a record.
     """
 
-    __slots__ = ("damage", "file", "header", "number", "path", "total", "trailer")
+    __slots__ = ("damage", "end", "file", "header", "number", "path", "total", "trailer")
 
-    def __init__(self, path: str, salvage: bool = False) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
         self.damage: str | None = None
         self.trailer: Trailer | None = None
@@ -61,8 +61,10 @@ class BlockFile:
             version = self._read_prefix()
             self.header = self._read_header(version)
             start = self.file.tell()
+            # Where the last whole block ends.
+            self.end = start
             self._scan()
-            if self.damage is not None and not salvage:
+            if self.damage is not None and self.total == 0:
                 raise RecordingError(self._truncated())
             self.file.seek(start)
             self.number = 1
@@ -77,11 +79,17 @@ class BlockFile:
         """Close the file."""
         self.file.close()
 
+    def loss(self) -> str | None:
+        """One sentence if the file ends inside a block, None otherwise."""
+        if self.damage is None:
+            return None
+        return f"{self._truncated()}; what is before it, {self.total:,} records, is read"
+
     def next_records(self) -> tuple[bytearray, int] | None:
         """Raw bytes (and :data:`PADDING` zeros) of the next block of records, and their number; None at the end."""
         while True:
             where = self.file.tell()
-            head = self._read_head()
+            head = None if where >= self.end else self._read_head()
             if head is None or head.kind == TAIL:
                 self.file.seek(where)
                 return None
@@ -146,7 +154,7 @@ class BlockFile:
                 self.total += head.records
             elif head.kind != HEAD and not head.may_skip:
                 raise RecordingError(self._unknown(head, where))
-            self.file.seek(head.stored, io.SEEK_CUR)
+            self.end = self.file.seek(head.stored, io.SEEK_CUR)
             self.number += 1
 
     def _read_trailer(self, head: BlockHead, where: int, size: int) -> None:
@@ -204,8 +212,7 @@ class BlockFile:
         return f"{self._place(where)} is of the unknown kind {head.kind!r} and may not be skipped: use a newer kvmmu"
 
     def _truncated(self) -> str:
-        rest = f"; kvmmu cut {self.path} --until {self.total} -o OUT saves the {self.total} records before it"
-        return f"{self.path} is truncated: {self.damage or 'it ended while it was read'}{rest if self.total else ''}"
+        return f"{self.path} is truncated: {self.damage or 'it ended while it was read'}"
 
 
 # Unpack a frame that must hold `size` bytes. Its own head is asked first: the library allocates what that claims,

@@ -119,7 +119,7 @@ def summarize(path: str, progress: Callable[[int, int], None] | None = None) -> 
     seconds = time.perf_counter() - started
     with Reader(path) as reader:
         trailer: Trailer | None = reader.trailer
-        reason = trailer.reason if trailer else "unknown (no trailer)"
+        reason = trailer.reason if trailer else reader.loss() or "unknown (no trailer)"
         summary = Summary(reader.header, bool(reader.cut), reason, decode_seconds=seconds)
         if trailer:
             summary.seen, summary.stale = trailer.seen, trailer.stale
@@ -245,7 +245,7 @@ def cut(
     """
     if Path(output).exists() and Path(output).samefile(path):
         raise ConfigError(f"{output} is the recording itself: write the piece to another file")
-    with Reader(path, salvage=True) as reader:
+    with Reader(path) as reader:
         if reader.total == 0 and first == 0 and until is None:
             raise RecordingError(f"{path} has no records: there is nothing to cut")
         end = check_range(path, reader.total, first, until, "cut")

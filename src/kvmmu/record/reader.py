@@ -13,6 +13,7 @@ from array import array
 from itertools import accumulate
 from typing import NoReturn, Self
 
+from ..addr import Address
 from ..errors import RecordingError
 from ..page_types import U32, U64
 from .blocks import PADDING, BlockFile
@@ -53,9 +54,9 @@ class Reader:
     ``header`` and ``trailer`` (None when the file has none) are known from the start, ``total`` (number of records)
     and ``cut`` too. Each :meth:`next` fills ``kind`` and the fields of that kind; the others keep old values.
 
-    Raises :class:`RecordingError` on opening (no file, not a recording, newer format, truncated, damaged header) and
-    from :meth:`next` (corrupted block, content that contradicts itself). ``salvage`` opens a truncated file all the
-    same.
+    A file that ends inside a block is read up to there (:meth:`loss` says so), and is ``cut``. Raises
+    :class:`RecordingError` on opening (no file, not a recording, newer format, no whole block of records in a truncated
+    one, damaged header) and from :meth:`next` (corrupted block, content that contradicts itself).
     """
 
     __slots__ = (
@@ -116,9 +117,9 @@ class Reader:
         "what",
     )
 
-    def __init__(self, path: str, salvage: bool = False) -> None:
+    def __init__(self, path: str) -> None:
         self.path = str(path)
-        self.blocks = BlockFile(self.path, salvage)
+        self.blocks = BlockFile(self.path)
         header: Header = self.blocks.header
         trailer: Trailer | None = self.blocks.trailer
         self.header = header
@@ -133,16 +134,15 @@ class Reader:
         self.known = KnownFrames(header)
         self.raw = memoryview(bytearray(COLUMN_LENGTHS.size))
         self.left = 0
-        self.position = 0
-        self.kind = 0
+        self.position = self.kind = 0
         self.cpu = self.state_cpu = 0
         self.smm = False
         self.access = self.state_access = 0
-        self.gva = self.gpa = self.value = self.size = 0
-        self.cr0 = self.cr3 = self.cr4 = self.efer = self.pkru = self.what = 0
-        self.invpcid_type = self.pcid = 0
+        self.gva: Address = 0
+        self.gpa: Address = 0
+        self.value = self.size = self.what = self.content = self.content_size = 0
+        self.cr0 = self.cr3 = self.cr4 = self.efer = self.pkru = self.invpcid_type = self.pcid = 0
         self.map_size = self.map_kind = self.map_memory = self.map_offset = 0
-        self.content = self.content_size = 0
         self.last_page = self.last_frame = 0
 
     def __enter__(self) -> Self:
@@ -154,6 +154,10 @@ class Reader:
     def close(self) -> None:
         """Close the file; the current record stays readable."""
         self.blocks.close()
+
+    def loss(self) -> str | None:
+        """One sentence if the file ends inside a block, None otherwise."""
+        return self.blocks.loss()
 
     def next(self) -> int:
         """Decode the next record into the fields and return its kind; 0 at the end of the recording.

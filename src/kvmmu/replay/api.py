@@ -27,7 +27,7 @@ def run(
     first: int = 0,
     until: int | None = None,
     break_cause: str | None = None,
-    audit: bool = False,
+    audit: bool | str = False,
     events: str | os.PathLike[str] | None = None,
     interval: int | None = None,
     cpu: str | None = None,
@@ -37,10 +37,11 @@ def run(
     """Replay ``recording`` (a path, or the name of a bundled one) through ``mmu``, verify it, count.
 
     ``[first, until)`` are the records that are verified, those before only leave their state; ``break_cause`` stops at
-    the first fault of that cause (:attr:`Result.fault`); ``audit`` checks all invariants every 100,000 records, not
-    only at the end; ``events``: file for tracepoint events; ``interval``: count for each so many records as well;
-    ``cpu`` ("nx=off,maxphyaddr=40", "none"): what the guest's CPUID says otherwise than the recorded machine's;
-    ``progress(position, total)`` is called now and then. Everything else is a parameter (``kvmmu params``).
+    the first fault of that cause (:attr:`Result.fault`); ``audit`` checks every 100,000 records, not only at the
+    end, the invariants of what changed since the check before, or with ``"full"`` all of them; ``events``: file for
+    tracepoint events; ``interval``: count for each so many records as well; ``cpu`` ("nx=off,maxphyaddr=40", "none"):
+    what the guest's CPUID says otherwise than the recorded machine's; ``progress(position, total)`` is called now and
+    then. Everything else is a parameter (``kvmmu params``).
 
     A mismatch is a result, no exception.
 
@@ -59,13 +60,15 @@ def run(
         raise ConfigError(f"cpu={cpu!r}: must be a text, such as 'nx=off,maxphyaddr=40'")
     if events is not None and not isinstance(events, (str, os.PathLike)):
         raise ConfigError(f"events={events!r}: must be a path")
+    if not isinstance(audit, bool | str) or audit not in _AUDITS:
+        raise ConfigError(f'audit={audit!r}: must be True (of what changed), "full" or False')
     options = Options(
         mmu,
         settings,
         first,
         until,
         break_cause,
-        bool(audit),
+        _AUDITS[audit],
         None if events is None else os.fspath(events),
         interval or 0,
         Spelling.PYTHON,
@@ -83,6 +86,9 @@ def run(
     if result.stopped == "interrupted":
         raise KeyboardInterrupt
     return result
+
+
+_AUDITS: dict[bool | str, str | None] = {False: None, True: "changed", "changed": "changed", "full": "full"}
 
 
 # A parameter as --set takes it; a misspelled argument of run() gets a hint of its own.

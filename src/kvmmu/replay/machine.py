@@ -173,9 +173,9 @@ class GuestMachine:
         if recorded.la57:
             params = replace(params, host_levels=5)
         if params.host_maxphyaddr < header.maxphyaddr:
-            raise RecordingError(
-                f"the recorded guest has {header.maxphyaddr} physical address bits, the host"
-                f" {params.host_maxphyaddr}; set host_maxphyaddr={header.maxphyaddr} or more"
+            raise ConfigError(
+                f"host_maxphyaddr={params.host_maxphyaddr}: the recorded guest has {header.maxphyaddr} physical address"
+                f" bits; set host_maxphyaddr={header.maxphyaddr} or more"
             )
         sizes = header.memory_sizes()
         self.world = World(params, nr_frames_for(sum(sizes.values()) + _DEVICE_MEMORY))
@@ -211,7 +211,7 @@ class GuestMachine:
             number = self.free_numbers.pop()
             if not self.free_numbers:
                 self.free_numbers.append(number + 1)
-            self.world.set_region(UserMemoryRegion(number, flags, gpa, size, hva))  # type: ignore[arg-type]
+            self.world.set_region(UserMemoryRegion(number, flags, gpa, size, hva))  # type: ignore[arg-type]  # a recording's numbers have no kind
             numbers.append(number)
             gpa += size
 
@@ -258,7 +258,7 @@ class GuestMachine:
 
     def is_read_only(self, gpa: int) -> bool:
         """Whether ``gpa`` is ROM, to which stores go as to a device."""
-        slot = self.vm.gfn_to_memslot(gpa >> 12, 0)  # type: ignore[arg-type]
+        slot = self.vm.gfn_to_memslot(gpa >> 12, 0)  # type: ignore[arg-type]  # a recording's numbers have no kind
         return slot is not None and slot.is_readonly()
 
     def read_guest(self, gpa: int, size: int) -> bytes:
@@ -287,7 +287,7 @@ class GuestMachine:
             self.vcpus[number].cpu.write_pkru(pkru)
 
 
-# Ranges leave `source`, as far as they are in it, and are in `target` otherwise: who goes and comes back has done neither.
+# Ranges leave `source`, as far as they are in it, and are in `target` otherwise: who goes and comes back did neither.
 def _move(regions: list[Region], source: dict[Region, None], target: dict[Region, None]) -> None:
     for region in regions:
         if region in source:

@@ -25,7 +25,7 @@ def describe_mismatch(player: Player) -> Mismatch:
     bare = player.bare
     # Before the walks, which fill nothing.
     cpu = player.cpus[reader.cpu]
-    held = cpu.tlb.peek(reader.gva & cpu.gva_mask)  # type: ignore[arg-type]
+    held = cpu.tlb.peek(reader.gva & cpu.gva_mask)
     return Mismatch(
         position=reader.position - 1,
         cpu=reader.cpu,
@@ -71,7 +71,7 @@ def _guest_lines(vcpu: Vcpu, gva: int) -> list[str]:
     trace = vcpu.vm.trace
     listening = trace.on
     trace.on = False
-    done = walk_addr(vcpu, vcpu.walk_mmu, gw, gva, 0)  # type: ignore[arg-type]
+    done = walk_addr(vcpu, vcpu.walk_mmu, gw, gva, 0)  # type: ignore[arg-type]  # a recording's numbers have no kind
     trace.on = listening
     lines = [
         f"level {level} at gpa {gw.gpte_gpa(level):#x}: {gw.gpte(level):#018x}"
@@ -84,7 +84,7 @@ def _guest_lines(vcpu: Vcpu, gva: int) -> list[str]:
 def _hardware_lines(player: Player) -> list[str]:
     cpu = player.cpus[player.reader.cpu]
     out = Walk()
-    status = page_walk(cpu, player.reader.gva & cpu.gva_mask, player.reader.access, out)  # type: ignore[arg-type]
+    status = page_walk(cpu, player.reader.gva & cpu.gva_mask, player.reader.access, out)
     lines = []
     for level, entry, place in out.elements():
         text = f"level {level} at hpa {place:#x}: {entry:#018x}"

@@ -219,7 +219,7 @@ class Player:
         self.tlb_differences += 1
         if how == MODEL_EMULATED and self.reader.access & ACCESS_WRITE:
             # What kvm stored where the machine did not: tables get back what they held.
-            held = self.judge.past.content(where, min(self.reader.size or 8, 4096 - (where & 0xFFF)))  # type: ignore[union-attr]
+            held = self.judge.past.content(where, min(self.reader.size or 8, 4096 - (where & 0xFFF)))  # type: ignore[union-attr]  # a judge is there by now
             if held is not None:
                 self.store_unseen(where, held)
         if self.reader.kind == K_STORE:
@@ -247,20 +247,20 @@ class Player:
         """Where ``gpa`` is in physical memory; NO_HPA: in no memory."""
         if self.bare:
             return gpa
-        return gpa_to_hpa(self.vm.slots_of(0), self.vm.mm, gpa, False)  # type: ignore[union-attr, arg-type]
+        return gpa_to_hpa(self.vm.slots_of(0), self.vm.mm, gpa, False)  # type: ignore[union-attr, arg-type]  # with a VM; a recording's numbers have no kind
 
     def store_unseen(self, gpa: int, data: bytes) -> int:
         """Store as a device would: not by an access of the guest's. kvm must not go on mirroring what changes."""
         hpa = self.machine.hpa_of(gpa)
         if self.vm is not None and is_anything_shadowed(self.vm) and self.machine.differs(hpa, data):
-            unprotect_gfn(self.vm, gpa >> 12)  # type: ignore[arg-type]
-        return self.memory.write(hpa, data)  # type: ignore[no-any-return]
+            unprotect_gfn(self.vm, gpa >> 12)  # type: ignore[arg-type]  # a recording's numbers have no kind
+        return self.memory.write(hpa, data)  # type: ignore[no-any-return]  # memory is known when the machine is
 
     def verify_hpa(self, vcpu: Vcpu) -> bool:
         """The access went to vcpu.cpu.hpa: whether the store of the record in hand, if it is one, must still be made
         there. No: it went to another place than the recorded gpa's, lawfully.
         """
-        expected = gpa_to_hpa(vcpu.memslots(), self.vm.mm, self.reader.gpa, False)  # type: ignore[union-attr, arg-type]
+        expected = gpa_to_hpa(vcpu.memslots(), self.vm.mm, self.reader.gpa, False)  # type: ignore[union-attr]  # with a VM; a recording's numbers have no kind
         if vcpu.cpu.hpa == expected:
             return True
         problem = "the access goes to another frame than the machine's"
@@ -280,7 +280,7 @@ class Player:
         """Let ``vcpu`` make the access of the record in hand; return how it ended (RUN_*)."""
         self.accesses += 1
         vcpu.rflags = X86_EFLAGS_AC | 2 if self.reader.access & ACCESS_AC else 2
-        return access(vcpu, self.reader.gva, self.reader.access)  # type: ignore[arg-type]
+        return access(vcpu, self.reader.gva, self.reader.access)
 
     def play_access(self) -> int:
         """Make the recorded access, and verify where it goes."""
@@ -312,10 +312,10 @@ class Player:
         """Store what the record in hand (STORE, PAGE) stores, entries in one piece."""
         reader = self.reader
         if reader.size == 8 and hpa & 7 == 0:
-            return self.memory.write_once(hpa, reader.value)  # type: ignore[no-any-return]
+            return self.memory.write_once(hpa, reader.value)  # type: ignore[no-any-return]  # memory is known when the machine is
         if reader.size == 4 and hpa & 3 == 0:
-            return self.memory.write_once32(hpa, reader.value)  # type: ignore[no-any-return]
-        return self.memory.write(hpa, reader.raw[reader.content : reader.content + reader.size])  # type: ignore[no-any-return]
+            return self.memory.write_once32(hpa, reader.value)  # type: ignore[no-any-return]  # memory is known when the machine is
+        return self.memory.write(hpa, reader.raw[reader.content : reader.content + reader.size])  # type: ignore[no-any-return]  # memory is known when the machine is
 
     def play_store(self) -> int:
         """Make the recorded store to a guest table, and verify where it goes."""
@@ -331,7 +331,7 @@ class Player:
 
     def emulate_until_done(self, vcpu: Vcpu, data: bytes | None, size: int) -> int:
         """Let kvm make the access in the guest's place."""
-        outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, size)  # type: ignore[arg-type]
+        outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, size)
         if outcome == X86EMUL_CONTINUE or outcome == X86EMUL_IO_NEEDED:
             if vcpu.mmio_gpa != self.reader.gpa:
                 self.disagree(MODEL_EMULATED, vcpu.mmio_gpa, f"kvm's own walk finds gpa {vcpu.mmio_gpa:#x}")
@@ -352,7 +352,7 @@ class Player:
         if status != RUN_EMULATE:
             return self.fail_exception(status, "a device access")
         data = self.store_data() if self.reader.access & ACCESS_WRITE else None
-        outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, self.reader.size)  # type: ignore[arg-type]
+        outcome = emulate(vcpu, self.reader.gva, self.reader.access, data, self.reader.size)
         if self.reader.access & ACCESS_FETCH:
             return self.verify_unfetchable(vcpu, outcome)
         if outcome == X86EMUL_PROPAGATE_FAULT:
@@ -424,8 +424,8 @@ class Player:
         """Execute the recorded INVLPG or INVPCID."""
         vcpu = self.vcpus[self.reader.cpu]
         if kind == K_INVLPG:
-            return insn_invlpg(vcpu, self.reader.gva)  # type: ignore[arg-type]
-        if insn_invpcid(vcpu, self.reader.invpcid_type, self.reader.pcid, self.reader.gva):  # type: ignore[arg-type]
+            return insn_invlpg(vcpu, self.reader.gva)
+        if insn_invpcid(vcpu, self.reader.invpcid_type, self.reader.pcid, self.reader.gva):
             return self.fail("kvm refuses an INVPCID that the machine executed")
         return 0
 
@@ -435,13 +435,13 @@ class Player:
         if kind == K_REGS:
             return self.play_bare_regs()
         if kind == K_INVLPG:
-            return cpu.invlpg(self.reader.gva)  # type: ignore[arg-type]
+            return cpu.invlpg(self.reader.gva)
         if kind == K_INVPCID:
-            return cpu.invpcid(self.reader.invpcid_type, self.reader.pcid, self.reader.gva)  # type: ignore[arg-type]
+            return cpu.invpcid(self.reader.invpcid_type, self.reader.pcid, self.reader.gva)
         self.accesses += 1
         if kind == K_STORE:
             self.stores += 1
-        if cpu.access(self.reader.gva, self.reader.access) != HW_HIT:  # type: ignore[arg-type]
+        if cpu.access(self.reader.gva, self.reader.access) != HW_HIT:
             return self.fail_exception(RUN_FAULT, "an access")
         if cpu.hpa != self.reader.gpa:
             self.disagree(MODEL_HIT, cpu.hpa, "the access goes to another address than the machine's")

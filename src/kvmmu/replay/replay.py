@@ -13,16 +13,16 @@ from enum import Enum
 from pathlib import Path
 
 from .._build import build_info
-from ..errors import ConfigError, KvmBug, KvmmuError, RecordingError
+from ..errors import ConfigError, KvmBug, KvmmuError, RecordingError, UserError
 from ..kvm.cpuid import CpuFeatures, parse_cpu
-from ..kvm.mmu.audit import audit
+from ..kvm.mmu.audit import Auditor, audit
 from ..kvm.mmu.role import describe_role, role_level
 from ..kvm.mmu.verdict import CAUSES
 from ..params import Params
 from ..record.bundled import RECORDINGS
 from ..record.format import KIND_NAMES
 from ..record.reader import Reader
-from ..trace.files import EventWriter
+from ..trace.files import SUFFIXES, EventWriter
 from .breakpoint import examine_fault
 from .intervals import IntervalCounter, count_faults
 from .machine import BareMachine, GuestMachine, build_machine
@@ -31,6 +31,8 @@ from .player import Player
 from .result import STOP_BREAK, STOP_END, STOP_MISMATCH, Fault, Result, ShadowPages
 
 MMUS = ("none", "shadow", "tdp", "tdp-legacy")
+#: What an audit on the way looks at: what is not as it was at the audit before, or everything.
+AUDITS = ("changed", "full")
 #: Records between two audits, and between two calls of the progress function.
 AUDIT_RECORDS = 100_000
 PROGRESS_RECORDS = 20_000
@@ -72,10 +74,11 @@ class Options:
     """How to replay.
 
     ``mmu``: one of :data:`MMUS`; ``settings``: ``param=value`` strings; ``[first, until)``: the records to play, those
-    before only leave their state; ``break_cause``: stop at the first fault of this cause; ``audit``: check all
-    invariants every 100,000 records (they are checked at the end in any case); ``events``: file for tracepoints;
-    ``interval``: records of an interval that is counted by itself, 0: none; ``spelling``: of the options in messages;
-    ``cpu``: what the guest's CPUID says otherwise than the recorded machine's (``kvm.cpuid.parse_cpu()``).
+    before only leave their state; ``break_cause``: stop at the first fault of this cause; ``audit``: check the
+    invariants every 100,000 records, one of :data:`AUDITS` (all are checked at the end in any case);
+    ``events``: file for tracepoints; ``interval``: records of an interval that is counted by itself, 0: none;
+    ``spelling``: of the options in messages; ``cpu``: what the guest's CPUID says otherwise than the recorded machine's
+    (``kvm.cpuid.parse_cpu()``).
     """
 
     mmu: str = "shadow"
@@ -83,7 +86,7 @@ class Options:
     first: int = 0
     until: int | None = None
     break_cause: str | None = None
-    audit: bool = False
+    audit: str | None = None
     events: str | None = None
     interval: int = 0
     spelling: Spelling = Spelling.COMMAND
@@ -104,6 +107,12 @@ class Options:
             raise ConfigError(f"{given('mmu', self.mmu)}: there is no such MMU; take {', '.join(MMUS)}")
         if self.until is not None and self.until <= self.first:
             raise ConfigError(f"{given('until', self.until)}: must be above {given('first', self.first)}")
+        if self.audit is not None and self.audit not in AUDITS:
+            raise ConfigError(f"{given('audit', self.audit)}: there is no such audit; take {' or '.join(AUDITS)}")
+        if self.events is not None and Path(self.events).suffix not in SUFFIXES:
+            raise ConfigError(
+                f"{given('events', self.events)}: the suffix says the form of the file; take {', '.join(SUFFIXES)}"
+            )
         if self.mmu == "none":
             if self.settings or self.break_cause or self.events or self.audit:
                 settings, stop, events, audits = map(
@@ -182,7 +191,7 @@ def replay(path: str | Path, options: Options, progress: Callable[[Player], None
         player.break_cause = cause
         stack.callback(player.close)
         if options.events is not None and machine.vm is not None:
-            writer = stack.enter_context(EventWriter(options.events))
+            writer = stack.enter_context(_open_events(options, options.events))
             machine.vm.trace.attach(writer)
 
             def note_record(position: int) -> None:
@@ -237,6 +246,14 @@ def _start(reader: Reader, machine: GuestMachine | BareMachine, options: Options
     return player
 
 
+# A file that cannot be made is an option's value that cannot be used; what happens to it later is not.
+def _open_events(options: Options, path: str) -> EventWriter:
+    try:
+        return EventWriter(path)
+    except UserError as error:
+        raise ConfigError(f"{options.spelling.option('events')} {error}") from error
+
+
 def _look_at_fault(path: str | Path, options: Options, params: Params | None, position: int) -> Fault:
     with Reader(str(path)) as reader:
         player = _start(reader, build_machine(reader.header, params, options.cpu), options)
@@ -253,6 +270,7 @@ def _play(
 ) -> str:
     # Play up to until, in pieces between which audits and progress happen. Returns why it stopped.
     reader = player.reader
+    auditor = Auditor(player.vm) if options.audit and player.vm is not None else None
     next_audit = reader.position + AUDIT_RECORDS
     while reader.position < until:
         stop = player.play(counter.end(min(until, reader.position + PROGRESS_RECORDS, next_audit)))
@@ -264,8 +282,8 @@ def _play(
             return "break"
         elif stop == STOP_END:
             return "end"
-        if options.audit and player.vm is not None and reader.position >= next_audit:
-            audit(player.vm)
+        if auditor is not None and reader.position >= next_audit:
+            auditor.audit(options.audit == "full")
             result.audits += 1
         if reader.position >= next_audit:
             next_audit += AUDIT_RECORDS
@@ -287,6 +305,8 @@ def _collect(result: Result, player: Player, machine: GuestMachine | BareMachine
     if reader.trailer is not None:
         result.seen, result.left_out = reader.trailer.seen, reader.trailer.reasons
         result.warning = reader.trailer.warning()
+    else:
+        result.warning = reader.loss()
     result.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result.records = {name: player.nr_records(kind) for kind, name in enumerate(KIND_NAMES) if kind}
     if machine.world is None or machine.vm is None:

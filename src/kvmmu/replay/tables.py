@@ -180,4 +180,4 @@ def _tables_at(player: Player, mode: PagingMode, root: int) -> GuestTables:
     def refuse(*_: object) -> None:
         raise GuestMisuse("the tables of a recording are only looked at")
 
-    return GuestTables(tables_mode(mode), load, refuse, root, refuse, load_bytes)  # type: ignore[arg-type]
+    return GuestTables(tables_mode(mode), load, refuse, root, refuse, load_bytes)  # type: ignore[arg-type]  # refuse() takes whatever it is given

@@ -181,7 +181,7 @@ def _read_raw(name: str, text: str) -> Told | None:
         if field in pairs
     }
     if name == "kvm_emulate_insn" and "insn" in values:
-        values["insn"] = values["insn"][: values.get("len", 15)]  # type: ignore[index]
+        values["insn"] = values["insn"][: values.get("len", 15)]  # type: ignore[index]  # bytes by the field's kind
     missing = tuple(field for field in fields if field not in values)
     return (name, *(values.get(field, b"" if field == "insn" else 0) for field in fields)), missing
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from kvmmu import GuestTables, Params, World
+from kvmmu import GuestTables, Params, UserMemoryRegion, World
 from kvmmu.hw.bits import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_USER, PT_WRITABLE
 from kvmmu.kvm.memslots import Memslot
 from kvmmu.kvm.mmu.context import Mmu
 from kvmmu.kvm.mmu.page import ShadowPage
 from kvmmu.kvm.vcpu import Vcpu
 from kvmmu.kvm.vm import Vm
+from kvmmu.tracepoint import Event
 from kvmmu.world import Access
 
 P, W, U, AD = PT_PRESENT, PT_WRITABLE, PT_USER, PT_ACCESSED | PT_DIRTY
@@ -124,6 +125,97 @@ class OneSlot:
 
     def read(self, hpa: int) -> int:
         return self.world.memory.read_once(hpa)
+
+
+class Tdp:
+    """A world with the TDP MMU, one slot of 16M at gpa 0, and an unpaged guest: a gva is a gpa."""
+
+    def __init__(self, *settings: str, memory: int = MEMORY, nr_frames: int = 16384) -> None:
+        self.world = World(Params(tlb_keep_all=True).with_settings(settings), nr_frames=nr_frames)
+        self.vm: Vm = self.world.vm
+        self.hva = self.world.add_slot(0, 0, memory)
+        self.vcpu = self.world.create_vcpu()
+        self.events: list[Event] = []
+        self.world.on_event(self.events.append)
+
+    @property
+    def slot(self) -> Memslot:
+        slot = self.vm.slots_of(0).find_id(0)
+        assert slot is not None
+        return slot
+
+    @property
+    def root(self) -> ShadowPage:
+        root = self.world.frames.owner(self.vcpu.mmu.root_hpa >> 12)
+        assert isinstance(root, ShadowPage)
+        return root
+
+    def touch(self, *gpas: int, write: bool = True) -> None:
+        for gpa in gpas:
+            access = self.world.write(self.vcpu, gpa, b"x") if write else self.world.read(self.vcpu, gpa)
+            assert access.kind == "done"
+        self.events.clear()
+
+    def way(self, gpa: int) -> list[tuple[int, int]]:
+        """(level, spte) from the top down."""
+        return [(element.level, element.spte) for element in self.world.walk(self.vcpu, gpa)]
+
+    def spte(self, gpa: int) -> int:
+        return self.way(gpa)[-1][1]
+
+    def sptep(self, gpa: int, level: int = 1) -> int:
+        return next(element.hpa for element in self.world.walk(self.vcpu, gpa) if element.level == level)
+
+    def log(self, flags: int = 1) -> None:
+        self.world.set_region(UserMemoryRegion(0, flags, 0, self.slot.npages << 12, self.hva))
+
+    def changes(self) -> list[tuple[int, int, int, int]]:
+        """(gfn, level, old, new) of every kvm_tdp_mmu_spte_changed so far, which are then forgotten."""
+        found = [event for event in self.events if event[0] == "kvm_tdp_mmu_spte_changed"]
+        self.events.clear()
+        return [(gfn, level, old, new) for _, gfn, old, new, level, _ in found]
+
+
+class Others:
+    """A checker: whenever a walk may yield it does, and ``act`` runs as actor 1 while the lock is dropped; once."""
+
+    def __init__(self, vm: Vm, act: Callable[[], object] | None = None) -> None:
+        self.gate, self.act = vm.gate, act
+        self.nr_yields = 0
+        self.heard: list[tuple[str, object]] = []
+        self.gate.arm(self)
+
+    def point(self, kind: str, where: object, key: object) -> None:
+        self.heard.append((kind, key))
+        if kind in ("read_unlock", "write_unlock") and self.act is not None:
+            act, self.act = self.act, None
+            self.gate.disarm()
+            self.gate.run(1)
+            act()
+            self.gate.arm(self)
+            self.gate.run(0)
+
+    def barrier(self, kind: str) -> None:
+        pass
+
+    def wait(self, kind: str, where: object, condition: Callable[[], bool]) -> None:
+        assert condition(), kind
+
+    def must_yield(self, where: object) -> bool:
+        self.nr_yields += 1
+        return True
+
+
+@contextlib.contextmanager
+def shared(vm: Vm) -> Iterator[None]:
+    """``mmu_lock``, shared, inside a section of RCU: what the TDP MMU's functions want of their caller."""
+    vm.mmu_lock.read_lock()
+    vm.rcu.read_lock()
+    try:
+        yield
+    finally:
+        vm.rcu.read_unlock()
+        vm.mmu_lock.read_unlock()
 
 
 @contextlib.contextmanager

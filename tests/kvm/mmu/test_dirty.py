@@ -497,3 +497,50 @@ class Log(RuleBasedStateMachine):
 
 TestLog = Log.TestCase
 TestLog.settings = settings(max_examples=40, stateful_step_count=25)
+
+
+# Huge pages of a log that begins full: the TDP MMU splits those of the pages that are cleared.
+
+
+def logged(flags: int, *settings: str) -> Guest:
+    """A guest with a large page of the host that was written before its slot was logged in the mode of ``flags``."""
+    guest = Guest("4-level", "host_page=2m", *settings, npt=True)
+    guest.tables.map(VA, LARGE, SIZE_2M, RW | AD)
+    assert guest.write(VA) == "done"
+    dirty.set_manual_protect(guest.world.vm, flags)
+    guest.world.set_region(UserMemoryRegion(0, 1, 0, MEMORY, guest.hva))
+    return guest
+
+
+def pages_in(log: bytes) -> list[int]:
+    return [page for page in range(8 * len(log)) if log[page >> 3] >> (page & 7) & 1]
+
+
+def clear(guest: Guest, first: int, count: int, *pages: int) -> None:
+    bits = sum(1 << (page - first) for page in pages)
+    dirty.clear_dirty_log(guest.world.vm, 0, first, count, bits.to_bytes(-(-count // 64) * 8, "little"))
+
+
+@pytest.mark.parametrize("setting", ["eager_page_split=on", "eager_page_split=off", "tdp_mmu=off"])
+def test_clearing_splits_huge_pages_where_that_is_wanted(setting: str) -> None:
+    guest = logged(3, setting)
+    page = LARGE >> 12
+    assert len(pages_in(guest.world.dirty_log(0))) == MEMORY >> 12
+    level, spte = [(one.level, one.spte) for one in guest.world.walk(guest.vcpu, LARGE)][-1]
+    assert (level, spte & W) == (2, W)
+    clear(guest, page, 64, page + 5)
+    level, spte = [(one.level, one.spte) for one in guest.world.walk(guest.vcpu, LARGE + 0x5000)][-1]
+    assert (level, spte & W) == (1 if setting == "eager_page_split=on" else 2, 0)
+    assert page + 5 not in pages_in(guest.world.dirty_log(0))
+    assert guest.write(VA + 5 * 4096) == "done"
+    assert page + 5 in pages_in(guest.world.dirty_log(0))
+    guest.audit()
+
+
+def test_a_slot_may_end_between_words() -> None:
+    guest = Guest(npt=True)
+    guest.world.add_slot(1, 64 << 20, 70 << 12, flags=1)
+    dirty.clear_dirty_log(guest.world.vm, 1, 64, 6, bytes(8))
+    slot = Memslot(5, 1, 0, 70, 0)
+    slot.alloc_dirty_bitmap(True)
+    assert list(slot.dirty_array)[:3] == [(1 << 64) - 1, 63, 0]  # type: ignore[arg-type]

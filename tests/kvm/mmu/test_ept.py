@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmmu import Params, World
+from kvmmu import CpuFeatures, Params, World
 from kvmmu.kvm.mmu import gpte, setup
 from kvmmu.kvm.mmu.role import cpu_role_level, role_ad_disabled, role_guest_mode
 from kvmmu.kvm.mmu.walker import GuestWalk, walk_addr
@@ -34,7 +34,7 @@ class Hypervisor:
     def __init__(self, stage: model.SecondStage, flags: int = 0) -> None:
         self.world = World(Params(npt=True), nr_frames=1024)
         self.world.add_slot(0, 0, MEMORY, flags=flags)
-        self.vcpu: Vcpu = self.world.create_vcpu(40)
+        self.vcpu: Vcpu = self.world.create_vcpu(CpuFeatures(maxphyaddr=40))
         self.gw = GuestWalk()
         self.use(stage)
 

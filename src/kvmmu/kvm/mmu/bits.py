@@ -6,6 +6,8 @@ What the bits mean together is told in ``spte`` and ``role``, which build, ask a
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...hw.bits import PT_NX, PT_PRESENT
 
 #: Access triple, as in ``role.access`` and in the guest walker's result.
@@ -151,6 +153,9 @@ PTE_LIST_EXT = 14
 PTE_LIST_DESC_SIZE = 128
 #: A gfn with more rmap entries than this before an add loses them all.
 RMAP_RECYCLE_THRESHOLD = 1000
+
+#: Stands in a link of a shadow page that is on no list; typed so that whoever follows a list need not ask.
+NO_PAGE: Any = None
 
 #: Pages that one walk collects before its caller works them off.
 KVM_PAGE_ARRAY_NR = 16

@@ -5,8 +5,8 @@ from ..vm cimport Vm
 from .role cimport role_level
 from .page cimport ShadowPage
 from .spte cimport (
-    SpteFormat, ad_enabled, check_writable_triple, is_accessed, is_dirty, is_legal_triple, is_mmu_writable, is_shadow_present,
-    is_volatile, is_writable, mark_for_access_track, spte_to_pfn
+    SpteFormat, ad_enabled, check_writable_triple, is_accessed, is_dirty, is_legal_triple, is_mmu_writable,
+    is_shadow_present, is_volatile, is_writable, mark_for_access_track, spte_to_pfn
 )
 
 cdef u64 SHADOW_NONPRESENT_VALUE, U64

@@ -18,7 +18,7 @@ from ..bits import (
     KVM_PFN_NOSLOT,
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
 )
-from ..memslots import is_error_pfn, is_noslot_pfn
+from ..memslots import Memslot, is_error_pfn, is_noslot_pfn
 from ..requests import has_request
 from ..vcpu import Vcpu
 from ..vm import Vm
@@ -32,12 +32,12 @@ from .verdict import RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_RETRY
 def find_pfn(vm: Vm, fault: PageFault) -> int:
     """Set hva, pfn (or an error pfn) and map_writable of fault, whose slot is visible."""
     mm = vm.mm
-    slot = fault.slot
-    readonly = slot.is_readonly()  # type: ignore[union-attr]
+    slot: Memslot = fault.slot  # type: ignore[assignment]  # it is visible, so it is there
+    readonly = slot.is_readonly()
     if fault.write and readonly:
         fault.pfn = KVM_PFN_ERR_RO_FAULT
         return 0
-    fault.hva = slot.gfn_to_hva(fault.gfn)  # type: ignore[union-attr]
+    fault.hva = slot.gfn_to_hva(fault.gfn)
     if not readonly:
         pfn = mm.gup_fast(fault.hva, True)
         if pfn != NO_PFN:
@@ -61,7 +61,7 @@ def handle_noslot(vcpu: Vcpu, fault: PageFault, access: int) -> int:
     """MMIO: remember it, and go on to an MMIO spte unless that is impossible."""
     vm = vcpu.vm
     gva = 0 if vcpu.mmu.fault_op == FAULT_OP_TDP else fault.addr
-    cache_record(vcpu, gva, fault.gfn, access & vm.fmt.mmio_access_mask)  # type: ignore[arg-type]
+    cache_record(vcpu, gva, fault.gfn, access & vm.fmt.mmio_access_mask)  # type: ignore[arg-type]  # with TDP there is no gva, else addr is one
     fault.slot = None
     fault.pfn = KVM_PFN_NOSLOT
     fault.map_writable = False

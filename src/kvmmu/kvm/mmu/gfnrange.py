@@ -148,16 +148,16 @@ def mapped_rmaps(vm: Vm, slot: Memslot, level: int, first: int, last: int) -> li
     found = set()
     sp = vm.active_mmu_pages.link_next
     while sp is not vm.active_mmu_pages:
-        if role_level(sp.role) == level and role_smm(sp.role) == slot.as_id:  # type: ignore[union-attr]
+        if role_level(sp.role) == level and role_smm(sp.role) == slot.as_id:
             for index in range(ENTRIES):
-                spte = vm.memory.read_once(sp.spt + (index << 3))  # type: ignore[union-attr]
+                spte = vm.memory.read_once(sp.spt + (index << 3))
                 if is_shadow_present(spte) and is_last(spte, level):
-                    gfn = sp_gfn(vm, sp, index)  # type: ignore[arg-type]
+                    gfn = sp_gfn(vm, sp, index)
                     if slot.contains(gfn):
                         at = slot.offset[level] + slot.index(gfn, level)
                         if first <= at <= last:
                             found.add(at)
-        sp = sp.link_next  # type: ignore[union-attr]
+        sp = sp.link_next
     return sorted(found)
 
 

@@ -52,7 +52,7 @@ def written_sptep(sp: ShadowPage, gpa: Gpa) -> Hpa:
             # A 4M entry is two of 2M.
             offset = (offset & ~7) << 1
         if offset >> 12 != role_quadrant(sp.role):
-            return NOTHING  # type: ignore[no-any-return]
+            return NOTHING  # type: ignore[no-any-return]  # 0 is no address of any kind
         offset &= 4095
     return sp.spt + (offset & ~7)
 

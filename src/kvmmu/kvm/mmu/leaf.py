@@ -198,7 +198,7 @@ def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
     if found == CAUSE_PERMISSION:
         set_translation(vm, sp, sptep_index(sptep), leaf.gfn, leaf.access)
     else:
-        rmap_add(vm, leaf.slot, sptep, leaf.gfn, leaf.access)  # type: ignore[arg-type]
+        rmap_add(vm, leaf.slot, sptep, leaf.gfn, leaf.access)  # type: ignore[arg-type]  # what is mapped has a slot
     return verdict
 
 

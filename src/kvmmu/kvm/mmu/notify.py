@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How kvm reacts when the host takes memory back, or asks what was used: the notifier that a VM registers with its process.
+"""How kvm reacts when the host takes memory back, or asks what was used: the notifier that a VM has in its process.
 
 Between start and end no fault may install what the host is taking away: the sequence and the range tell those that are
 on their way. Reference: "MMU notifiers".

@@ -3,6 +3,8 @@ cimport cython
 from ..vm cimport Vm
 from .page cimport ShadowPage
 
+cdef object NO_PAGE
+
 cpdef bint is_disallowed(Vm vm, ShadowPage sp) except -1
 cpdef int set_disallowed(Vm vm, ShadowPage sp, bint disallowed) except -1
 @cython.locals(head=ShadowPage, last=ShadowPage)

@@ -9,6 +9,7 @@ the counter nx_lpage_splits. They change under ``mmu_lock``: held exclusively, o
 from __future__ import annotations
 
 from ..vm import Vm
+from .bits import NO_PAGE
 from .page import ShadowPage
 
 
@@ -37,7 +38,7 @@ def track_possible(vm: Vm, sp: ShadowPage) -> int:
     last = head.nx_prev
     sp.nx_prev = last
     sp.nx_next = head
-    last.nx_next = sp  # type: ignore[union-attr]
+    last.nx_next = sp
     head.nx_prev = sp
     vm.stat.nx_lpage_splits += 1
     return 0
@@ -50,10 +51,10 @@ def forget(vm: Vm, sp: ShadowPage) -> int:
         return 0
     if vm.gate.armed:
         vm.gate.announce("write", vm, "possible_nx_huge_pages")
-    sp.nx_prev.nx_next = sp.nx_next  # type: ignore[union-attr]
+    sp.nx_prev.nx_next = sp.nx_next
     sp.nx_next.nx_prev = sp.nx_prev
     sp.nx_next = None
-    sp.nx_prev = None
+    sp.nx_prev = NO_PAGE
     vm.stat.nx_lpage_splits -= 1
     return 0
 

@@ -2,6 +2,7 @@
 cimport cython
 from ...addr cimport u8, u32, u64, gfn_t, hpa_t
 
+cdef object NO_PAGE
 cdef u64 NOTHING, ONE
 
 @cython.final

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ...addr import Gfn, Hpa
 from ...page_types import NOTHING, ONE
+from .bits import NO_PAGE
 from .role import describe_role
 
 
@@ -61,14 +62,14 @@ class ShadowPage:
         self.unsync_child_bitmap = [0] * 8
         self.hash_next: ShadowPage | None = None
         self.hash_prev: ShadowPage | None = None
-        self.link_next: ShadowPage | None = None
-        self.link_prev: ShadowPage | None = None
+        self.link_next: ShadowPage = NO_PAGE
+        self.link_prev: ShadowPage = NO_PAGE
         self.is_tdp = False
         self.ptep: Hpa = NOTHING
         self.scheduled_to_zap = False
         self.nx_huge_page_disallowed = False
         self.nx_next: ShadowPage | None = None
-        self.nx_prev: ShadowPage | None = None
+        self.nx_prev: ShadowPage = NO_PAGE
         return 0
 
     def is_unsync_child(self, index: int) -> bool:
@@ -95,6 +96,10 @@ class ShadowPage:
                 index += 1
             return index
         return 512
+
+    def unsync_words(self) -> list[int]:
+        """The bits of all indices, 64 in a word, for who compares them."""
+        return [self.unsync_child_bitmap[i] for i in range(8)]
 
     def __repr__(self) -> str:
         state = "unsync" if self.unsync else "sync"

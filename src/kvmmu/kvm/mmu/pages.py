@@ -6,11 +6,11 @@ Reference: "Data structures" (kvm_mmu_page), "Shadow pages" lookup and alloc.
 
 from __future__ import annotations
 
-from ...addr import Gfn, Hpa, gfn_to_gpa, hpa_to_pfn, pfn_to_hpa
+from ...addr import Address, Gfn, Hpa, gfn_to_gpa, gpa_to_gfn, hpa_to_pfn, pfn_to_hpa
 from ...page_types import ENTRIES, INVALID_PAGE, NOTHING, U64
 from ..memslots import Memslot
 from ..vm import Vm
-from .bits import ACC_ALL, ROLE_INVALID, SHADOW_NONPRESENT_VALUE
+from .bits import ACC_ALL, NO_PAGE, ROLE_INVALID, SHADOW_NONPRESENT_VALUE
 from .page import ShadowPage, make_page
 from .role import role_access, role_direct, role_invalid, role_level, role_passthrough, role_smm
 
@@ -24,7 +24,8 @@ def hash_bucket(gfn: Gfn) -> int:
 
 def sptep_to_sp(vm: Vm, sptep: Hpa) -> ShadowPage:
     """The page whose table holds ``sptep`` (``page_private`` of its frame)."""
-    return vm.frames.owner(hpa_to_pfn(sptep))  # type: ignore[no-any-return]
+    sp: ShadowPage = vm.frames.owner(hpa_to_pfn(sptep))
+    return sp
 
 
 def sptep_index(sptep: Hpa) -> int:
@@ -36,7 +37,8 @@ def root_to_sp(vm: Vm, root: Hpa) -> ShadowPage | None:
     """The shadow page of ``root``; None for a special table, the dummy root, or no root."""
     if root == INVALID_PAGE:
         return None
-    return vm.frames.owner(hpa_to_pfn(root))  # type: ignore[no-any-return]
+    sp: ShadowPage | None = vm.frames.owner(hpa_to_pfn(root))
+    return sp
 
 
 def is_obsolete(vm: Vm, sp: ShadowPage) -> bool:
@@ -104,7 +106,8 @@ def sp_gfn(vm: Vm, sp: ShadowPage, index: int) -> Gfn:
     if role_passthrough(sp.role):
         return sp.gfn
     if sp.shadowed_translation:
-        return vm.memory.read_once(sp.shadowed_translation + (index << 3)) >> 12  # type: ignore[return-value]
+        word: Address = vm.memory.read_once(sp.shadowed_translation + (index << 3))
+        return gpa_to_gfn(word)
     return sp.gfn + (index << ((role_level(sp.role) - 1) * 9))
 
 
@@ -153,10 +156,10 @@ def alloc_page(vm: Vm, gfn: Gfn, role: int) -> ShadowPage:
     vm.frames.set_owner(pfn, sp)
     sp.mmu_valid_gen = vm.mmu_valid_gen
     head = vm.active_mmu_pages
-    first = head.link_next
-    sp.link_next = first
+    newest = head.link_next
+    sp.link_next = newest
     sp.link_prev = head
-    first.link_prev = sp  # type: ignore[union-attr]
+    newest.link_prev = sp
     head.link_next = sp
     vm.n_used_mmu_pages += 1
     bucket = hash_bucket(gfn)
@@ -170,10 +173,10 @@ def alloc_page(vm: Vm, gfn: Gfn, role: int) -> ShadowPage:
 
 def list_del(sp: ShadowPage) -> int:
     """Take sp off the active list."""
-    sp.link_prev.link_next = sp.link_next  # type: ignore[union-attr]
-    sp.link_next.link_prev = sp.link_prev  # type: ignore[union-attr]
-    sp.link_next = None
-    sp.link_prev = None
+    sp.link_prev.link_next = sp.link_next
+    sp.link_next.link_prev = sp.link_prev
+    sp.link_next = NO_PAGE
+    sp.link_prev = NO_PAGE
     return 0
 
 

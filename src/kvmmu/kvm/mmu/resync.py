@@ -192,7 +192,7 @@ def sync_roots(vcpu: Vcpu) -> int:
     if cpu_role_level(mmu.cpu_role) >= 4:
         if is_unsync_root(vm, mmu.root_hpa):
             vm.mmu_lock.write_lock()
-            sync_children(vcpu, root_to_sp(vm, mmu.root_hpa))  # type: ignore[arg-type]
+            sync_children(vcpu, sptep_to_sp(vm, mmu.root_hpa))
             vm.mmu_lock.write_unlock()
         return 0
     vm.mmu_lock.write_lock()

@@ -43,7 +43,7 @@ def alloc_desc(vm: Vm) -> Hpa:
             offset -= PTE_LIST_DESC_SIZE
             free_desc(vm, frame + offset)
     desc = vm.desc_free
-    vm.desc_free = vm.memory.read_once(desc)  # type: ignore[assignment]
+    vm.desc_free = vm.memory.read_once(desc)  # type: ignore[assignment]  # a free descriptor's word names the next
     return desc
 
 

@@ -63,7 +63,7 @@ def alloc_direct_roots(vcpu: Vcpu) -> int:
         mmu.root_hpa = alloc_root(vcpu, NOTHING, 0, level)
     else:
         for i in range(4):
-            root = alloc_root(vcpu, i << 18, 0, 2)  # type: ignore[arg-type]
+            root = alloc_root(vcpu, i << 18, 0, 2)  # type: ignore[arg-type]  # the gfn of each GiB
             entry = root | PT_PRESENT | vm.fmt.me_value
             vm.memory.write_once(mmu.pae_root + (i << 3), entry)
         mmu.root_hpa = mmu.pae_root
@@ -289,7 +289,7 @@ def new_pgd(vcpu: Vcpu, pgd: int) -> int:
     clear_any_gva(vcpu)
     if not role_direct(mmu.root_role):
         sp = root_to_sp(vm, mmu.root_hpa)
-        clear_flood_count(vm, sp)  # type: ignore[arg-type]
+        clear_flood_count(vm, sp)  # type: ignore[arg-type]  # a root that is not direct has a page
     return 0
 
 

@@ -49,7 +49,7 @@ def walk_level(step: int) -> int:
 def walk_sptep(step: int, addr: int) -> Hpa:
     """Location of the entry of ``addr`` in the table in hand."""
     index = addr >> (9 + 9 * ((step & _LEVEL_MASK) - 1))
-    return (step & SPTE_BASE_ADDR_MASK) + (index & _INDEX_MASK)  # type: ignore[return-value]
+    return (step & SPTE_BASE_ADDR_MASK) + (index & _INDEX_MASK)  # type: ignore[return-value]  # the step is a word, half of it an hpa
 
 
 def walk_next(step: int, spte: int) -> int:

@@ -3,8 +3,8 @@
 
 Who holds ``mmu_lock`` shared changes an entry by cmpxchg and may lose against others; who holds it exclusively
 exchanges what the CPU may change meanwhile and stores the rest. Either way :func:`handle_changed` follows: it tells the
-event, counts, hands A and D of the old word to the frame, and takes apart the tables that fell off, which are freed when
-no reader of ``vm.rcu`` can stand on them any more. Flushing is the caller's business.
+event, counts, hands A and D of the old word to the frame, and takes apart the tables that fell off, which are freed
+when no reader of ``vm.rcu`` can stand on them any more. Flushing is the caller's business.
 Reference: "TDP MMU", setting, removing a table.
 """
 

@@ -4,8 +4,8 @@
 ``it.start(mem, root, min_level, gfn)`` stands on the root's entry of ``gfn``; while ``it.valid`` and ``it.gfn`` is
 below the end, look at the entry (``sptep``, ``level``, ``gfn`` rounded to the level, ``old_spte`` as it was read) and
 go on with ``it.next(mem)``. Others may change entries and unlink tables meanwhile: each word is read again before the
-walk goes down through it, and the walker is a reader of ``vm.rcu``, so that no table goes under its feet. A walk that let
-others in (:func:`yield_walk`) begins again at the root. Reference: "TDP MMU", iterator.
+walk goes down through it, and the walker is a reader of ``vm.rcu``, so that no table goes under its feet. A walk that
+let others in (:func:`yield_walk`) begins again at the root. Reference: "TDP MMU", iterator.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INDEX_MASK = 511
 
 
 class TdpIter:
-    """Where a walk stands. The caller is inside a section of ``vm.rcu`` and holds ``mmu_lock`` in some mode, or reads."""
+    """Where a walk stands. The caller is inside a section of ``vm.rcu`` and holds ``mmu_lock`` in a mode, or reads."""
 
     __slots__ = (
         "as_id",
@@ -114,7 +114,7 @@ class TdpIter:
         if not is_shadow_present(self.old_spte) or is_last(self.old_spte, self.level):
             return False
         self.level -= 1
-        self.pt_path[self.level] = self.old_spte & SPTE_BASE_ADDR_MASK  # type: ignore[call-overload]
+        self.pt_path[self.level] = self.old_spte & SPTE_BASE_ADDR_MASK  # type: ignore[call-overload]  # the word names an hpa
         self.gfn = round_gfn(self.next_last_level_gfn, self.level)
         self.refresh(mem)
         return True

@@ -11,7 +11,7 @@ from .mmio cimport generation
 from .mmutrace cimport trace_mark_mmio_spte, trace_set_spte, trace_spte_requested
 from .nxpage cimport is_disallowed, set_disallowed, track_possible
 from .page cimport ShadowPage
-from .pages cimport root_to_sp, sptep_to_sp
+from .pages cimport sptep_to_sp
 from .spte cimport is_frozen, is_large, is_last, is_shadow_present, make_mmio
 from .tdpchange cimport alloc_table, clear_table, free_table, init_child, link_table, set_spte_atomic
 from .tdpiter cimport TdpIter, make_iter

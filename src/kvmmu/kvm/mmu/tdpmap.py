@@ -18,7 +18,7 @@ from .leaf import Leaf, make_spte
 from .mmio import generation
 from .mmutrace import trace_mark_mmio_spte, trace_set_spte, trace_spte_requested
 from .nxpage import is_disallowed, set_disallowed, track_possible
-from .pages import root_to_sp, sptep_to_sp
+from .pages import sptep_to_sp
 from .spte import is_frozen, is_large, is_last, is_shadow_present, make_mmio
 from .tdpchange import alloc_table, clear_table, free_table, init_child, link_table, set_spte_atomic
 from .tdpiter import TdpIter, make_iter
@@ -46,7 +46,7 @@ def tdp_map(vcpu: Vcpu, fault: PageFault, leaf: Leaf) -> int:
     it = make_iter()
     vm.rcu.read_lock()
     try:
-        it.start(vm.memory, root_to_sp(vm, vcpu.mmu.root_hpa), 1, fault.gfn)  # type: ignore[arg-type]
+        it.start(vm.memory, sptep_to_sp(vm, vcpu.mmu.root_hpa), 1, fault.gfn)
         if not walk_to_goal(vcpu, fault, it):
             return RET_PF_RETRY
         return install(vcpu, fault, leaf, it)
@@ -55,7 +55,7 @@ def tdp_map(vcpu: Vcpu, fault: PageFault, leaf: Leaf) -> int:
 
 
 def walk_to_goal(vcpu: Vcpu, fault: PageFault, it: TdpIter) -> bool:
-    """Lead ``it`` down to the entry of the goal level, linking what is missing; False: somebody changes things there."""
+    """Lead ``it`` down to the entry of the goal level, linking what is missing; False: somebody else changes it."""
     vm = vcpu.vm
     nx_huge_pages = vm.policy.nx_huge_pages
     while it.valid and it.gfn <= fault.gfn:

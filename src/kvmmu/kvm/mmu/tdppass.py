@@ -99,10 +99,10 @@ def age_leafs(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
     young = False
     root = vm.tdp_mmu_roots.link_next
     while root is not vm.tdp_mmu_roots:
-        if role_smm(root.role) == slot.as_id:  # type: ignore[union-attr]
-            if age_below(vm, root, start_gfn, end_gfn, False):  # type: ignore[arg-type]
+        if role_smm(root.role) == slot.as_id:
+            if age_below(vm, root, start_gfn, end_gfn, False):
                 young = True
-        root = root.link_next  # type: ignore[union-attr]
+        root = root.link_next
     return young
 
 
@@ -112,10 +112,10 @@ def is_any_young(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
     young = False
     root = vm.tdp_mmu_roots.link_next
     while root is not vm.tdp_mmu_roots:
-        if role_smm(root.role) == slot.as_id:  # type: ignore[union-attr]
-            if age_below(vm, root, start_gfn, end_gfn, True):  # type: ignore[arg-type]
+        if role_smm(root.role) == slot.as_id:
+            if age_below(vm, root, start_gfn, end_gfn, True):
                 young = True
-        root = root.link_next  # type: ignore[union-attr]
+        root = root.link_next
     return young
 
 
@@ -192,9 +192,9 @@ def write_protect_mask(vm: Vm, slot: Memslot, base_gfn: Gfn, mask: int) -> int:
     vm.mmu_lock.assert_exclusive()
     root = vm.tdp_mmu_roots.link_next
     while root is not vm.tdp_mmu_roots:
-        if role_smm(root.role) == slot.as_id and not is_invalid_root(vm, root):  # type: ignore[union-attr, arg-type]
-            write_protect_mask_below(vm, root, base_gfn, mask)  # type: ignore[arg-type]
-        root = root.link_next  # type: ignore[union-attr]
+        if role_smm(root.role) == slot.as_id and not is_invalid_root(vm, root):
+            write_protect_mask_below(vm, root, base_gfn, mask)
+        root = root.link_next
     return 0
 
 
@@ -226,10 +226,10 @@ def write_protect_leaf(vm: Vm, slot: Memslot, gfn: Gfn, min_level: int) -> bool:
     changed = False
     root = vm.tdp_mmu_roots.link_next
     while root is not vm.tdp_mmu_roots:
-        if role_smm(root.role) == slot.as_id and not is_invalid_root(vm, root):  # type: ignore[union-attr, arg-type]
-            if write_protect_leaf_below(vm, root, gfn, min_level):  # type: ignore[arg-type]
+        if role_smm(root.role) == slot.as_id and not is_invalid_root(vm, root):
+            if write_protect_leaf_below(vm, root, gfn, min_level):
                 changed = True
-        root = root.link_next  # type: ignore[union-attr]
+        root = root.link_next
     return changed
 
 
@@ -255,7 +255,7 @@ def write_protect_leaf_below(vm: Vm, root: ShadowPage, gfn: Gfn, min_level: int)
 
 
 def collapse_tables(vm: Vm, slot: Memslot) -> int:
-    """Zap each table of ``slot`` that a huge page could replace, with a flush each; ``mmu_lock`` shared, and yielded."""
+    """Zap each table of ``slot`` that a huge page could replace, a flush each; ``mmu_lock`` shared, and yielded."""
     vm.mmu_lock.assert_shared()
     root = next_root(vm, None, slot.as_id, True)
     while root is not None:

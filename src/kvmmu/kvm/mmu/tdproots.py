@@ -2,8 +2,8 @@
 """Roots of the TDP MMU: one for each role that vCPUs use, shared among them, and how whole trees go.
 
 A root is used by vCPUs and, until it is invalid, by the TDP MMU itself: its ``root_count`` says by how many. A memslot
-update makes every root invalid under ``mmu_lock`` held exclusively, which schedules it, and zaps the scheduled ones with
-the lock held shared; the vCPUs drop theirs at their next entry. The last user unlinks the root, readers of ``vm.rcu``
+update makes every root invalid under ``mmu_lock`` held exclusively, which schedules it, and zaps the scheduled ones
+with the lock held shared; the vCPUs drop theirs at their next entry. The last user unlinks the root, readers of ``vm.rcu``
 may still stand on it. The list changes under ``tdp_mmu_pages_lock``. Reference: "TDP MMU", roots, zap.
 """
 
@@ -46,8 +46,8 @@ def drop_root(vm: Vm, root: ShadowPage) -> int:
     if vm.gate.armed:
         vm.gate.announce("write", vm, "tdp_mmu_roots")
     # Its own link stays: who stands on it goes on from there.
-    root.link_prev.link_next = root.link_next  # type: ignore[union-attr]
-    root.link_next.link_prev = root.link_prev  # type: ignore[union-attr]
+    root.link_prev.link_next = root.link_next
+    root.link_next.link_prev = root.link_prev
     vm.tdp_mmu_pages_lock.unlock()
     return vm.rcu.call(free_unlinked, (vm, root))
 
@@ -64,10 +64,10 @@ def next_root(vm: Vm, previous: ShadowPage | None, as_id: int, only_valid: bool)
         vm.gate.announce("read", vm, "tdp_mmu_roots")
     root = vm.tdp_mmu_roots.link_next if previous is None else previous.link_next
     while root is not vm.tdp_mmu_roots:
-        if (as_id < 0 or role_smm(root.role) == as_id) and not (only_valid and is_invalid_root(vm, root)):  # type: ignore[union-attr, arg-type]
-            if hold_root(vm, root):  # type: ignore[arg-type]
+        if (as_id < 0 or role_smm(root.role) == as_id) and not (only_valid and is_invalid_root(vm, root)):
+            if hold_root(vm, root):
                 break
-        root = root.link_next  # type: ignore[union-attr]
+        root = root.link_next
     vm.rcu.read_unlock()
     if previous is not None:
         drop_root(vm, previous)
@@ -113,9 +113,9 @@ def find_linked(vm: Vm, role: int) -> ShadowPage | None:
     vm.tdp_mmu_pages_lock.assert_held()
     root = vm.tdp_mmu_roots.link_next
     while root is not vm.tdp_mmu_roots:
-        if root.role == role:  # type: ignore[union-attr]
+        if root.role == role:
             return root
-        root = root.link_next  # type: ignore[union-attr]
+        root = root.link_next
     return None
 
 
@@ -129,7 +129,7 @@ def link_root(vm: Vm, root: ShadowPage) -> int:
     first = head.link_next
     root.link_next = first
     root.link_prev = head
-    first.link_prev = root  # type: ignore[union-attr]
+    first.link_prev = root
     head.link_next = root
     return 0
 
@@ -142,10 +142,10 @@ def invalidate_all_roots(vm: Vm) -> int:
     vm.mmu_lock.assert_exclusive()
     root = vm.tdp_mmu_roots.link_next
     while root is not vm.tdp_mmu_roots:
-        if not is_invalid_root(vm, root):  # type: ignore[arg-type]
-            root.scheduled_to_zap = True  # type: ignore[union-attr]
-            mark_invalid(vm, root)  # type: ignore[arg-type]
-        root = root.link_next  # type: ignore[union-attr]
+        if not is_invalid_root(vm, root):
+            root.scheduled_to_zap = True
+            mark_invalid(vm, root)
+        root = root.link_next
     return 0
 
 
@@ -223,8 +223,8 @@ def all_tables(vm: Vm) -> list[ShadowPage]:
     found: list[ShadowPage] = []
     root = vm.tdp_mmu_roots.link_next
     while root is not vm.tdp_mmu_roots:
-        add_tables(vm, root, found)  # type: ignore[arg-type]
-        root = root.link_next  # type: ignore[union-attr]
+        add_tables(vm, root, found)
+        root = root.link_next
     return found
 
 

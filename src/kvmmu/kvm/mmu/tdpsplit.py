@@ -135,7 +135,7 @@ def alloc_unlocked(vm: Vm, it: TdpIter) -> ShadowPage | None:
 
 
 def split_leafs(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn, target_level: int) -> int:
-    """Split the huge pages that map ``[start_gfn, end_gfn)`` of ``slot`` down to ``target_level``, as far as memory goes.
+    """Split the huge pages that map ``[start_gfn, end_gfn)`` of ``slot`` to ``target_level``, as far as memory goes.
 
     ``mmu_lock`` held, in either mode, and yielded.
     """

@@ -405,8 +405,8 @@ def gva_to_gpa_walk(vcpu: Vcpu, mmu: Mmu, gw: GuestWalk, gva: Gva, access: int) 
     """
     if not cpu_role_paging(mmu.cpu_role):
         gw.error_code = 0
-        gw.gpa = gva  # type: ignore[assignment]
-        gw.gfn = gpa_to_gfn(gva)  # type: ignore[arg-type]
+        gw.gpa = gva  # type: ignore[assignment]  # without paging a gva is its gpa
+        gw.gfn = gpa_to_gfn(gva)  # type: ignore[arg-type]  # without paging a gva is its gpa
         return gw.gpa
     if walk_addr(vcpu, mmu, gw, gva, access):
         return gw.gpa

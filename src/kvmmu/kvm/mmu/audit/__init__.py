@@ -8,6 +8,7 @@ root counts), I9 (writable triples, nothing frozen), I10 (MMIO sptes), I11 (coun
 RCU is open), I16 (empty entries), the accounting of frames, and that TLBs hold nothing that the tables have not (of I1
 and I2). Words are decoded here anew, apart from the single-spte predicates of ``spte``. Every check
 adds to one :class:`~.survey.Survey`, so that each table is read once: the order of the checks is that of their needs.
+An :class:`Auditor` audits a VM again and again, and reads only what is not as it was.
 Source: reference "Invariants for a model checker / runtime audit".
 """
 
@@ -15,23 +16,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ....errors import KvmBug
-from .accounts import check_counters, check_frames, check_roots
-from .entries import check_table
-from .pages import check_active_list, check_hash, check_role
-from .rmaps import check_parents, check_rmaps, mmu_rmaps_stat
-from .survey import Audit, Survey
-from .tdp import check_nx_pages, check_tdp_mmu
-from .tlbs import check_tlbs
-from .tracking import check_tracking, check_unsync, note_shadowed
+from .changed import Auditor
+from .rmaps import mmu_rmaps_stat
+from .survey import MAX_LISTED, Audit, Survey, raise_problems
+from .whole import check_all
 
 if TYPE_CHECKING:
     from ...vm import Vm
 
-__all__ = ["MAX_LISTED", "Audit", "audit", "find_violations", "mmu_rmaps_stat"]
-
-#: Problems that the raised error lists; the rest is counted.
-MAX_LISTED = 20
+__all__ = ["MAX_LISTED", "Audit", "Auditor", "audit", "find_violations", "mmu_rmaps_stat"]
 
 
 def audit(vm: Vm) -> Audit:
@@ -39,34 +32,11 @@ def audit(vm: Vm) -> Audit:
 
     Raises :class:`KvmBug` that lists the first broken invariants with the words involved. Returns what was seen.
     """
-    result = find_violations(vm)
-    problems = result.problems
-    if problems:
-        more = f"\n  ... and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        listed = "".join(f"\n  {problem}" for problem in problems[:MAX_LISTED])
-        raise KvmBug(f"audit: {len(problems)} broken invariants{listed}{more}")
-    return result
+    return raise_problems(find_violations(vm))
 
 
 def find_violations(vm: Vm) -> Audit:
     """As :func:`audit`, with the problems returned instead of raised."""
     survey = Survey(vm)
-    check_hash(survey)
-    check_active_list(survey)
-    note_shadowed(survey)
-    for sp in survey.sps:
-        check_role(survey, sp)
-        check_table(survey, sp)
-    check_tdp_mmu(survey)
-    check_nx_pages(survey)
-    survey.result.pages = len(survey.sps) + len(survey.tdp_tables)
-    check_rmaps(survey)
-    for sp in survey.sps:
-        check_parents(survey, sp)
-        check_unsync(survey, sp)
-    check_tracking(survey)
-    check_roots(survey)
-    check_counters(survey)
-    check_frames(survey)
-    check_tlbs(survey)
+    check_all(survey)
     return survey.result

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from ....addr import Pfn
@@ -47,7 +48,7 @@ def _pages_of_root(survey: Survey, root: int, mmu: Mmu) -> list[int]:
 def check_counters(survey: Survey) -> None:
     """The counters of the VM are what they count."""
     vm, stat = survey.vm, survey.vm.stat
-    levels = Counter(level for _, level, _ in survey.leaves.values()) + survey.tdp_leaves
+    levels = Counter(map(itemgetter(1), survey.leaves.values())) + survey.tdp_leaves
     real = {
         "pages_4k": (stat.pages_4k, levels[1]),
         "pages_2m": (stat.pages_2m, levels[2]),
@@ -80,14 +81,14 @@ def check_frames(survey: Survey) -> None:
 
 
 def _check_descs(survey: Survey) -> None:
-    free: set[int] = set()
+    free = survey.free_descs
     desc = survey.vm.desc_free
     while desc:
         if desc in free or desc in survey.descs or desc & (DESC_WORDS * 8 - 1) or desc >= survey.vm.memory.size:
             survey.bad("frames", f"free descriptor {desc:#x} is in use, free twice or misplaced")
             return
         free.add(desc)
-        desc = survey.word(desc)  # type: ignore[assignment]
+        desc = survey.word(desc)  # type: ignore[assignment]  # a free descriptor's word names the next
     total = survey.vm.nr_desc_frames * _DESCS_PER_FRAME
     if len(free) + len(survey.descs) != total:
         text = f"{len(survey.descs)} in use and {len(free)} free, {survey.vm.nr_desc_frames} frames hold {total}"

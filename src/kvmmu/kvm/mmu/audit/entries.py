@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from ....page_types import ENTRIES
 from ..bits import (
     ACC_WRITE,
     FROZEN_SPTE,
@@ -36,43 +38,59 @@ _ROLE_ACC_WRITE = ACC_WRITE << ROLE_ACCESS_SHIFT
 
 def check_table(survey: Survey, sp: ShadowPage) -> None:
     """Every entry of ``sp`` is empty, MMIO, or maps what it may; notes leaves and links in ``survey``."""
-    for index, spte in enumerate(survey.read_words(sp.spt, 512)):
-        if spte == SHADOW_NONPRESENT_VALUE:
-            continue
+    words = survey.read_words(sp.spt, ENTRIES)
+    check_entries(survey, sp, [pair for pair in enumerate(words) if pair[1] != SHADOW_NONPRESENT_VALUE])
+
+
+def check_entries(survey: Survey, sp: ShadowPage, entries: Iterable[tuple[int, int]]) -> None:
+    """The same of some entries, (index, spte), none of them empty."""
+    level, as_id, fmt = level_of(sp), as_id_of(sp), survey.vm.fmt
+    shift = 9 * (level - 1)
+    gfns = survey.read_words(sp.shadowed_translation, ENTRIES) if sp.shadowed_translation else None
+    for index, spte in entries:
         sptep = sp.spt + index * 8
-        if is_shadow_present(spte):
-            _check_present(survey, sp, index, sptep, spte)
-        elif is_mmio(survey.vm.fmt, spte):
-            check_mmio(survey, sp, index, sptep, spte)
-        elif spte == FROZEN_SPTE:
-            survey.bad("I9", f"frozen {survey.spte_text(sptep, sp)}")
-        else:
-            wanted = f"neither present nor MMIO, and not {SHADOW_NONPRESENT_VALUE:#x}"
-            survey.bad("I16", f"{survey.spte_text(sptep, sp)} is {wanted}")
+        if not is_shadow_present(spte):
+            _check_absent(survey, sp, index, sptep, spte)
+            continue
+        if is_invalid(sp):
+            survey.bad("I7", f"invalid page maps: {survey.spte_text(sptep, sp)}")
+        if level > 1 and not spte & _PS:
+            _check_nonleaf(survey, sp, index, sptep, spte)
+            continue
+        gfn = gfns[index] >> 12 if gfns is not None else sp.gfn + (index << shift)
+        survey.leaves[sptep] = (gfn, level, as_id)
+        if level > 1:
+            _check_size(survey, sp, sptep, spte)
+        if not is_legal_triple(fmt, spte):
+            survey.bad("I9", f"illegal (host-writable, MMU-writable, W): {survey.spte_text(sptep, sp)}")
+        if is_writable(spte) or is_mmu_writable(fmt, spte):
+            check_protection(survey, sp, sptep, spte)
 
 
-def _check_present(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
-    level = level_of(sp)
-    if is_invalid(sp):
-        survey.bad("I7", f"invalid page maps: {survey.spte_text(sptep, sp)}")
-    if level == 1 or spte & _PS:
-        _check_leaf(survey, sp, index, sptep, spte)
+def _check_absent(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
+    if is_mmio(survey.vm.fmt, spte):
+        check_mmio(survey, sp, index, sptep, spte)
+    elif spte == FROZEN_SPTE:
+        survey.bad("I9", f"frozen {survey.spte_text(sptep, sp)}")
     else:
-        _check_nonleaf(survey, sp, index, sptep, spte)
+        wanted = f"neither present nor MMIO, and not {SHADOW_NONPRESENT_VALUE:#x}"
+        survey.bad("I16", f"{survey.spte_text(sptep, sp)} is {wanted}")
 
 
-def _check_leaf(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
-    level, gfn = level_of(sp), survey.gfn_of(sp, index)
-    survey.result.leaves += 1
-    survey.leaves[sptep] = (gfn, level, as_id_of(sp))
+def _check_size(survey: Survey, sp: ShadowPage, sptep: int, spte: int) -> None:
+    gfn, level, _ = survey.leaves[sptep]
+    size = 1 << (9 * (level - 1))
     if level > 3:
         survey.bad("I5", f"leaf at level {level}: {survey.spte_text(sptep, sp)}")
-    if not is_legal_triple(survey.vm.fmt, spte):
-        survey.bad("I9", f"illegal (host-writable, MMU-writable, W): {survey.spte_text(sptep, sp)}")
-    size = 1 << (9 * (level - 1))
     if (spte & SPTE_BASE_ADDR_MASK) >> 12 & (size - 1) or gfn & (size - 1):
         survey.bad("I5", f"gfn {gfn:#x} or pfn not aligned to {size} frames: {survey.spte_text(sptep, sp)}")
+
+
+def check_protection(survey: Survey, sp: ShadowPage, sptep: int, spte: int) -> None:
+    """The leaf ``spte`` lets nobody write a protected guest table."""
+    gfn, level, _ = survey.leaves[sptep]
     if is_writable(spte) or is_mmu_writable(survey.vm.fmt, spte):
+        size = 1 << (9 * (level - 1))
         at = bisect_left(survey.protected, gfn)
         if at < len(survey.protected) and survey.protected[at] < gfn + size:
             table = survey.protected[at]
@@ -80,12 +98,12 @@ def _check_leaf(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: in
 
 
 def _check_nonleaf(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
-    survey.result.nonleaves += 1
     child = survey.spts.get(spte & SPTE_BASE_ADDR_MASK)
     if child is None:
         survey.bad("I7", f"links a table that is no shadow page: {survey.spte_text(sptep, sp)}")
         return
     survey.parents.setdefault(child.spt, []).append(sptep)
+    survey.links[sptep] = child.spt
     if is_invalid(child):
         survey.bad("I7", f"links the invalid {name_of(child)}: {survey.spte_text(sptep, sp)}")
     _check_child_role(survey, sp, index, child)
@@ -113,7 +131,10 @@ def _check_child_role(survey: Survey, sp: ShadowPage, index: int, child: ShadowP
 
 def check_mmio(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
     """The MMIO spte at ``index`` of ``sp``, of either MMU, names a gfn without memory, its own in a direct table."""
-    survey.result.mmio += 1
+    if sp.is_tdp:
+        survey.result.mmio += 1
+    else:
+        survey.mmio.add(sptep)
     vm = survey.vm
     gfn = mmio_gfn(vm.fmt, spte)
     slots = vm.memslots[as_id_of(sp)]

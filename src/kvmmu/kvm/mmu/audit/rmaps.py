@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ....addr import Hpa
 from ....host.frames import nonzero_words
-from .survey import DESC_WORDS, Survey, name_of
+from ....page_types import ENTRIES
+from .survey import DESC_WORDS, ListKey, Survey, name_of, parents_key, rmap_key
 
 if TYPE_CHECKING:
     from ...memslots import Memslot
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 _LEVELS = (1, 2, 3)
 _LEVEL_NAMES = {1: "4K", 2: "2M", 3: "1G"}
 _DESC_ENTRIES = 14
+_ZEROS = bytes(ENTRIES * 8)
+#: Bytes that are compared at once, where words are looked for that differ.
+_STRIDE = 128
 
 
 def check_rmaps(survey: Survey) -> None:
@@ -26,31 +30,100 @@ def check_rmaps(survey: Survey) -> None:
     for as_id, slots in enumerate(survey.vm.memslots):
         for slot in slots.slots:
             for level, gfn, head in _rmap_heads(slot, nonzero_words):
-                _check_rmap(survey, head, gfn, level, as_id)
-    for sptep, (gfn, level, as_id) in survey.leaves.items():
-        count = survey.rmap_seen[sptep]
-        if count != 1:
-            sp = survey.spts[sptep & ~0xFFF]
+                check_rmap(survey, head, (as_id, level, gfn))
+    check_listed(survey, survey.leaves)
+
+
+class RmapHeads:
+    """The heads of all rmaps of ``vm`` that are not empty, in ``heads``, as of the last :meth:`look`."""
+
+    def __init__(self, vm: Vm) -> None:
+        self.vm = vm
+        self.heads: dict[ListKey, int] = {}
+        # (address space, slot, level, first element) -> bytes of the parts of the arrays that are not all zero.
+        self._parts: dict[tuple[int, int, int, int], bytes] = {}
+        self.look()
+
+    def look(self) -> dict[ListKey, int]:
+        """Look again, with the same slots; return the heads as they were of those that changed."""
+        before: dict[ListKey, int] = {}
+        for as_id, slots in enumerate(self.vm.memslots):
+            for slot in slots.slots:
+                for level, start, array in _rmap_arrays(slot):
+                    for at in range(0, len(array), ENTRIES):
+                        place = (as_id, slot.id, level, at)
+                        now, held = array[at : at + ENTRIES].tobytes(), self._parts.get(place)
+                        if now == held or (held is None and now == _ZEROS[: len(now)]):
+                            continue
+                        self._parts[place] = now
+                        for index in differing_words(held or _ZEROS[: len(now)], now):
+                            key = (as_id, level, (start + at + index) << (9 * (level - 1)))
+                            before[key] = self.heads.pop(key, 0)
+                            if head := array[at + index]:
+                                self.heads[key] = head
+        return before
+
+
+def differing_words(one: bytes, other: bytes) -> list[int]:
+    """Indices of the 64-bit words that differ; both are of the same length."""
+    found: list[int] = []
+    for start in range(0, len(one), _STRIDE):
+        old, new = one[start : start + _STRIDE], other[start : start + _STRIDE]
+        if old != new:
+            words = zip(memoryview(old).cast("Q"), memoryview(new).cast("Q"), strict=True)
+            found += [(start >> 3) + i for i, (word, now) in enumerate(words) if word != now]
+    return found
+
+
+def check_listed(survey: Survey, places: Iterable[int]) -> None:
+    """Each leaf at one of ``places`` was found in one list."""
+    leaves, seen = survey.leaves, survey.rmap_seen
+    for sptep in places:
+        if seen.get(sptep) != 1 and sptep in leaves:
+            gfn, level, as_id = leaves[sptep]
             place = f"gfn {gfn:#x} level {level} address space {as_id}"
-            survey.bad("I5", f"{count} rmap entries, of {place}: {survey.spte_text(sptep, sp)}")
+            text = survey.spte_text(sptep, survey.spts[sptep & ~0xFFF])
+            survey.bad("I5", f"{seen.get(sptep, 0)} rmap entries, of {place}: {text}")
 
 
-def _check_rmap(survey: Survey, head: int, gfn: int, level: int, as_id: int) -> None:
-    what = f"rmap of gfn {gfn:#x} level {level} address space {as_id} (head {head:#x})"
-    for sptep in _read_list(survey, head, what):
-        survey.result.rmap_entries += 1
-        survey.rmap_seen[sptep] += 1
-        leaf = survey.leaves.get(sptep)
-        if leaf is None:
-            survey.bad("I5", f"{what}: {sptep:#x} is no present leaf ({survey.word_at(sptep)})")
-        elif (leaf[0] >> (9 * (level - 1)), *leaf[1:]) != (gfn >> (9 * (level - 1)), level, as_id):
-            text = f"the leaf maps gfn {leaf[0]:#x} level {leaf[1]} address space {leaf[2]}"
-            survey.bad("I5", f"{what}: {text}: {survey.spte_text(sptep, survey.spts[sptep & ~0xFFF])}")
+def check_rmap(survey: Survey, head: int, key: ListKey) -> None:
+    """The rmap ``key`` lists leaves of its gfn and level."""
+    count_listed(survey, head, key, read_list(survey, head, key))
+
+
+def count_listed(survey: Survey, head: int, key: ListKey, entries: Iterable[int]) -> None:
+    """The rmap ``key`` lists ``entries``: count them, and check them."""
+    seen = survey.rmap_seen
+    for sptep in entries:
+        seen[sptep] = seen.get(sptep, 0) + 1
+    check_members(survey, head, key, entries)
+
+
+def check_members(survey: Survey, head: int, key: ListKey, entries: Iterable[int]) -> None:
+    """``entries``, which the rmap ``key`` lists, are leaves of its gfn and level."""
+    leaves = survey.leaves
+    as_id, level, gfn = key
+    wanted = gfn, level, as_id
+    for sptep in entries:
+        leaf = leaves.get(sptep)
+        # Aligned as it should be, or at least in the block of the rmap.
+        if leaf != wanted and (leaf is None or rmap_key(leaf) != key):
+            _complain(survey, head, key, sptep)
+
+
+def _complain(survey: Survey, head: int, key: ListKey, sptep: int) -> None:
+    leaf = survey.leaves.get(sptep)
+    if leaf is None:
+        text = f"{sptep:#x} is no present leaf ({survey.word_at(sptep)})"
+    else:
+        text = f"the leaf maps gfn {leaf[0]:#x} level {leaf[1]} address space {leaf[2]}"
+        text += f": {survey.spte_text(sptep, survey.spts[sptep & ~0xFFF])}"
+    survey.bad("I5", f"{_list_name(survey, head, key)}: {text}")
 
 
 def check_parents(survey: Survey, sp: ShadowPage) -> None:
     """``sp`` knows exactly the entries that link it."""
-    listed = Counter(_read_list(survey, sp.parent_ptes, f"parents of {name_of(sp)}"))
+    listed = Counter(read_list(survey, sp.parent_ptes, parents_key(sp)))
     actual = Counter(survey.parents.get(sp.spt, ()))
     for sptep in (listed - actual).elements():
         survey.bad("I5", f"{name_of(sp)} lists parent {sptep:#x}, which does not link it ({survey.word_at(sptep)})")
@@ -59,8 +132,8 @@ def check_parents(survey: Survey, sp: ShadowPage) -> None:
         survey.bad("I5", f"not among the parents of {name_of(sp)}: {link}")
 
 
-# Entries of a list, with every rule about its descriptors checked on the way.
-def _read_list(survey: Survey, head: int, what: str) -> list[int]:
+def read_list(survey: Survey, head: int, key: ListKey) -> list[int]:
+    """Entries of a list, with every rule about its descriptors checked on the way."""
     if head & 1 == 0:
         return [head] if head else []
     entries: list[int] = []
@@ -68,28 +141,33 @@ def _read_list(survey: Survey, head: int, what: str) -> list[int]:
     desc = head & ~7
     while desc:
         if desc & (DESC_WORDS * 8 - 1) or desc >= survey.vm.memory.size or desc in survey.descs:
-            survey.bad("I5", f"{what}: descriptor {desc:#x} is misplaced or used twice")
+            text = f"descriptor {desc:#x} is misplaced or used twice"
+            survey.bad("I5", f"{_list_name(survey, head, key)}: {text}")
             return entries
-        survey.descs.add(desc)
+        survey.descs[desc] = key
         more, counts, *sptes = survey.read_words(desc, DESC_WORDS)
         count = counts & 0xFFFF_FFFF
         if not 1 <= count <= _DESC_ENTRIES or (chain and count != _DESC_ENTRIES):
             rule = "1 to 14 in the head, 14 in all others"
-            survey.bad("I5", f"{what}: descriptor {desc:#x} holds {count} entries; {rule}")
+            survey.bad("I5", f"{_list_name(survey, head, key)}: descriptor {desc:#x} holds {count} entries; {rule}")
         entries += sptes[: min(count, _DESC_ENTRIES)]
         chain.append((desc, counts))
         desc = more
-    _check_tail_counts(survey, chain, what)
-    return entries
-
-
-def _check_tail_counts(survey: Survey, chain: Sequence[tuple[int, int]], what: str) -> None:
     tail = 0
     for desc, counts in reversed(chain):
         if counts >> 32 != tail:
-            text = f"descriptor {desc:#x} counts {counts >> 32} entries behind it"
-            survey.bad("I5", f"{what}: {text}, there are {tail}")
+            text = f"descriptor {desc:#x} counts {counts >> 32} entries behind it, there are {tail}"
+            survey.bad("I5", f"{_list_name(survey, head, key)}: {text}")
         tail += counts & 0xFFFF_FFFF
+    survey.lists[key] = entries, [place for place, _ in chain]
+    return entries
+
+
+def _list_name(survey: Survey, head: int, key: ListKey) -> str:
+    as_id, level, gfn = key
+    if as_id < 0:
+        return f"parents of {name_of(survey.spts[gfn])}"
+    return f"rmap of gfn {gfn:#x} level {level} address space {as_id} (head {head:#x})"
 
 
 def mmu_rmaps_stat(vm: Vm) -> str:
@@ -114,14 +192,19 @@ def mmu_rmaps_stat(vm: Vm) -> str:
 # (level, first gfn, head word) of the rmaps of a slot that `of` picks: `enumerate` for all, `nonzero_words` for those
 # that are not empty, since a slot may be large and hardly used.
 def _rmap_heads(slot: Memslot, of: Callable[[memoryview], Iterable[tuple[int, int]]]) -> Iterator[tuple[int, int, int]]:
+    for level, first, array in _rmap_arrays(slot):
+        for i, head in of(array):
+            yield level, (first + i) << (9 * (level - 1)), head
+
+
+# (level, first block, heads) of each level of a slot.
+def _rmap_arrays(slot: Memslot) -> Iterator[tuple[int, int, memoryview]]:
     if slot.rmap_array is None:
         return
     start = 0
     for level in (2, 3, 1):
         count = slot.nr_lpages(level)
-        first = slot.base_gfn >> (9 * (level - 1))
-        for i, head in of(slot.rmap_array[start : start + count]):
-            yield level, (first + i) << (9 * (level - 1)), head
+        yield level, slot.base_gfn >> (9 * (level - 1)), slot.rmap_array[start : start + count]
         start += count
 
 

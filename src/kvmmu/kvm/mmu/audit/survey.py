@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ....addr import Hpa
+from ....errors import KvmBug
 from ..bits import ROLE_DIRECT, ROLE_INVALID, ROLE_LEVEL_MASK, ROLE_PASSTHROUGH
 from ..role import describe_role
 from ..spte import describe_spte
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ...vm import Vm
     from ..page import ShadowPage
 
+#: Of an rmap: address space, level, first gfn; of the parents of a page: -1, 0, its spt.
+ListKey = tuple[int, int, int]
 #: 64-bit words of an rmap descriptor.
 DESC_WORDS = 16
 
@@ -33,12 +36,34 @@ class Audit:
     problems: list[str] = field(default_factory=list)
 
 
+#: Problems that the raised error lists; the rest is counted.
+MAX_LISTED = 20
+
+
+def raise_problems(result: Audit) -> Audit:
+    """Return ``result``, unless it has problems: :class:`KvmBug` lists the first."""
+    problems = result.problems
+    if problems:
+        more = f"\n  ... and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+        listed = "".join(f"\n  {problem}" for problem in problems[:MAX_LISTED])
+        raise KvmBug(f"audit: {len(problems)} broken invariants{listed}{more}")
+    return result
+
+
 class Survey:
-    """One reading of the structures of ``vm``: what each check found, for the checks that follow."""
+    """One reading of the structures of ``vm``: what each check found, for the checks that follow.
+
+    An audit of what changed keeps the survey of the one before: :meth:`begin` forgets what is read anew each time, the
+    entries and lists of pages that did not change stay.
+    """
 
     __slots__ = (
         "descs",
+        "free_descs",
         "leaves",
+        "links",
+        "lists",
+        "mmio",
         "nr_tdp_roots",
         "parents",
         "protected",
@@ -49,28 +74,48 @@ class Survey:
         "spts",
         "tdp_leaves",
         "tdp_tables",
+        "tracked",
         "vm",
     )
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
+        # sptep -> (gfn, level, address space) of each present leaf.
+        self.leaves: dict[int, tuple[int, int, int]] = {}
+        # spt of the child -> spteps that link it; and the other way round.
+        self.parents: dict[int, list[int]] = {}
+        self.links: dict[int, int] = {}
+        self.mmio: set[int] = set()
+        # Descriptor in use -> key of its list; key -> entries and descriptors of each list that has any.
+        self.descs: dict[int, ListKey] = {}
+        self.lists: dict[ListKey, tuple[list[int], list[int]]] = {}
+        # sptep -> how many lists it is in.
+        self.rmap_seen: dict[int, int] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what every audit reads anew: which pages exist, what they protect, the problems."""
         self.result = Audit()
         self.sps: list[ShadowPage] = []
         self.spts: dict[int, ShadowPage] = {}
-        # sptep -> (gfn, level, address space) of each present leaf.
-        self.leaves: dict[int, tuple[int, int, int]] = {}
-        # spt of the child -> spteps that link it.
-        self.parents: dict[int, list[int]] = {}
-        # Descriptors in use.
-        self.descs: set[int] = set()
-        self.rmap_seen: Counter[int] = Counter()
         # (address space, gfn) -> reasons for write protection: tables above level 1, and level-1 tables.
         self.shadowed: Counter[tuple[int, int, bool]] = Counter()
+        # (address space, slot) -> write-track counts that are not 0, by gfn.
+        self.tracked: dict[tuple[int, int], dict[int, int]] = {}
         self.protected: list[int] = []
+        self.free_descs: set[int] = set()
         # Tables of the TDP MMU by where they are, how many of them are roots, leaves by level.
         self.tdp_tables: dict[int, ShadowPage] = {}
         self.nr_tdp_roots = 0
         self.tdp_leaves: Counter[int] = Counter()
+
+    def count(self) -> None:
+        """Add to the result how much of the legacy MMU was found; what the TDP MMU has is counted as it is read."""
+        self.result.pages = len(self.sps) + len(self.tdp_tables)
+        self.result.leaves += len(self.leaves)
+        self.result.nonleaves += len(self.links)
+        self.result.mmio += len(self.mmio)
+        self.result.rmap_entries = sum(self.rmap_seen.values())
 
     def bad(self, invariant: str, text: str) -> None:
         """Note that ``invariant`` is broken; ``text`` has the words involved."""
@@ -120,6 +165,18 @@ def is_invalid(sp: ShadowPage) -> bool:
 def has_gptes(sp: ShadowPage) -> bool:
     """Whether ``sp`` mirrors a table of the guest."""
     return sp.role & (ROLE_DIRECT | ROLE_PASSTHROUGH) == 0
+
+
+def parents_key(sp: ShadowPage) -> ListKey:
+    """Which list the parents of ``sp`` are."""
+    return -1, 0, sp.spt
+
+
+def rmap_key(leaf: tuple[int, int, int]) -> ListKey:
+    """Which list a leaf of ``(gfn, level, address space)`` belongs to."""
+    gfn, level, as_id = leaf
+    shift = 9 * (level - 1)
+    return as_id, level, gfn >> shift << shift
 
 
 def name_of(sp: ShadowPage) -> str:

@@ -24,9 +24,11 @@ def note_shadowed(survey: Survey) -> None:
         survey.shadowed[as_id_of(sp), sp.gfn, level_of(sp) > 1] += 1
         if not sp.unsync and sp.mmu_valid_gen == survey.vm.mmu_valid_gen:
             protected.add(sp.gfn)
-    for slots in survey.vm.memslots:
+    for as_id, slots in enumerate(survey.vm.memslots):
         for slot in slots.slots:
-            protected.update(slot.base_gfn + i for i, _ in _nonzero(slot.write_track_array))
+            tracked: dict[int, int] = {slot.base_gfn + i: count for i, count in _nonzero(slot.write_track_array)}
+            survey.tracked[as_id, slot.id] = tracked
+            protected.update(tracked)
     survey.protected = sorted(protected)
 
 
@@ -43,7 +45,7 @@ def check_tracking(survey: Survey) -> None:
 
 
 def _check_write_track(survey: Survey, slot: Memslot, as_id: int) -> None:
-    tracked: dict[int, int] = {slot.base_gfn + i: count for i, count in _nonzero(slot.write_track_array)}
+    tracked = survey.tracked[as_id, slot.id]
     wanted = dict(_shadowed_in(survey, slot, as_id, True))
     for gfn in sorted(tracked.keys() | wanted.keys()):
         count, real = tracked.get(gfn, 0), wanted.get(gfn, 0)
