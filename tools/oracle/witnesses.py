@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scenarios import DEVICE_GPA, PAGE, PS, ROOT, WINDOW, A, D, P, Scenario, Tables, U, W
+from scenarios import DEVICE_GPA, NX, PAGE, PS, ROOT, WINDOW, A, D, P, Scenario, Tables, U, W
 
 RAM = 0x200000
 _SLOT = ["slot 0 0 0x1000000 pop"]
@@ -39,19 +39,21 @@ def other_root(number: int, mode: str, memory: dict[int, int], pages: dict[int, 
 
 def flood_root() -> Scenario:
     """Stores to a root count towards a flood; the count starts again when the root is found for a vCPU once more."""
-    tables, memory = world()
+    _, memory = world()
     others = [other_root(i, "long", memory, {}) for i in range(6)]
     s = Scenario("flood-root", "long", _SLOT, memory)
-    tables.path(0)
-    for _ in range(3):
-        for i in range(2):
-            s.op("w8", ROOT + 0x800 + 8 * i, 0)
+    # A walk through a root clears its count, so the stores come from another address space.
+    first = others[0].root
+    for _ in range(2):
         for other in others:
             s.op("cr3", other.root)
         s.op("cr3", ROOT)
+        for i in range(2):
+            s.op("w8", first + 0x800 + 8 * i, 0)
     for i in range(4):
-        s.op("w8", ROOT + 0x900 + 8 * i, 0)
-    s.op("r4", RAM)
+        s.op("w8", first + 0x900 + 8 * i, 0)
+    s.op("cr3", first)
+    s.op("r4", 0x30000)
     return s
 
 
@@ -79,7 +81,7 @@ def unsync_upper() -> Scenario:
     leaf = tables.map(WINDOW, RAM)
     table = leaf & ~0xFFF
     inner = RAM + 0x10000
-    memory[table + 8 * 5] = inner | P | W | U | A
+    memory[table + 8 * 133] = inner | P | W | U | A
     memory[inner] = (RAM + 0x20000) | P | W | U | A | D
     # The directory of the second gigabyte above the window is the window's table.
     upper = tables.path(WINDOW + 0x40000000, 2)[-2]
@@ -114,14 +116,12 @@ def unsync_array() -> Scenario:
     tables, memory = world()
     leaves = [tables.map(WINDOW + i * 0x200000, RAM + i * PAGE) for i in range(37)]
     s = Scenario("unsync-array", "long", _SLOT, memory)
-    for nr in (16, 17, 37):
+    for nr in (14, 15, 16, 17, 30, 32, 34):
         for i in range(nr):
             s.op("r4", WINDOW + i * 0x200000)
         for i in range(nr):
             s.op("w8", leaves[i] + 8, (RAM + 0x80000 + i * PAGE) | P | W | U | A | D)
         s.op("cr3", ROOT)
-        for i in range(nr):
-            s.op("r4", WINDOW + i * 0x200000 + PAGE)
         s.host("stats")
     return s
 
@@ -173,7 +173,10 @@ def prefetch_reserved() -> Scenario:
     memory[leaf + 32] &= ~P
     memory[leaf + 40] &= ~W
     memory[leaf + 48] &= ~D
+    # With EFER.NX off the bit is reserved, and nothing else is wrong with the entry.
+    memory[leaf + 56] |= NX
     s = Scenario("prefetch-reserved", "long", _SLOT, memory)
+    s.op("wrmsr", 0xC0000080, 0x500)
     s.op("w4", WINDOW, 1)
     for i in range(1, 8):
         s.op("r4", WINDOW + i * PAGE)

@@ -15,7 +15,18 @@ from typing import ClassVar
 
 from ..addr import Gva
 from ..errors import KvmBug, KvmIoctlError, KvmmuError, RecordingError
-from ..hw.bits import ACCESS_USER, ACCESS_WRITE, CR0_CD, CR0_ET, CR0_NW, CR0_PG, GP_VECTOR, UD_VECTOR
+from ..hw.bits import (
+    ACCESS_USER,
+    ACCESS_WRITE,
+    CR0_CD,
+    CR0_ET,
+    CR0_NW,
+    CR0_PG,
+    GP_VECTOR,
+    PFERR_USER,
+    PFERR_WRITE,
+    UD_VECTOR,
+)
 from ..kvm import emulate, run, sregs
 from ..kvm.bits import ACCESS_NOT_PT_INSN
 from ..kvm.exception import queue_exception
@@ -156,7 +167,9 @@ class FaultReplay:
 
     def _mark_host(self, step: Step, rest: str) -> None:
         words = tuple(rest.split())
+        self.guest.pdptes.show()
         note = self.vmm.act(words)
+        self.guest.pdptes.hide()
         following = self._text_after(step)
         recorded = following if following.startswith(NOTES) else ""
         if note != recorded:
@@ -197,7 +210,13 @@ class FaultReplay:
         if len(data) < access.size:
             data = self._with_ram(access, data)
         emulate.complete_mmio_read(self.vcpu, access.size, int.from_bytes(data, "little"))
-        self.guest.done(access, data)
+        if access.is_modify:
+            self.guest.pdptes.show()
+            self._look_for_exchange(access)
+            self._store_modified(access, int.from_bytes(data, "little"))
+            self.guest.pdptes.hide()
+        else:
+            self.guest.done(access, data)
 
     # A load that crosses between RAM and a device: data is the device's part.
     def _with_ram(self, access: Access, data: bytes) -> bytes:
@@ -363,14 +382,28 @@ class FaultReplay:
     def _emulate_modify(self, access: Access) -> None:
         kind = access.kind & ~ACCESS_WRITE | ACCESS_NOT_PT_INSN
         outcome = emulate.emulate(self.vcpu, Gva(access.gva), kind, None, access.size)
-        if outcome == X86EMUL_CONTINUE and self.guest.execution is not None:
-            old = int.from_bytes(self.vmm.peek(self.vcpu.mmio_gpa, access.size), "little")
-            data = modified(access, self.guest.execution.op, old).to_bytes(access.size, "little")
-            outcome = emulate.emulate_memory(self.vcpu, Gva(access.gva), access.kind, data, access.size)
-            if outcome == X86EMUL_CONTINUE:
-                self.guest.done(access, None)
-        if outcome == X86EMUL_IO_NEEDED:
-            raise RecordingError(f"{self.outcome.transcript}: {self.compare.place}: reads and writes a device at once")
+        if outcome == X86EMUL_CONTINUE:
+            self._store_modified(access, int.from_bytes(self.vmm.peek(self.vcpu.mmio_gpa, access.size), "little"))
+        elif outcome == X86EMUL_IO_NEEDED:
+            self.mmio = access
+
+    # A locked instruction is a cmpxchg for kvm, which looks where that would be before it finds that a device is there.
+    def _look_for_exchange(self, access: Access) -> None:
+        execution = self.guest.execution
+        if execution is not None and execution.op.name in ("add", "uadd"):
+            user = PFERR_USER if access.kind & ACCESS_USER else 0
+            gva_to_gpa(self.vcpu, self.vcpu.walk_mmu, Gva(access.gva), PFERR_WRITE | user)
+
+    # The second half of it: the store, over what the load found.
+    def _store_modified(self, access: Access, old: int) -> None:
+        if self.guest.execution is None:
+            return
+        data = modified(access, self.guest.execution.op, old).to_bytes(access.size, "little")
+        outcome = emulate.emulate_memory(self.vcpu, Gva(access.gva), access.kind, data, access.size)
+        if outcome == X86EMUL_CONTINUE:
+            self.guest.done(access, None)
+        elif outcome == X86EMUL_IO_NEEDED:
+            self.mmio = access
 
     def _exit_invlpg(self, exit_: Exit) -> None:
         if self._decode(exit_):

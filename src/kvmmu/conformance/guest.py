@@ -29,7 +29,7 @@ from ..hw.bits import (
 from ..kvm import insn, sregs
 from ..page_types import PAGE_SIZE
 from .program import Access, Execution, modified, op_of
-from .vmm import CODE, DESCRIPTORS, OP_SIZE, OPS, STACK, STACK_END, Vmm
+from .vmm import CODE, DESCRIPTORS, OP_SIZE, OPS, STACK, STACK_END, USER_CODE, Vmm
 
 _PDPT_MASK = 0xFFFF_FFE0
 _U32 = 0xFFFF_FFFF
@@ -121,6 +121,8 @@ class Guest:
 
     def begin(self, index: int) -> None:
         """The guest announced operation ``index``, which it reads from its list: it may have written there."""
+        # What the guest itself stored there: QEMU ignores A however it came.
+        self.pdptes.hide()
         entry = self.vmm.peek(OPS + OP_SIZE * index, 24)
         code, a, b = (int.from_bytes(entry[i : i + 8], "little") for i in (0, 8, 16))
         self.execution = Execution(index, op_of(code & _U32, a, b), self.vmm.scenario.mode)
@@ -242,7 +244,7 @@ class Guest:
         """
         status, gva = self._fault_of(access, address, code, rip)
         cpu = self.vcpu.cpu
-        is_delivery = self.vmm.is_nested and status == HW_PAGE_FAULT and DESCRIPTORS <= address < STACK_END
+        is_delivery = self.vmm.is_nested and status == HW_PAGE_FAULT and self._is_own_memory(access, address)
         if gva is None or is_delivery:
             # The guest's own, or a #PF, for which the CPU reads descriptors and writes to the stack.
             return False
@@ -260,6 +262,12 @@ class Guest:
             )
             raise Parted(f"the exit at rip {rip:#x}, gva {gva:#x}", want, got)
         return True
+
+    # Where the CPU delivers an exception, or pushes the return address of a call at CPL 3.
+    def _is_own_memory(self, access: Access | None, address: int) -> bool:
+        is_call = access is not None and access.kind & ACCESS_FETCH != 0
+        is_user_stack = is_call and USER_CODE <= address < USER_CODE + PAGE_SIZE
+        return is_user_stack or DESCRIPTORS <= address < STACK_END
 
     # What the model's CPU makes of the access that exits, and where it is.
     def _fault_of(self, access: Access | None, address: int, code: int, rip: int) -> tuple[int, int | None]:
@@ -337,8 +345,9 @@ class Guest:
             return
         status = self._status(access)
         if status == HW_PAGE_FAULT and self.vmm.is_nested:
+            error_code = self.vcpu.cpu.error_code
             self.vcpu.cr2 = self._fault_address(access)
-            execution.cancel(PF_VECTOR, self.vcpu.cpu.error_code)
+            execution.cancel(PF_VECTOR, error_code)
             return
         if status != HW_HIT:
             raise Parted(
@@ -359,9 +368,15 @@ class Guest:
 
     # Of an access that crosses into the next page: the page that faults.
     def _fault_address(self, access: Access) -> int:
-        if self.vcpu.cpu.access(Gva(access.gva), self._kind(access.kind)) != HW_HIT:
-            return access.gva
-        return access.gva + PAGE_SIZE - access.gva % PAGE_SIZE
+        # A read-modify-write instruction reads all of it first.
+        kinds = [access.kind & ~ACCESS_WRITE] if access.is_modify else []
+        second = access.gva + PAGE_SIZE - access.gva % PAGE_SIZE
+        for kind in [*kinds, access.kind]:
+            if self.vcpu.cpu.access(Gva(access.gva), self._kind(kind)) != HW_HIT:
+                return access.gva
+            if access.size > second - access.gva and self.vcpu.cpu.access(Gva(second), self._kind(kind)) != HW_HIT:
+                return second
+        return second
 
     def _pieces(self, gva: int, size: int) -> list[tuple[int, int, int]]:
         first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
