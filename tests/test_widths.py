@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Width is written down: what a C word would get wrong without a sound, in every compiled room."""
+"""Width is written down: what C would get wrong without a sound, words and indices, in every compiled room."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ def _reason(node: ast.AST, anded: set[int]) -> str:
         return "literal wider than 31 bits"
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert) and id(node) not in anded:
         return "~ outside an &"
+    # With wraparound off, C reads what lies before the list.
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.UnaryOp) and isinstance(node.slice.op, ast.USub):
+        return "index from the end"
     return ""
 
 
@@ -51,6 +54,7 @@ def test_a_compiled_room_writes_its_widths_down(room: str) -> None:
         ("word & 0x000FFFFFFFFFF000", "literal wider than 31 bits"),
         ("word | ~mask", "~ outside an &"),
         ("~mask", "~ outside an &"),
+        ("word[-1]", "index from the end"),
     ],
 )
 def test_a_width_left_to_c_is_found(line: str, reason: str) -> None:

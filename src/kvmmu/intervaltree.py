@@ -55,7 +55,7 @@ class IntervalTree:
         new = Interval(start, last, owner, order)
         self.next_order += 1
         self.nr += 1
-        path = []
+        path: list[Interval] = []
         at = self.root
         while at is not None:
             path.append(at)
@@ -65,7 +65,7 @@ class IntervalTree:
         if not path:
             self.root = new
             return order
-        at = path[-1]
+        at = path[len(path) - 1]
         if start < at.start:
             at.left = new
         else:
@@ -87,7 +87,7 @@ class IntervalTree:
             if not path:
                 self.root = top
                 return 0
-            parent = path[-1]
+            parent = path[len(path) - 1]
             if parent.left is at:
                 parent.left = top
             else:
