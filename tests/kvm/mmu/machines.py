@@ -166,6 +166,11 @@ class Tdp:
     def sptep(self, gpa: int, level: int = 1) -> int:
         return next(element.hpa for element in self.world.walk(self.vcpu, gpa) if element.level == level)
 
+    def flush(self) -> None:
+        """Empty the TLBs: what the test's own hand took from the tables, kvm does not flush."""
+        for vcpu in self.vm.vcpus:
+            vcpu.cpu.flush_all()
+
     def log(self, flags: int = 1) -> None:
         self.world.set_region(UserMemoryRegion(0, flags, 0, self.slot.npages << 12, self.hva))
 

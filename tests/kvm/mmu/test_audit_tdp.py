@@ -222,6 +222,7 @@ def test_an_unlogged_write_of_a_read_only_page_is_none() -> None:
     box = machine()
     box.slot.flags |= 1
     box.slot.alloc_dirty_bitmap()
+    box.flush()
     for page in (0, 1):
         put(box, HUGE * 2 + page * 4096, box.spte(HUGE * 2 + page * 4096) & ~W)
     assert problems(box) == []

@@ -183,6 +183,7 @@ def test_under_the_exclusive_lock_only_what_is_present_is_taken_out_of_a_table()
         (0x400, 2, FROZEN), (0x400, 1, FROZEN),
     ]  # fmt: skip
     assert (box.vm.stat.pages_4k, box.vm.tdp_mmu_pages, box.vm.stat.mmu_shadow_zapped) == (0, 1, 0)
+    box.flush()
     box.world.audit()
 
 

@@ -220,6 +220,7 @@ def test_who_loses_an_entry_lets_the_guest_try_again_and_leaves_nothing_behind(n
     gpa = 0
     with held(box.vm):
         zap_root(box.vm, box.root)
+    box.flush()
     other = box.world.create_vcpu()
     fault = fault_of(box, gpa)
     free = box.world.frames.nr_free

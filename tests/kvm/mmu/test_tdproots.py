@@ -183,6 +183,7 @@ def test_a_zap_yields_between_entries_and_still_zaps_all() -> None:
     assert mapped == ["done"]
     assert others.nr_yields > 8
     assert box.vm.stat.pages_4k == box.vm.tdp_mmu_pages == 0
+    box.flush()
     box.world.audit()
 
 

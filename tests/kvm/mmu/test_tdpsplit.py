@@ -122,6 +122,7 @@ def test_the_lock_is_dropped_while_memory_is_sought() -> None:
     assert [gfn for gfn, *_ in splits(box)] == [0x400]
     assert box.world.frames.nr_free == free - 1
     box.vm.stat.pages_2m -= 1
+    box.flush()
     box.world.audit()
 
 
@@ -143,6 +144,7 @@ def test_who_loses_the_entry_tells_so_and_tries_again() -> None:
     assert splits(box)[:2] == [(0x200, was, 2, -EBUSY), (0x200, was & ~A, 2, 0)]
     assert [event[0] for event in box.events][:2] == ["kvm_mmu_get_page", "kvm_mmu_split_huge_page"]
     assert box.spte(HUGE) & A == 0
+    box.flush()
     box.world.audit()
 
 

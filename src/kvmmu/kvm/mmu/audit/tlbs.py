@@ -3,7 +3,7 @@
 
 Whatever kvm takes back from its tables it flushes before anybody may rely on it. So between two operations each live
 translation of a vCPU must be in its tables: the same frame, and no right that they do not give. A flush that was
-counted and not made, or made of the wrong range, shows here. What the guest itself left unflushed is no excuse: tables
+counted and not made, or made of the wrong range, shows here. A huge page that was split translates as before. What the guest itself left unflushed is no excuse: tables
 that change for its sake are flushed as well.
 """
 
@@ -105,12 +105,26 @@ def _check(survey: Survey, vcpu: Vcpu, entries: list[tuple[int, int, int, int]],
             if at == size and (survey.vm.tdp_enabled or index == gva >> (9 * size + 3) & 511)
         ]
         survey.result.tlb_entries += 1
-        if not any(_allows(survey, spte, translation) for spte in sptes):
+        if not any(_allows(survey, spte, translation) for spte in sptes) and not _is_split(
+            survey, leaves, pfn, level, translation
+        ):
             what = f"vCPU {vcpu.vcpu_id}, gva {gva:#x} (owner {owner:#x}): the TLB {describe_translation(translation)}"
             have = ", ".join(f"{spte:#x}" for spte in sptes) or "none"
             survey.bad(
                 "I2" if sptes else "I1", f"{what}; entries of that frame in kvm's tables: {have}; no flush is due"
             )
+
+
+# Whether smaller leaves stand for a page of level, each with every right: a huge page was split, which needs no flush.
+def _is_split(survey: Survey, leaves: Leaves, pfn: int, level: int, translation: int) -> bool:
+    if level == 1 or not survey.vm.tdp_enabled:
+        return False
+    size = 1 << (9 * (level - 2))
+    return all(
+        any(at == level - 1 and _allows(survey, spte, translation) for at, _, spte in leaves.get(piece, ()))
+        or _is_split(survey, leaves, piece, level - 1, translation)
+        for piece in range(pfn, pfn + 512 * size, size)
+    )
 
 
 # Whether a leaf gives every right of a translation that was made from it. Under nested paging the guest's own tables
