@@ -244,7 +244,9 @@ class Guest:
         """
         status, gva = self._fault_of(access, address, code, rip)
         cpu = self.vcpu.cpu
-        is_delivery = self.vmm.is_nested and status == HW_PAGE_FAULT and self._is_own_memory(access, address)
+        # A call pushes its return address before the target is fetched.
+        is_before = status == HW_PAGE_FAULT or (access is not None and access.kind & ACCESS_FETCH != 0)
+        is_delivery = self.vmm.is_nested and is_before and self._is_own_memory(access, address)
         if gva is None or is_delivery:
             # The guest's own, or a #PF, for which the CPU reads descriptors and writes to the stack.
             return False
