@@ -3,8 +3,8 @@
 
 Whatever kvm takes back from its tables it flushes before anybody may rely on it. So between two operations each live
 translation of a vCPU must be in its tables: the same frame, and no right that they do not give. A flush that was
-counted and not made, or made of the wrong range, shows here. A huge page that was split translates as before. What the guest itself left unflushed is no excuse: tables
-that change for its sake are flushed as well.
+counted and not made, or made of the wrong range, shows here. A huge page that was split translates as before. What the
+guest itself left unflushed is no excuse: tables that change for its sake are flushed as well.
 """
 
 from __future__ import annotations
