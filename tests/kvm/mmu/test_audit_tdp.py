@@ -156,9 +156,11 @@ def make_no_root(box: Tdp) -> str:
     return "I14: no root of the TDP MMU"
 
 
-def break_the_list(box: Tdp) -> str:
-    box.root.link_prev = box.root
-    return "I7: link_prev of .* in the list of roots"
+def list_twice(box: Tdp) -> str:
+    box.vm.tdp_mmu_pages_lock.lock()
+    link_root(box.vm, box.root)
+    box.vm.tdp_mmu_pages_lock.unlock()
+    return "I7: the list of roots runs in a circle"
 
 
 def miscount_tables(box: Tdp) -> str:
@@ -204,7 +206,7 @@ DAMAGES = [
     freeze, leave_rubbish, map_another_page, keep_what_the_host_took, map_larger_than_the_host, map_beyond_the_slot,
     break_triple, misalign, make_huge_executable, write_unlogged, link_twice, link_no_table, lie_about_the_link,
     give_another_role, give_another_gfn, map_below_an_invalid_root, leave_scheduled, miscount_users, make_a_second_root,
-    make_no_root, break_the_list, miscount_tables, miscount_pages, take_a_reference, stay_a_reader, forget_why,
+    make_no_root, list_twice, miscount_tables, miscount_pages, take_a_reference, stay_a_reader, forget_why,
     miscount_splits, list_what_is_gone,
 ]  # fmt: skip
 

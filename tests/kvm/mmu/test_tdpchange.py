@@ -61,7 +61,7 @@ def test_a_bit_that_turned_meanwhile_is_seen_and_handed_to_the_frame() -> None:
     clean = box.spte(0x1000) & ~(A | D)
     mem.write_once(place, clean)
     frame = frame_of(clean)
-    box.world.frames.flags[frame] = 0
+    assert box.world.frames.flags_of(frame) == 0
     with held(box.vm):
         it = at(box, 1)
         mem.write_once(place, clean | A | D)
@@ -84,7 +84,7 @@ def test_a_and_d_that_are_lost_are_the_frames(old: int, new: int | None, flags: 
     box.touch(0x1000)
     spte = box.spte(0x1000) & ~(A | D)
     frame = frame_of(spte)
-    box.world.frames.flags[frame] = 0
+    assert box.world.frames.flags_of(frame) == 0
     with held(box.vm):
         tdpchange.handle_changed(box.vm, 0, 1, spte | old, EMPTY if new is None else spte | new, 1)
     assert box.world.frames.flags_of(frame) == flags
@@ -239,7 +239,7 @@ def test_clearing_bits_is_atomic_where_they_may_turn_and_does_no_accounts(volati
     spte = box.spte(0x1000) & ~D if volatile else box.spte(0x1000)
     box.world.memory.write_once(place, spte)
     frame = frame_of(spte)
-    box.world.frames.flags[frame] = 0
+    assert box.world.frames.flags_of(frame) == 0
     with held(box.vm):
         it = at(box, 1)
         others = Others(box.vm)
