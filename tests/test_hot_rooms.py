@@ -27,6 +27,7 @@ HOT = {
     "intervaltree": ("insert",),
     "host/frames": ("alloc_block", "_alloc_slow", "_carve", "_break_down", "_free"),
     "host/mm": (),
+    "host/ranges": (),
     "host/mmfault": ("_try_map_block", "_try_map_huge_zero", "_break_cow"),
     "host/pagetable": (
         *("announce", "has_pmd_table", "next_block", "may_map_block", "first_mapped", "map_pages", "split"),

@@ -110,7 +110,7 @@ def test_frames_have_the_values_and_go_together() -> None:
         (run.mmu, cause): count for run in runs for cause, count in run.faults.items()
     }
     intervals = pl.concat(run.intervals_frame() for run in runs)
-    assert intervals.height == 9
+    assert intervals.height == 3 * len(kvmmu.MMUS)
     assert set(CAUSES[1:]) <= set(intervals.columns)
     shadow = intervals.filter(mmu="shadow")
     assert shadow["map"].to_list() == [one.faults.get("map", 0) for one in runs[1].intervals]
