@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The bundled boot through shadow paging, legacy TDP, and bare CPUs: what kvm's MMU costs beside the hardware walk.
+"""The bundled boot through shadow paging, both TDP MMUs, and bare CPUs: what kvm's MMU costs beside the hardware walk.
 
 All of it is replay as ``kvmmu run`` does it: each record is decoded, played and verified. Event recording is off.
 
@@ -29,7 +29,12 @@ _ROUNDS = 5
 _KIND_PASSES = 3
 _INTERRUPTED = 1_000_000  # ns
 _NO_LIMIT = 1 << 60
-_MODES: dict[str, list[str] | None] = {"none": None, "shadow": ["npt=off"], "tdp-legacy": ["npt=on"]}
+_MODES: dict[str, list[str] | None] = {
+    "none": None,
+    "shadow": ["npt=off"],
+    "tdp": ["npt=on", "tdp_mmu=on"],
+    "tdp-legacy": ["npt=on", "tdp_mmu=off"],
+}
 
 
 def _player(path: str, mode: str) -> Player:
@@ -102,6 +107,7 @@ def measure() -> list[Figure]:
             note = f"{player.reader.position:,} records, {1e3 / each[mode]:.1f} million a second"
             figures.append(Figure(f"replay, --mmu {mode}", each[mode], "ns a record", note=note))
         figures.append(Figure("shadow : none", each["shadow"] / each["none"], "times", 6.0))
+        figures.append(Figure("tdp : none", each["tdp"] / each["none"], "times", 2.5))
         figures.append(Figure("tdp-legacy : none", each["tdp-legacy"] / each["none"], "times"))
         for mode in ("none", "shadow"):
             figures += _kind_figures(name, mode, each[mode])

@@ -67,9 +67,10 @@ class Fault:
     """The fault that a replay stopped at; walks are lines of text, top entry first.
 
     ``position``: number of the record, which is of ``kind`` ("access", "store", "mmio"); ``gva``, ``gpa``: what it
-    accesses; ``limit``: why it maps no larger page (docs/fault-path.md); ``address`` and ``error_code``: of the exit, a gva or, under nested paging, a gpa. ``guest_walk``: the
-    guest's own entries on the way to ``gva``; ``kvm_walk``: kvm's on the way to ``address``, both as the CPU met them;
-    ``kvm_walk_after``: the latter once the record had been played.
+    accesses; ``limit``: why the fault maps no larger page (docs/fault-path.md); ``address`` and ``error_code``: of the
+    exit, a gva or, under nested paging, a gpa. ``guest_walk``: the guest's own entries on the way to ``gva``;
+    ``kvm_walk``: kvm's on the way to ``address``, both as the CPU met them; ``kvm_walk_after``: the latter once the
+    record had been played.
     """
 
     position: int

@@ -82,7 +82,9 @@ def test_the_hosts_own_mapping(mmu: tuple[str, ...], host_page: str, level: int)
 
 
 @EVERY
-@pytest.mark.parametrize(("size", "gpa", "level"), [(SIZE_1G + 8 * SIZE_2M, GPA, 2), (SIZE_2M + SIZE_4K, BASE + SIZE_2M, 1)])
+@pytest.mark.parametrize(
+    ("size", "gpa", "level"), [(SIZE_1G + 8 * SIZE_2M, GPA, 2), (SIZE_2M + SIZE_4K, BASE + SIZE_2M, 1)]
+)
 def test_the_slots_end(mmu: tuple[str, ...], size: int, gpa: int, level: int) -> None:
     box = Box(mmu, size=size, gpa=gpa)
     assert (box.limit(), box.level()) == ("slot-end", level)
@@ -135,7 +137,7 @@ def test_a_guest_without_paging_under_shadow_paging() -> None:
     world = World(Params(npt=False, host_page="1g"), nr_frames=1 << 20)
     world.set_region(UserMemoryRegion(0, 0, 0, SIZE_1G, world.mm.mmap(SIZE_1G, page_level=3, align=SIZE_1G)))
     vcpu = world.create_vcpu()
-    world.on_event(lambda event: None)
+    world.on_event([].append)
     world.write(vcpu, 0x5000, 1)
     assert LIMITS[vcpu.fault_limit] == "unpaged"
 
@@ -151,7 +153,7 @@ def test_the_guests_own_tables() -> None:
     tables.map(3 * SIZE_2M, SIZE_2M, SIZE_2M)
     tables.map(4 * SIZE_2M, 0, SIZE_2M)
     world.load_registers(vcpu, tables.registers())
-    world.on_event(lambda event: None)
+    world.on_event([].append)
     found = []
     for number in (2, 3, 4):
         world.write(vcpu, number * SIZE_2M + 0x80000 * (number > 2), 1)

@@ -239,7 +239,6 @@ def test_a_gfn_that_must_not_be_written_loses_mmu_writable_too() -> None:
 # Collapse.
 
 
-
 def test_a_gfn_whose_table_is_mirrored_is_protected_in_the_tdp_mmu_too() -> None:
     """Shadow pages for a nested guest come beside the TDP MMU's roots; both map the guest's tables."""
     box = Tdp()
