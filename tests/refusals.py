@@ -105,6 +105,7 @@ class Rig:
                 world.clear_dirty_log,
                 {"slot": 5, "first_page": 0, "num_pages": 64, "bitmap": bytes(8)},
             ),
+            "recover_nx_huge_pages": (world.recover_nx_huge_pages, {}),
             "enable_cap": (world.enable_cap, {"cap": 168, "argument": 0, "flags": 0}),
             "create_vcpu": (world.create_vcpu, {"cpu": CpuFeatures(40)}),
             "set_cpuid": (world.set_cpuid, {"vcpu": vcpu, "cpu": CpuFeatures()}),

@@ -16,6 +16,7 @@ from .kvm import guestmem, regions, run, sregs
 from .kvm.bits import KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2
 from .kvm.cpuid import CpuFeatures
 from .kvm.mmu import dirty
+from .kvm.mmu.recovery import recover_nx_huge_pages
 from .kvm.regions import UserMemoryRegion
 from .kvm.vcpu import Vcpu
 from .page_types import PAGE_SIZE
@@ -98,6 +99,15 @@ class Ioctls(Parts):
         arguments.number("num_pages", num_pages, _U32)
         arguments.instance("bitmap", bitmap, bytes, "dirty_log() returns one")
         dirty.clear_dirty_log(self.vm, slot, first_page, num_pages, bitmap)
+
+    @working
+    def recover_nx_huge_pages(self) -> int:
+        """One pass of the worker that gives huge pages back where ``nx_huge_pages`` split them; how many tables it took.
+
+        One in ``nx_huge_pages_recovery_ratio`` of them, rounded up, the oldest first; 0 with the mitigation off. The
+        kernel makes a pass per minute to hour; in a world time does not pass, so that the caller says when.
+        """
+        return recover_nx_huge_pages(self.vm)
 
     @working
     def enable_cap(self, cap: int, argument: int = 0, *, flags: int = 0) -> None:

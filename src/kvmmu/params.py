@@ -71,6 +71,7 @@ class Params:
     )
     host_maxphyaddr: int = _parameter(46, "physical address bits of the host", "", range(36, 53))
     host_levels: int = _parameter(4, "levels of the host's page tables", "", (4, 5))
+    host_gbpages: bool = _parameter(True, "the CPU has 1G pages; without, shadow paging makes none")
     host_page: str = _parameter("4k", "largest page that backs guest memory", "", tuple(_PAGE_LEVELS))
     tlb_entries_4k: int = _parameter(2048, "TLB entries for 4K pages", "", range(1, 2**20 + 1))
     tlb_entries_2m: int = _parameter(1024, "TLB entries for 2M and 4M pages", "", range(1, 2**20 + 1))

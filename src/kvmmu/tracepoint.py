@@ -64,17 +64,20 @@ class VcpuEvent(tuple[Any, ...]):  # noqa: SLOT001 - a tuple's fields are its el
 
     None: no vCPU did, but the process: an ioctl of the VM, a change of the process's mappings. :attr:`cause` of a
     kvm_page_fault is why it happened (a word of ``kvm.mmu.verdict.CAUSES``); it fires before that is known, so that the
-    cause is None until the fault has been handled, and for every other event.
+    cause is None until the fault has been handled, and for every other event. So it is with :attr:`limit`, why the
+    fault maps no larger page (a word of ``LIMITS`` there).
     """
 
     vcpu_id: int | None
     cause: str | None
+    limit: str | None
 
     def __new__(cls, event: Event, vcpu_id: int | None, cause: str | None = None) -> Self:
         """``event`` with its vCPU and, if it is a fault's, its cause."""
         made = tuple.__new__(cls, event)
         made.vcpu_id = vcpu_id
         made.cause = cause
+        made.limit = None
         return made
 
 
@@ -86,6 +89,11 @@ def vcpu_of(event: Event) -> int | None:
 def event_cause(event: Event) -> str | None:
     """The cause of the fault that ``event`` is; None: no fault, one that is still handled, or it cannot tell."""
     return event.cause if isinstance(event, VcpuEvent) else None
+
+
+def event_limit(event: Event) -> str:
+    """Why the fault that ``event`` is maps no larger page; "none" where nothing says so."""
+    return (event.limit if isinstance(event, VcpuEvent) else None) or "none"
 
 
 class Trace:

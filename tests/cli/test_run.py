@@ -125,12 +125,14 @@ def test_break_shows_the_fault_with_both_walks(good: Path, capsys: pytest.Captur
     lines = out[out.index("record 6:") :].splitlines()
     assert lines[0] == "record 6: cpu 0 supervisor read gva 0x2000 (access): map fault"
     assert lines[1] == "  at address 0x2000, error code 0x0; the machine used gpa 0x2000"
+    assert lines[2] == "  why no larger page is mapped: guest-page"
     heads = [line for line in lines if line.startswith(("  the ", "  kvm's"))]
     assert heads == ["  the guest's tables:", "  kvm's tables at the fault:", "  kvm's tables after the record:"]
     assert sum(line.startswith("    level") for line in lines) == 12
     assert main(["run", str(good), "--break", "map", "--json"]) == Status.OK
     fault = json.loads(capsys.readouterr().out)["fault"]
     assert (fault["position"], fault["gva"], fault["cause"]) == (6, 0x2000, "map")
+    assert fault["limit"] == "guest-page"
     assert [len(fault[walk]) for walk in ("guest_walk", "kvm_walk", "kvm_walk_after")] == [4, 4, 4]
 
 

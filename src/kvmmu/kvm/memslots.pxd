@@ -45,6 +45,8 @@ cdef class Memslot:
     cpdef bint is_visible(self) noexcept
     cpdef bint is_dirty_logged(self) noexcept
     cpdef s32 nr_disallowed(self, gfn_t gfn, int level) noexcept
+    @cython.locals(at=u64, end=u64)
+    cpdef bint is_any_tracked(self, gfn_t gfn, u64 count) except -1
     cpdef u64 rmap_word(self, gfn_t gfn, int level) noexcept
     cpdef u64 nr_dirty_words(self) noexcept
     cdef int _bind(self) except -1

@@ -211,6 +211,18 @@ class Memslot:
         """``disallow_lpage`` count of the block of ``level`` (2 or 3) that holds ``gfn``; needs the arrays."""
         return self.disallow_lpage[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]  # words of an array made on demand
 
+    def is_any_tracked(self, gfn: Gfn, count: int) -> bool:
+        """Whether any of ``count`` gfns from ``gfn`` on, all in the slot, has a write-tracked table; asked for reports."""
+        if self.write_track_array is None:
+            return False
+        at = self.index(gfn, 1)
+        end = at + count
+        while at < end:
+            if self.gfn_write_track[at]:
+                return True
+            at += 1
+        return False
+
     def rmap_word(self, gfn: Gfn, level: int) -> int:
         """Rmap head word of ``gfn`` at ``level``; 0 also while no rmaps are in use."""
         if self.rmap is None:

@@ -12,4 +12,5 @@ cdef class Policy:
     cdef readonly bint tdp_mmu          # every direct MMU is a TDP MMU
     cdef readonly bint eager_page_split     # huge pages are split when logging begins (TDP MMU only)
     cdef readonly bint nx_huge_pages    # huge leaves are never executable
+    cdef readonly int max_page_level    # of any leaf: 3, or 2 where the CPU has no 1G pages
     cdef readonly u64 nx_recovery_ratio # one in so many forced tables goes at a recovery; 0: none

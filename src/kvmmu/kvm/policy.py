@@ -14,13 +14,14 @@ from ..params import Params
 class Policy:
     """The decisions of one VM. ``mmio_caching`` is the format's word: a host may have no reserved bit to spare.
 
-    No field changes; all but ``nx_recovery_ratio`` are booleans.
+    No field changes; all but ``nx_recovery_ratio`` and ``max_page_level`` are booleans.
     """
 
     __slots__ = (
         "eager_page_split",
         "exit_on_emulation_error",
         "flush_on_reuse",
+        "max_page_level",
         "mmio_caching",
         "nx_huge_pages",
         "nx_recovery_ratio",
@@ -38,6 +39,8 @@ class Policy:
         self.tdp_mmu = params.npt and params.tdp_mmu
         self.eager_page_split = params.eager_page_split
         self.nx_huge_pages = params.nx_huge_pages
+        # For nested paging svm asks for 1G pages whatever the CPU says.
+        self.max_page_level = 3 if params.npt or params.host_gbpages else 2
         self.nx_recovery_ratio = params.nx_huge_pages_recovery_ratio
 
     def __repr__(self) -> str:
@@ -45,5 +48,6 @@ class Policy:
             f"<Policy mmio_caching {self.mmio_caching} flush_on_reuse {self.flush_on_reuse} exit_on_emulation_error"
             f" {self.exit_on_emulation_error} slot_zap_all {self.slot_zap_all} tdp_mmu {self.tdp_mmu}"
             f" eager_page_split {self.eager_page_split} nx_huge_pages {self.nx_huge_pages}"
-            f" nx_recovery_ratio {self.nx_recovery_ratio} range_flush {self.range_flush}>"
+            f" nx_recovery_ratio {self.nx_recovery_ratio} range_flush {self.range_flush}"
+            f" max_page_level {self.max_page_level}>"
         )

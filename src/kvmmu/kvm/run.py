@@ -29,7 +29,7 @@ from .mmu.pagefault import page_fault
 from .mmu.resync import sync_roots
 from .mmu.roots import create_mmu, destroy_mmu, free_obsolete_roots, load, sync_prev_roots
 from .mmu.setup import init_mmu
-from .mmu.verdict import CAUSES
+from .mmu.verdict import CAUSES, LIMITS
 from .mmu.walker import GuestWalk
 from .mode import enter_guest_mode, is_kicked, leave_guest_mode, vcpu_load, vcpu_put
 from .outcome import RUN_EMULATE, RUN_ERROR, RUN_FAULT, RUN_HIT, RUN_SHUTDOWN
@@ -188,6 +188,7 @@ def handle_page_fault(vcpu: Vcpu, address: int, code: int) -> int:
     vcpu.fault_counts[vcpu.fault_cause] += 1
     if event is not None:
         event.cause = CAUSES[vcpu.fault_cause]
+        event.limit = LIMITS[vcpu.fault_limit]
     return ret
 
 

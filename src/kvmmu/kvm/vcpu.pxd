@@ -46,6 +46,7 @@ cdef class Vcpu:
     cdef public bint has_run            # it has entered the guest: its CPUID stays what it is
     cdef readonly object guest_walk     # the walker.GuestWalk of the fault in hand
     cdef public int fault_cause         # CAUSE_* of the last fault
+    cdef public int fault_limit         # LIMIT_*: why it maps no larger page; MAPPING is told apart only while traced
     cdef u64 fault_counts[16]           # page-fault exits by CAUSE_*
     cdef public u64 exit_address        # of the last page-fault exit: gva, or gpa under nested paging
     cdef public int emultype            # EMULTYPE_* bits of the last page-fault exit; 0: nothing to emulate

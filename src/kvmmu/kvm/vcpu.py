@@ -44,6 +44,7 @@ class Vcpu:
         "emultype",
         "exit_address",
         "fault_cause",
+        "fault_limit",
         "fault_counts",
         "features",
         "fetches_insns",
@@ -105,6 +106,7 @@ class Vcpu:
         self.has_run = False
         self.guest_walk = guest_walk
         self.fault_cause = 0
+        self.fault_limit = 0
         self.fault_counts = [0] * 16
         self.exit_address: Address = 0
         self.emultype = 0

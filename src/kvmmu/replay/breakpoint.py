@@ -14,7 +14,7 @@ from ..hw.bits import CR0_PG, PT_NAMES, describe_flags
 from ..hw.modes import paging_mode
 from ..record.describe import describe_access
 from ..record.format import KIND_NAMES
-from ..tracepoint import Event, event_cause
+from ..tracepoint import Event, event_cause, event_limit
 from .result import Fault
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def examine_fault(player: Player, position: int, cause: str) -> Fault:
             after = kvm_lines(world, world.vm.vcpus[vcpu_id], address)
             access = describe_access(reader.access)
             place = (position, KIND_NAMES[reader.kind], vcpu_id, access, reader.gva, reader.gpa)
-            return Fault(*place, cause, address, error_code, guest, before, after)
+            return Fault(*place, cause, event_limit(event), address, error_code, guest, before, after)
     raise KvmBug(f"record {position} raised a fault of cause {cause}, and does not when it is played again")
 
 

@@ -67,7 +67,7 @@ class Fault:
     """The fault that a replay stopped at; walks are lines of text, top entry first.
 
     ``position``: number of the record, which is of ``kind`` ("access", "store", "mmio"); ``gva``, ``gpa``: what it
-    accesses; ``address`` and ``error_code``: of the exit, a gva or, under nested paging, a gpa. ``guest_walk``: the
+    accesses; ``limit``: why it maps no larger page (docs/fault-path.md); ``address`` and ``error_code``: of the exit, a gva or, under nested paging, a gpa. ``guest_walk``: the
     guest's own entries on the way to ``gva``; ``kvm_walk``: kvm's on the way to ``address``, both as the CPU met them;
     ``kvm_walk_after``: the latter once the record had been played.
     """
@@ -79,6 +79,7 @@ class Fault:
     gva: int
     gpa: int
     cause: str
+    limit: str
     address: int
     error_code: int
     guest_walk: list[str]
@@ -90,6 +91,7 @@ class Fault:
         return [
             f"record {self.position}: cpu {self.cpu} {self.access} gva {self.gva:#x} ({self.kind}): {self.cause} fault",
             f"  at address {self.address:#x}, error code {self.error_code:#x}; the machine used gpa {self.gpa:#x}",
+            f"  why no larger page is mapped: {self.limit}",
             "  the guest's tables:",
             *(f"    {line}" for line in self.guest_walk),
             "  kvm's tables at the fault:",

@@ -69,5 +69,5 @@ def test_the_text_tells_address_code_page_and_levels() -> None:
     fault = PageFault(0x5000, 6)
     fault.gfn, fault.pfn, fault.req_level = 0x77, 0x99, 2
     assert repr(fault) == (
-        "<PageFault addr 0x5000 error_code 0x6 gfn 0x77 slot None pfn 0x99 levels max 3 req 2 goal 1>"
+        "<PageFault addr 0x5000 error_code 0x6 gfn 0x77 slot None pfn 0x99 levels max 3 req 2 goal 1 limit none>"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvmmu.kvm.mmu import nxpage, recovery
+from kvmmu.kvm.mmu import nxpage
 from kvmmu.kvm.mmu.page import ShadowPage
 
 from .machines import SHADOW, Others, Tdp, W, held
@@ -81,15 +81,15 @@ def test_a_pass_zaps_one_in_so_many_rounded_up_oldest_first(mmu: str) -> None:
     fetch(box, HUGE, HUGE * 3, HUGE * 2)
     assert listed(box) == [0x200, 0x600, 0x400]
     before = box.vm.stat.remote_tlb_flush_requests
-    assert recovery.recover_nx_huge_pages(box.vm) == 2
+    assert box.world.recover_nx_huge_pages() == 2
     assert listed(box) == [0x400]
     assert box.vm.stat.remote_tlb_flush_requests == before + 1
     assert not box.way(HUGE)[-1][1] & SHADOW
     box.world.audit()
     box.touch(HUGE)
     assert box.way(HUGE)[-1][0] == 2
-    assert recovery.recover_nx_huge_pages(box.vm) == 1
-    assert recovery.recover_nx_huge_pages(box.vm) == 0
+    assert box.world.recover_nx_huge_pages() == 1
+    assert box.world.recover_nx_huge_pages() == 0
     assert box.vm.stat.remote_tlb_flush_requests == before + 2
     box.world.audit()
 
@@ -99,7 +99,7 @@ def test_a_pass_zaps_one_in_so_many_rounded_up_oldest_first(mmu: str) -> None:
 def test_a_ratio_of_0_recovers_nothing(mmu: str, setting: str) -> None:
     box = machine(mmu, setting)
     fetch(box, HUGE, HUGE * 2)
-    assert recovery.recover_nx_huge_pages(box.vm) == (0 if setting.endswith("=0") else 2)
+    assert box.world.recover_nx_huge_pages() == (0 if setting.endswith("=0") else 2)
 
 
 @MMUS
@@ -108,7 +108,7 @@ def test_in_a_logged_slot_a_table_only_leaves_the_list(mmu: str) -> None:
     fetch(box, HUGE)
     box.log()
     spte = box.spte(HUGE)
-    assert recovery.recover_nx_huge_pages(box.vm) == 1
+    assert box.world.recover_nx_huge_pages() == 1
     assert (listed(box), box.spte(HUGE)) == ([], spte)
     box.world.audit()
 
@@ -127,7 +127,7 @@ def test_a_pass_that_yields_flushes_before_it_does() -> None:
     fetch(box, HUGE, HUGE * 2, HUGE * 3)
     before = box.vm.stat.remote_tlb_flush_requests
     Others(box.vm)
-    assert recovery.recover_nx_huge_pages(box.vm) == 3
+    assert box.world.recover_nx_huge_pages() == 3
     box.vm.gate.disarm()
     assert box.vm.stat.remote_tlb_flush_requests == before + 3
     box.world.audit()
@@ -148,7 +148,7 @@ def test_the_frames_of_zapped_tables_wait_for_the_flush() -> None:
                 seen.append(box.world.frames.nr_free)
 
     Watch(box.vm)
-    recovery.recover_nx_huge_pages(box.vm)
+    box.world.recover_nx_huge_pages()
     box.vm.gate.disarm()
     assert (seen, box.world.frames.nr_free) == ([free], free + 1)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from kvmmu import KvmBug, UserMemoryRegion
-from kvmmu.kvm.mmu import dirty, gfnrange, tdppass, tdproots
+from kvmmu.kvm.mmu import dirty, gfnrange, tdppass, tdproots, track
 
 from .machines import EMPTY, MMU_W, SHADOW, Others, Tdp, W, held, shared
 
@@ -226,9 +226,9 @@ def test_a_gfn_that_must_not_be_written_loses_mmu_writable_too() -> None:
     box = Tdp()
     box.touch(0x1000, 0x2000)
     with held(box.vm):
-        assert gfnrange.protect_gfn(box.vm, box.slot, 1, 1)
-        assert not gfnrange.protect_gfn(box.vm, box.slot, 1, 1)
-        assert not gfnrange.protect_gfn(box.vm, box.slot, 2, 2)
+        assert track.protect_gfn(box.vm, box.slot, 1, 1)
+        assert not track.protect_gfn(box.vm, box.slot, 1, 1)
+        assert not track.protect_gfn(box.vm, box.slot, 2, 2)
     assert box.spte(0x1000) & (W | MMU_W) == 0
     assert box.spte(0x2000) & W
     # The fast path cannot undo that.
@@ -237,6 +237,21 @@ def test_a_gfn_that_must_not_be_written_loses_mmu_writable_too() -> None:
 
 
 # Collapse.
+
+
+
+def test_a_gfn_whose_table_is_mirrored_is_protected_in_the_tdp_mmu_too() -> None:
+    """Shadow pages for a nested guest come beside the TDP MMU's roots; both map the guest's tables."""
+    box = Tdp()
+    box.touch(0x5000, 0x6000)
+    box.slot.alloc_rmap()
+    box.slot.alloc_write_track()
+    before = box.vm.stat.remote_tlb_flush_requests
+    with held(box.vm):
+        track.add_gfn(box.vm, box.slot, 5)
+    assert not box.spte(0x5000) & (W | MMU_W)
+    assert box.spte(0x6000) & (W | MMU_W) == W | MMU_W
+    assert box.vm.stat.remote_tlb_flush_requests == before + 1
 
 
 def small_pages() -> Tdp:

@@ -26,14 +26,8 @@ from ..dirtylog import clear_dirty_bits, dirty_word, take_dirty_word
 from ..memslots import Memslot
 from ..requests import flush_remote_tlbs_memslot
 from ..vm import Vm
-from .gfnrange import (
-    collapse_slot,
-    protect_gfn,
-    split_gfn_range,
-    split_slot,
-    write_protect_masked,
-    write_protect_slot,
-)
+from .gfnrange import collapse_slot, split_gfn_range, split_slot, write_protect_masked, write_protect_slot
+from .track import protect_gfn
 
 _HUGE_LEVEL = 2
 _HUGE_PAGES = 512

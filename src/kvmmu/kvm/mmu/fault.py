@@ -7,9 +7,9 @@ The stages themselves are in ``pagefault``, which reads top to bottom. Reference
 
 from __future__ import annotations
 
-from ...addr import Address, Gfn, Hva, Pfn
+from ...addr import Address, Gfn, Hva, Pfn, pages_per_level
 from ...hw.bits import PFERR_FETCH, PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE
-from ...page_types import NOTHING
+from ...page_types import NOTHING, PAGE_SHIFT
 from ..bits import KVM_HVA_ERR_BAD, KVM_PFN_ERR_FAULT
 from ..memslots import Memslot
 from .bits import KVM_MAX_HUGEPAGE_LEVEL
@@ -24,6 +24,14 @@ from .verdict import (
     CAUSE_SPURIOUS,
     CAUSE_TABLE,
     CAUSE_WRITE_PROTECTED,
+    LIMIT_HOST,
+    LIMIT_MAPPING,
+    LIMIT_MISALIGNED,
+    LIMIT_NONE,
+    LIMIT_SLOT_END,
+    LIMIT_SYNCED_TABLE,
+    LIMIT_WRITE_TRACKED,
+    LIMITS,
     RET_PF_EMULATE,
     RET_PF_RETRY,
     RET_PF_SPURIOUS,
@@ -43,6 +51,7 @@ class PageFault:
         "goal_level",
         "huge_page_disallowed",
         "hva",
+        "limit",
         "map_writable",
         "max_level",
         "mmu_seq",
@@ -86,12 +95,14 @@ class PageFault:
         self.validate_direct = True
         self.nr_linked = 0
         self.cause = CAUSE_NONE
+        self.limit = LIMIT_NONE
         return 0
 
     def __repr__(self) -> str:
         return (
             f"<PageFault addr {self.addr:#x} error_code {self.error_code:#x} gfn {self.gfn:#x} slot {self.slot!r}"
-            f" pfn {self.pfn:#x} levels max {self.max_level} req {self.req_level} goal {self.goal_level}>"
+            f" pfn {self.pfn:#x} levels max {self.max_level} req {self.req_level} goal {self.goal_level}"
+            f" limit {LIMITS[limit_of(self)]}>"
         )
 
 
@@ -120,3 +131,23 @@ def cause_of(fault: PageFault, verdict: int) -> int:
     if fault.cause == CAUSE_MAP and fault.nr_linked:
         return CAUSE_TABLE
     return fault.cause
+
+
+def limit_of(fault: PageFault) -> int:
+    """Why ``fault`` maps no larger page (LIMIT_*), which is looked into now: what has changed since may mislead.
+
+    Of several reasons the first in the order of LIMIT_*; of the two kinds of guest table in the way, write-tracked.
+    """
+    slot = fault.slot
+    if fault.limit != LIMIT_MAPPING or slot is None:
+        return fault.limit
+    level = fault.req_level + 1
+    if slot.nr_disallowed(fault.gfn, level) == 0:
+        return LIMIT_HOST
+    size: int = pages_per_level(level)
+    first: Gfn = fault.gfn & ~(size - 1)
+    if first < slot.base_gfn or first + size > slot.end_gfn:
+        return LIMIT_SLOT_END
+    if (slot.base_gfn ^ (slot.userspace_addr >> PAGE_SHIFT)) & (size - 1):
+        return LIMIT_MISALIGNED
+    return LIMIT_WRITE_TRACKED if slot.is_any_tracked(first, size) else LIMIT_SYNCED_TABLE

@@ -7,12 +7,11 @@ from ..vm cimport Vm
 from .hugepage cimport max_mapping_level
 from .page cimport ShadowPage
 from .pages cimport first_gfn_sp, next_gfn_sp, sp_gfn, sptep_to_sp
-from .rmap cimport (drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_age, rmap_write_protect,
-                    write_protect_gfn, zap_rmap)
+from .rmap cimport (drop_spte, pte_list_first, pte_list_next, pte_list_sptep, rmap_age, rmap_write_protect, zap_rmap)
 from .role cimport role_direct, role_level, role_smm
 from .spte cimport is_last, is_shadow_present
-from .tdppass cimport (age_leafs, collapse_tables, is_any_young, unmap_leafs, write_protect_leaf, write_protect_leafs,
-                       write_protect_mask, zap_leafs)
+from .tdppass cimport (age_leafs, collapse_tables, is_any_young, unmap_leafs, write_protect_leafs, write_protect_mask,
+                       zap_leafs)
 from .tdpsplit cimport split_leafs
 from .zap cimport flush_or_zap, prepare_zap
 
@@ -36,8 +35,6 @@ cpdef list mapped_rmaps(Vm vm, Memslot slot, int level, u64 first, u64 last)
 cpdef bint write_protect_slot(Vm vm, Memslot slot) except -1
 cpdef int split_slot(Vm vm, Memslot slot) except -1
 cpdef int split_gfn_range(Vm vm, Memslot slot, gfn_t start_gfn, gfn_t end_gfn) except -1
-@cython.locals(flush=bint)
-cpdef bint protect_gfn(Vm vm, Memslot slot, gfn_t gfn, int min_level) except -1
 @cython.locals(changed=bint)
 cpdef bint collapse_slot(Vm vm, Memslot slot) except -1
 @cython.locals(i=int, gfn=gfn_t)

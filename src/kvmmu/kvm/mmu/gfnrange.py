@@ -28,7 +28,6 @@ from .rmap import (
     pte_list_sptep,
     rmap_age,
     rmap_write_protect,
-    write_protect_gfn,
     zap_rmap,
 )
 from .role import role_direct, role_level, role_smm
@@ -38,7 +37,6 @@ from .tdppass import (
     collapse_tables,
     is_any_young,
     unmap_leafs,
-    write_protect_leaf,
     write_protect_leafs,
     write_protect_mask,
     zap_leafs,
@@ -194,16 +192,6 @@ def split_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> int:
     if vm.policy.tdp_mmu:
         split_leafs(vm, slot, start_gfn, end_gfn, 1)
     return 0
-
-
-def protect_gfn(vm: Vm, slot: Memslot, gfn: Gfn, min_level: int) -> bool:
-    """Take W and MMU-writable from what maps ``gfn`` of ``slot`` at ``min_level`` and above; ``mmu_lock`` exclusive.
-
-    Return whether TLBs must be flushed before the lock is dropped.
-    """
-    vm.mmu_lock.assert_exclusive()
-    flush = write_protect_gfn(vm, slot, gfn, min_level) if slot.rmap_array is not None else False
-    return write_protect_leaf(vm, slot, gfn, min_level) or flush
 
 
 def collapse_slot(vm: Vm, slot: Memslot) -> bool:

@@ -7,7 +7,7 @@ from ..vm cimport Vm
 from .context cimport Mmu, is_rsvd_spte
 from .direct cimport direct_map
 from .fastpf cimport fast_page_fault
-from .fault cimport PageFault, cause_of, make_fault
+from .fault cimport PageFault, cause_of, limit_of, make_fault
 from .faultin cimport faultin, is_stale, release_pfn
 from .gptewrite cimport unprotect_and_retry
 from .leaf cimport Leaf, make_leaf
@@ -27,7 +27,7 @@ from .zap cimport make_pages_available
 cdef int CAUSE_GUEST, CAUSE_MMIO_CACHED, CAUSE_RETRY, EMULTYPE_ALLOW_RETRY_PF, EMULTYPE_PF, EMULTYPE_WRITE_PF_TO_SP
 cdef int ENOMEM, FAULT_OP_NONPAGING, FAULT_OP_PAGING, KVM_MMU_ROOT_CURRENT, PF_VECTOR
 cdef int RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_INVALID, RET_PF_RETRY, RET_PF_SPURIOUS
-cdef int RET_PF_WRITE_PROTECTED
+cdef int LIMIT_NONE, LIMIT_UNPAGED, RET_PF_WRITE_PROTECTED
 cdef u64 ACC_ALL, ACC_EXEC, ACC_USER, ACC_WRITE, INVALID_PAGE, KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, MIN_FREE_FRAMES
 cdef u64 MMIO_SPTE_GEN_MASK, PFERR_PRESENT, PFERR_RSVD
 

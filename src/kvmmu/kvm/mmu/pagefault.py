@@ -42,7 +42,7 @@ from .bits import (
 from .context import is_rsvd_spte
 from .direct import direct_map
 from .fastpf import fast_page_fault
-from .fault import PageFault, cause_of, make_fault
+from .fault import PageFault, cause_of, limit_of, make_fault
 from .faultin import faultin, is_stale, release_pfn
 from .gptewrite import unprotect_and_retry
 from .leaf import Leaf, make_leaf
@@ -71,6 +71,8 @@ from .verdict import (
     EMULTYPE_ALLOW_RETRY_PF,
     EMULTYPE_PF,
     EMULTYPE_WRITE_PF_TO_SP,
+    LIMIT_NONE,
+    LIMIT_UNPAGED,
     RET_PF_CONTINUE,
     RET_PF_EMULATE,
     RET_PF_FIXED,
@@ -90,10 +92,11 @@ def page_fault(vcpu: Vcpu, addr: Address, error_code: int) -> int:
 
     Return 0, or a negative errno that ends KVM_RUN. After 0 ``vcpu.emultype`` says what kvm must do: nothing, let the
     guest go on; or EMULTYPE_* bits, emulate the access (MMIO, or a write to a mirrored table). ``vcpu.fault_cause`` is
-    what the fault was about. Takes ``mmu_lock``.
+    what the fault was about, ``vcpu.fault_limit`` why it maps no larger page. Takes ``mmu_lock``.
     """
     vcpu.emultype = 0
     vcpu.fault_cause = CAUSE_RETRY
+    vcpu.fault_limit = LIMIT_NONE
     if vcpu.mmu.root_hpa == INVALID_PAGE:
         return 0
     verdict = RET_PF_INVALID
@@ -128,6 +131,7 @@ def do_page_fault(vcpu: Vcpu, addr: Address, error_code: int) -> int:
     if verdict == RET_PF_INVALID:
         raise KvmBug(f"the slow path cannot tell either: {fault!r}")
     vcpu.fault_cause = cause_of(fault, verdict)
+    vcpu.fault_limit = limit_of(fault) if vcpu.vm.trace.on else fault.limit
     if fault.write_fault_to_shadow_pgtable:
         vcpu.emultype |= EMULTYPE_WRITE_PF_TO_SP
     return verdict
@@ -164,6 +168,7 @@ def direct_page_fault(vcpu: Vcpu, fault: PageFault) -> int:
     fault.slot = vcpu.gfn_to_memslot(fault.gfn)
     if vcpu.mmu.fault_op == FAULT_OP_NONPAGING:
         fault.max_level = 2
+        fault.limit = LIMIT_UNPAGED
     if is_dummy_root(vcpu.vm, vcpu.mmu.root_hpa):
         return RET_PF_RETRY
     if is_tracked_write(vcpu, fault):

@@ -13,10 +13,11 @@ from .leaf cimport Leaf, make_leaf, make_spte
 from .mmio cimport clear_any_gva, clear_gva, mark_mmio_spte
 from .page cimport ShadowPage
 from .pages cimport root_to_sp, set_translation, sp_access, sp_gfn, sptep_to_sp
-from .rmap cimport drop_spte, write_protect_gfn
+from .rmap cimport drop_spte
 from .role cimport cpu_role_level, role_access, role_direct, role_has_4_byte_gpte, role_quadrant
 from .shadowwalk cimport walk_level, walk_next, walk_sptep, walk_start
 from .spte cimport is_host_writable, is_mmio, mmio_gfn, spte_to_child, spte_to_pfn
+from .track cimport protect_gfn
 from .unsync cimport UnsyncWalk, is_unsync, leads_to_unsync, unlink_unsync_page, unsync_walk
 from .walker cimport gpte_place, read_gpte
 from .zap cimport flush_or_zap, prepare_zap, zap_pte

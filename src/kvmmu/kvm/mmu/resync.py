@@ -27,10 +27,11 @@ from .leaf import make_leaf, make_spte
 from .mmio import clear_any_gva, clear_gva, mark_mmio_spte
 from .page import ShadowPage
 from .pages import root_to_sp, set_translation, sp_access, sp_gfn, sptep_to_sp
-from .rmap import drop_spte, write_protect_gfn
+from .rmap import drop_spte
 from .role import cpu_role_level, role_access, role_direct, role_has_4_byte_gpte, role_quadrant
 from .shadowwalk import walk_level, walk_next, walk_sptep, walk_start
 from .spte import is_host_writable, is_mmio, mmio_gfn, spte_to_child, spte_to_pfn
+from .track import protect_gfn
 from .unsync import UnsyncWalk, is_unsync, leads_to_unsync, unlink_unsync_page, unsync_walk
 from .walker import gpte_place, read_gpte
 from .zap import flush_or_zap, prepare_zap, zap_pte
@@ -140,7 +141,7 @@ def protect_walked(vcpu: Vcpu, walk: UnsyncWalk) -> bool:
     while i < len(walk.pages):
         sp = walk.pages[i]
         slot = vcpu.gfn_to_memslot(sp.gfn)
-        if slot is not None and write_protect_gfn(vcpu.vm, slot, sp.gfn, 1):
+        if slot is not None and protect_gfn(vcpu.vm, slot, sp.gfn, 1):
             done = True
         i = walk.next(i)
     return done

@@ -18,6 +18,7 @@ from .page import ShadowPage
 from .pages import slot_of_sp
 from .rmap import write_protect_gfn
 from .role import role_level
+from .tdppass import write_protect_leaf
 
 
 def count_lpage(slot: Memslot, gfn: Gfn, nr: int) -> int:
@@ -39,12 +40,24 @@ def change_write_track(vm: Vm, slot: Memslot, gfn: Gfn, nr: int) -> int:
     return 0
 
 
+def protect_gfn(vm: Vm, slot: Memslot, gfn: Gfn, min_level: int) -> bool:
+    """Take W and MMU-writable from what maps ``gfn`` of ``slot`` at ``min_level`` and above; ``mmu_lock`` exclusive.
+
+    Return whether TLBs must be flushed before the lock is dropped.
+    """
+    vm.mmu_lock.assert_exclusive()
+    flush = write_protect_gfn(vm, slot, gfn, min_level) if slot.rmap_array is not None else False
+    if vm.policy.tdp_mmu and write_protect_leaf(vm, slot, gfn, min_level):
+        return True
+    return flush
+
+
 def add_gfn(vm: Vm, slot: Memslot, gfn: Gfn) -> int:
     """Track writes to gfn: count, forbid large pages, protect what maps it now; ``mmu_lock`` exclusive."""
     vm.mmu_lock.assert_exclusive()
     change_write_track(vm, slot, gfn, 1)
     count_lpage(slot, gfn, 1)
-    if write_protect_gfn(vm, slot, gfn, 1):
+    if protect_gfn(vm, slot, gfn, 1):
         flush_remote_tlbs(vm)
     return 0
 
@@ -104,7 +117,7 @@ def account_shadowed(vm: Vm, sp: ShadowPage) -> int:
     if role_level(sp.role) > 1:
         return add_gfn(vm, slot, sp.gfn)
     count_lpage(slot, sp.gfn, 1)
-    if write_protect_gfn(vm, slot, sp.gfn, 1):
+    if protect_gfn(vm, slot, sp.gfn, 1):
         flush_remote_tlbs_gfn(vm, sp.gfn, 1)
     return 0
 

@@ -57,6 +57,40 @@ CAUSES = (
     "error",
 )
 
+# Why a fault maps no larger page: a closed list (docs/fault-path.md tells them apart). LIMIT_MAPPING is for
+# ``fault.limit_of()`` to look into.
+LIMIT_NONE = 0
+LIMIT_GUEST_PAGE = 1
+LIMIT_UNPAGED = 2
+LIMIT_NO_SLOT = 3
+LIMIT_DIRTY_LOG = 4
+LIMIT_MAPPING = 5
+LIMIT_CPU = 6
+LIMIT_SLOT_END = 7
+LIMIT_MISALIGNED = 8
+LIMIT_WRITE_TRACKED = 9
+LIMIT_SYNCED_TABLE = 10
+LIMIT_HOST = 11
+LIMIT_NX = 12
+LIMIT_NX_TABLE = 13
+#: Limit -> the word that reports use.
+LIMITS = (
+    "none",
+    "guest-page",
+    "unpaged",
+    "no-slot",
+    "dirty-log",
+    "mapping",
+    "cpu",
+    "slot-end",
+    "misaligned",
+    "write-tracked",
+    "synced-table",
+    "host",
+    "nx",
+    "nx-table",
+)
+
 #: What kvm must do after a page-fault exit, bits of ``vcpu.emultype``: emulate; unprotect and retry if the instruction
 #: is no writer of page tables; not that, because the table maps itself.
 EMULTYPE_PF = 1 << 6
