@@ -28,7 +28,6 @@ cdef class Referee:
     cdef int note_slots(self) except -1
     cdef int fail(self, object problem) except -1
     cdef bint disagree(self, int how, u64 where, object problem) except -1
-    @cython.locals(found_gpa=bint, found_where=bint)
     cdef bint is_lawful(self, int how, u64 where) except -1
     cdef hpa_t home_of(self, gpa_t gpa) except? 0x5A5A5A5A
     @cython.locals(hpa=hpa_t)

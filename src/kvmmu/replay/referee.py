@@ -48,8 +48,8 @@ class Referee:
         self.vm: Vm | None = machine.vm
         self.mismatches = 0
         self.tlb_differences = 0
-        self.judge: Judge | None = None
         self.problem = ""
+        self.judge: Judge | None = None
         self.slots: Memslots | None = None
         self.note_slots()
 
@@ -62,6 +62,8 @@ class Referee:
         """Look up the memslots that recorded gpas are translated by; the player says when they changed. Return 0."""
         if self.vm is not None:
             self.slots = self.vm.slots_of(0)
+        if self.judge is not None:
+            self.judge.forget_homes()
         return 0
 
     def fail(self, problem: str) -> int:
@@ -94,18 +96,20 @@ class Referee:
         """Whether the machine and the model, which ended as :meth:`disagree` says, both did what the CPU may do."""
         if self.judge is None:
             self.judge = Judge(self.reader.path, self.reader.header)
-        found_gpa = False
-        found_where = how == MODEL_FAULT
-        for page in self.judge.permitted(self.reader):
-            if how == MODEL_FAULT and page.is_current:
-                return False
-            if page.gpa == self.reader.gpa:
-                found_gpa = True
-            elif how != MODEL_FAULT and where == (page.gpa if how == MODEL_EMULATED else self.home_of(page.gpa)):
-                found_where = True
-            if found_gpa and found_where:
-                return True
-        return False
+        judge, reader = self.judge, self.reader
+        if how == MODEL_FAULT and judge.permits_now(reader):
+            return False
+        if not judge.permits(reader, reader.gpa):
+            return False
+        if how == MODEL_FAULT:
+            return True
+        if how == MODEL_EMULATED:
+            return where != reader.gpa and judge.permits(reader, where)
+        return judge.permits_home(reader, where, self.read_home)
+
+    def read_home(self, gpa: int) -> int:
+        """As :meth:`home_of`, for whoever is not compiled."""
+        return self.home_of(gpa)
 
     def home_of(self, gpa: Address) -> Address:
         """Where ``gpa`` is in physical memory; NO_HPA: in no memory."""
