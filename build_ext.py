@@ -62,6 +62,7 @@ COMPILED = [
     "host/mmfault",
     "host/notifier",
     "host/pagetable",
+    "host/ranges",
     "host/vma",
     "kvm/dirtylog",
     "kvm/emulate",

@@ -22,8 +22,8 @@ import house
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("build_again")]
 
-# Of these, hw/tlb uses the header of addr.
-ROOMS = ["addr", "hw/tlb", "tracepoint"]
+# Of these, hw/floors uses the header of addr.
+ROOMS = ["addr", "hw/floors", "tracepoint"]
 _SETUP = f"import build_ext; build_ext.COMPILED[:] = {ROOMS}; import setup"
 _CC = """#!/bin/sh
 for word; do case "$word" in build/cython/*.c) echo "$word" >>"$LOG" ;; esac; done
@@ -101,7 +101,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 def test_all_rooms_and_the_helpers_that_they_share_lie_beside_the_sources(tree: Tree) -> None:
     assert tree.extensions() == EVERYTHING
-    program = "import sys, kvmmu.addr, kvmmu.hw.tlb; print(sys.modules['kvmmu._cyutility'].__file__[-3:])"
+    program = "import sys, kvmmu.addr, kvmmu.hw.floors; print(sys.modules['kvmmu._cyutility'].__file__[-3:])"
     search = os.environ | {"PYTHONPATH": str(tree.where / "src"), "KVMMU_PURE": "0", "KVMMU_REQUIRE_COMPILED": "0"}
     done = subprocess.run([sys.executable, "-c", program], env=search, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == (".so\n", "")
@@ -136,7 +136,7 @@ def test_a_changed_room_is_compiled_alone(tree: Tree) -> None:
 
 def test_a_changed_header_compiles_those_who_use_it(tree: Tree) -> None:
     tree.change("addr.pxd")
-    assert tree.build()[0] == {"addr", "hw/tlb"}
+    assert tree.build()[0] == {"addr", "hw/floors"}
 
 
 def test_other_settings_compile_everything(tree: Tree) -> None:

@@ -41,7 +41,8 @@ KEPT = {
     "what docs/formats.md and docs/kernel-map.md offer for words that one has in hand": {"describe_cpu_role"},
     "state that the model leaves behind: a frame's flags, a CPU's cached PDPTEs": {"flags_of", "pdptr"},
     "the other half of register()": {"unregister"},
-    "called by Python or a library by this name": {"find_spec", "format_help", "list_commands"},
+    "for a CPU that is not ours (DESIGN, where later parts belong)": {"set_runner"},
+    "called by Python or a library by this name": {"find_spec", "format_help", "list_commands", "parse_args"},
     "the result of a comparison, for whoever made it": {"dropped"},
 }
 

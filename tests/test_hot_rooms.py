@@ -27,8 +27,11 @@ HOT = {
     "intervaltree": ("insert",),
     "host/frames": ("alloc_block", "_alloc_slow", "_carve", "_break_down", "_free"),
     "host/mm": (),
-    "host/mmfault": ("_try_map_block", "_break_cow"),
-    "host/pagetable": ("has_pmd_table", "next_block", "may_map_block", "first_mapped", "map_pages", "split"),
+    "host/ranges": (),
+    "host/mmfault": ("_try_map_block", "_try_map_huge_zero", "_break_cow"),
+    "host/pagetable": (
+        *("announce", "has_pmd_table", "next_block", "may_map_block", "first_mapped", "map_pages", "split"),
+    ),
     "host/vma": ("is_anonymous",),
     "hw/cpu": ("_load_pdptrs_from", "invpcid", "is_canonical", "write_cr0", "write_cr4", "write_efer"),
     "hw/memory": ("read",),
@@ -42,10 +45,10 @@ HOT = {
         *("note_gfn", "flush_gfns"),
     ),
     "kvm/emulate": (),
-    "kvm/guestmem": (),
+    "kvm/guestmem": ("write_from_process",),
     "kvm/dirtylog": (),
     "kvm/invalidation": (),
-    "kvm/memslots": ("_forbid_lpages",),
+    "kvm/memslots": ("_forbid_lpages", "replace"),
     "kvm/mmu/change": (),
     "kvm/mmu/direct": (),
     "kvm/mmu/fastpf": (),
@@ -53,7 +56,7 @@ HOT = {
     "kvm/mmu/faultin": (),
     "kvm/mmu/gptewrite": (),
     # Of a sparse range a set of what is mapped is made.
-    "kvm/mmu/gfnrange": ("unmap_gfn_range", "mapped_rmaps"),
+    "kvm/mmu/gfnrange": ("unmap_rmaps", "mapped_rmaps", "zap_gfn_range"),
     "kvm/mmu/gpte": (),
     "kvm/mmu/hugepage": (),
     "kvm/mmu/leaf": (),
@@ -75,7 +78,6 @@ HOT = {
     "kvm/requests": (),
     "kvm/run": (),
     "kvm/vcpu": (),
-    "ranges": (),
     "record/cursors": ("load",),
     # The map and the set of tables are asked when the small caches before them do not know.
     "record/known": ("find_range", "change", "is_table", "add_table"),
@@ -85,9 +87,9 @@ HOT = {
         *("fast_forward", "change_map", "settle", "play_page", "store_data", "fail", "fail_exception"),
         *("is_break", "play_access", "play_store", "play_mmio", "emulate_until_done", "verify_unfetchable"),
     ),
-    "replay/registers": ("clean_pdptes", "_refuse", "load_registers"),
-    # A checker is told, and waited for, through calls from Python to Python.
-    "sync": ("announce", "wait"),
+    "replay/registers": ("clean_pdptes", "_refuse", "check_features", "load_registers"),
+    # A checker is told, asked and waited for through calls from Python to Python; so is who frees what RCU kept.
+    "sync": ("announce", "must_yield", "wait", "call", "_end_of"),
 }
 
 # Boxing and unboxing of integers, lookups of names, arithmetic and comparisons of objects, calls from Python to Python.

@@ -102,7 +102,7 @@ class Ioctls(Parts):
 
     @working
     def recover_nx_huge_pages(self) -> int:
-        """One pass of the worker that undoes what ``nx_huge_pages`` split; how many tables it took.
+        """One pass of the worker that undoes what ``nx_huge_pages`` split: how many tables it took.
 
         One in ``nx_huge_pages_recovery_ratio`` of them, rounded up, the oldest first; 0 with the mitigation off. The
         kernel makes a pass per minute to hour; in a world time does not pass, so that the caller says when.

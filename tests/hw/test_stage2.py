@@ -133,7 +133,7 @@ def test_rows_say_their_names_and_modes() -> None:
     assert [repr(fmt) for fmt in (NPT, EPT)] == ["<SecondStage NPT>", "<SecondStage EPT>"]
     assert repr(ept(has_ad=False, has_execonly=False)) == "<SecondStage EPT without A/D>"
     names = [second_stage_mode(number, levels).name for number in (MODE_NPT4, MODE_EPT4) for levels in (4, 5)]
-    assert names == ["NPT 4-level", "NPT 5-level", "EPT 4-level", "EPT 5-level"]
+    assert names == ["npt-4-level", "npt-5-level", "ept-4-level", "ept-5-level"]
 
 
 def test_illegal_low_bits_are_w_without_r_x_alone_and_types_that_do_not_exist() -> None:

@@ -102,7 +102,7 @@ def test_frames_have_the_values_and_go_together() -> None:
     runs = [kvmmu.run(NAME, mmu, until=300, interval=100) for mmu in kvmmu.MMUS]
     totals = pl.concat(run.totals_frame() for run in runs)
     assert totals["mmu"].to_list() == list(kvmmu.MMUS)
-    assert totals["recording"].to_list() == [NAME] * 3
+    assert totals["recording"].to_list() == [NAME] * len(kvmmu.MMUS)
     assert totals["accesses"].to_list() == [run.accesses for run in runs]
     assert totals["faults"].to_list() == [None, *(sum(run.faults.values()) for run in runs[1:])]
     faults = pl.concat(run.faults_frame() for run in runs)
@@ -110,7 +110,7 @@ def test_frames_have_the_values_and_go_together() -> None:
         (run.mmu, cause): count for run in runs for cause, count in run.faults.items()
     }
     intervals = pl.concat(run.intervals_frame() for run in runs)
-    assert intervals.height == 9
+    assert intervals.height == 3 * len(kvmmu.MMUS)
     assert set(CAUSES[1:]) <= set(intervals.columns)
     shadow = intervals.filter(mmu="shadow")
     assert shadow["map"].to_list() == [one.faults.get("map", 0) for one in runs[1].intervals]
@@ -208,7 +208,7 @@ def test_an_interruption_ends_a_loop_of_replays(small: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"mmu": "ept"}, "mmu=ept: there is no such MMU; take none, shadow, tdp-legacy"),
+        ({"mmu": "ept"}, "mmu=ept: there is no such MMU; take none, shadow, tdp, tdp-legacy"),
         ({"mmu": None}, "mmu=None: there is no such MMU"),
         ({"first": 9, "until": 9}, "until=9: must be above first=9"),
         ({"first": 9, "until": 5}, "until=5: must be above first=9"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -481,6 +482,104 @@ def test_a_question_costs_a_bounded_number_of_steps(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(lawful, "MOST_STEPS", 4)
         assert list(judge.lawful(reader)) == [Lawful(GVA, True, True, True, 0, True)]
         judge.past.close()
+
+
+UPPER = 0x12000
+
+
+def edit_one(small: Small, number: int) -> int:
+    """The leaf comes to map one of two pages in turn, or a page of its own each time; return the page."""
+    page = (0x21 + number % 2 if number % 4 < 2 else 0x21 + number // 4 % 0xC0) << 12
+    edit(small, page)
+    return page
+
+
+def edit_directory(small: Small, number: int) -> int:
+    """The directory comes to link one of two tables in turn."""
+    small.store(UPPER, (TABLE, 0x17000)[number % 2] | 0x67)
+    return (GVA, 0x25000)[number % 2]
+
+
+def edit_large(small: Small, number: int) -> int:
+    """The directory comes to map a large page, or to link a table that maps another page."""
+    small.store(UPPER, (0x17067, 0xE7)[number % 2])
+    return (0x25000, GVA)[number % 2]
+
+
+@pytest.mark.parametrize("change", [edit_one, edit_directory, edit_large])
+def test_many_edits_cost_each_as_much_as_few(tmp_path: Path, change: Callable[[Small, int], int]) -> None:
+    """Thirty steps a question; a judge that looks through what the entry held takes 500 on average."""
+    count = 1000
+    with Small(tmp_path / "small.kmr") as small:
+        small.encoder.snapshot(0, 0x17000, table(leaves() | {0x20: 0x25067}))
+        small.read(GVA)
+        for number in range(count):
+            small.read(GVA, change(small, number))
+        small.read(GVA, 0x1D0000)
+    with Reader(str(small.path)) as reader:
+        player = Player(reader, build_machine(reader.header, Options("none").params()))
+        player.play(reader.total)
+        assert player.mismatches == 1
+        assert player.tlb_differences >= count // 2
+        assert player.judge.steps < 30 * player.tlb_differences
+        player.close()
+
+
+@MMU
+@pytest.mark.slow
+def test_twenty_thousand_edits_in_every_mode(tmp_path: Path, mmu: str) -> None:
+    def fill(small: Small) -> None:
+        small.read(GVA)
+        for number in range(20_000):
+            small.read(GVA, edit_one(small, number))
+
+    assert play(tmp_path, mmu, fill).mismatches == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_search_finds_what_a_look_at_everything_finds(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each of many moments, for each gpa: edits of all levels, flushes of all kinds, more values than are kept."""
+    random = Random(seed)
+    monkeypatch.setattr(past, "MOST_VALUES", random.choice([1 << 18, 60]))
+    with Small(tmp_path / "small.kmr") as small:
+        small.encoder.snapshot(0, 0x17000, table(leaves() | {0x20: 0x25067}))
+        small.encoder.snapshot(0, 0x18000, table({0: UPPER | 0x67}))
+        for _ in range(600):
+            what = random.randrange(12)
+            if what < 4:
+                place = random.choice([TABLE, 0x17000]) + 8 * 0x20
+                small.store(place, random.randrange(0x20, 0x26) << 12 | random.choice([0x67, 0x65, 0x63, 0, 0x167]))
+            elif what < 6:
+                small.store(UPPER, random.choice([TABLE | 0x67, 0x17067, 0x17065, 0xE7, 0x1E7, 0]))
+            elif what < 7:
+                small.store(CR3, random.choice([0x11027, 0x18027]))
+            elif what == 7:
+                small.encoder.invlpg(0, random.choice([GVA, 0x30000]))
+            elif what == 8:
+                root = second_space(small, random.choice([0x21067, 0x22167])) if random.random() < 0.5 else CR3
+                regs(small, random.choice([f.W_CR3, f.W_CR4]), PAGED._replace(cr3=root))
+            else:
+                small.read(GVA, access=random.choice([0, f.K_WRITE, f.K_USER]))
+    with Reader(str(small.path)) as reader:
+        judge, plain = Judge(str(small.path), reader.header), Judge(str(small.path), reader.header)
+        found = 0
+        while reader.next():
+            if reader.kind != f.K_ACCESS:
+                continue
+            cpu = plain.past.cpus[0]
+            passing = [page for page in plain.lawful(reader) if lawful.is_permitted(cpu, page, reader.access)]
+            gpas = {page.gpa for page in passing}
+            found += len(gpas)
+            assert judge.permits_now(reader) == any(page.is_current for page in passing)
+            for gpa in range(0x1F000, 0x28000, 0x1000):
+                assert judge.permits(reader, gpa) == (gpa in gpas)
+                is_home = judge.permits_home(reader, gpa ^ 0x8000, lambda gpa: gpa ^ 0x8000)
+                assert is_home == (gpa in gpas - {reader.gpa})
+        assert found > 100
+        judge.past.close()
+        plain.past.close()
 
 
 def test_peek_leaves_no_trace() -> None:

@@ -29,6 +29,7 @@ MODES = {
     "shadow": ("", "npt=0"),
     "tdp": ("", "npt=1"),
     "tdplegacy": ("tdp_mmu=0", "npt=1"),
+    "tdplazy": ("eager_page_split=N", "npt=1"),
     "shadownx": ("nx_huge_pages=force", "npt=0"),
     "tdpnx": ("nx_huge_pages=force", "npt=1"),
     "tdplegacynx": ("nx_huge_pages=force,tdp_mmu=0", "npt=1"),

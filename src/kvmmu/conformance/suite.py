@@ -20,7 +20,7 @@ from .vmm import MODES
 #: A mode of the command line -> modes in files' names.
 FAMILIES = {
     "shadow": ("shadow", "shadownx"),
-    "tdp": ("tdp", "tdpnx"),
+    "tdp": ("tdp", "tdplazy", "tdpnx"),
     "tdp-legacy": ("tdplegacy", "tdplegacynx"),
 }
 _SUFFIXES = (".norm.xz", ".norm", ".res.xz", ".res", ".scn")

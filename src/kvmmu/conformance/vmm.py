@@ -29,6 +29,7 @@ MODES = {
     "shadow": Params(npt=False),
     "tdp": Params(npt=True),
     "tdplegacy": Params(npt=True, tdp_mmu=False),
+    "tdplazy": Params(npt=True, eager_page_split=False),
     "shadownx": Params(npt=False, nx_huge_pages=True),
     "tdpnx": Params(npt=True, nx_huge_pages=True),
     "tdplegacynx": Params(npt=True, tdp_mmu=False, nx_huge_pages=True),

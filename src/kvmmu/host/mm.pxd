@@ -2,11 +2,9 @@
 cimport cython
 from ..addr cimport u64, hva_t, hpa_t, pfn_t, pages_per_level, page_offset
 from ..hw.memory cimport PhysicalMemory
-from ..intervaltree cimport IntervalTree
-from .frames cimport FrameAllocator
 from .mmfault cimport handle_mm_fault
-from .notifier cimport NotifierChain
-from .pagetable cimport PageTable, hpte_level, hpte_to_pfn
+from .pagetable cimport hpte_to_pfn
+from .ranges cimport Ranges
 from .vma cimport Vma
 
 cdef int VM_FAULT_NO_VMA, VM_FAULT_READ_ONLY
@@ -15,22 +13,10 @@ cdef u64 GUP_NO_VMA, GUP_READ_ONLY, HPTE_PFN_MASK, HPTE_PRESENT, HPTE_WRITABLE, 
 cdef u64 _PMD_MASK
 
 @cython.final
-cdef class Mm:
-    cdef readonly FrameAllocator frames
+cdef class Mm(Ranges):
     cdef readonly PhysicalMemory memory
-    cdef readonly IntervalTree places   # of the ranges
-    cdef Vma last_vma               # of the last lookup
-    cdef readonly PageTable table
-    cdef readonly NotifierChain chain
     cdef hva_t next_hva             # where the next mmap() begins, before alignment
 
-    @cython.locals(vma=Vma)
-    cpdef Vma find_vma(self, hva_t hva)
-    @cython.locals(vma=Vma)
-    cdef Vma _search_vma(self, hva_t hva)
-    @cython.locals(vma=Vma)
-    cpdef u64 hpte(self, hva_t hva) except? 0xFFFFFFFFFFFFFFFF
-    cpdef int mapping_level(self, hva_t hva) except -1
     @cython.locals(hpte=u64, pfn=pfn_t)
     cpdef pfn_t gup_fast(self, hva_t hva, bint write) except? 0xFFFFFFFFFFFF0000
     @cython.locals(pfn=pfn_t, fault=int)

@@ -79,7 +79,7 @@ def _try_map_huge_zero(table: PageTable, vma: Vma, hva: Hva) -> bool:
 # A write to a page that is mapped read-only in a writable range: only the zero page is. Give it a frame of its own.
 def _break_cow(table: PageTable, chain: NotifierChain, vma: Vma, hva: Hva) -> int:
     page = hva & HPTE_PFN_MASK
-    if table.is_huge_zero(vma.hptes[(hva - vma.start) >> PAGE_SHIFT]):
+    if table.is_huge_zero(table.load(vma, hva)):
         nr_bytes = pages_per_level(2) << PAGE_SHIFT
         block = hva & ~(nr_bytes - 1)
         chain.range_start(block, block + nr_bytes)

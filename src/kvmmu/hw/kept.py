@@ -33,7 +33,7 @@ class KeptEntries:
 
     def drop(self) -> int:
         """Forget the entry that :meth:`find` found last. Return 0."""
-        self.entries.pop(self.hit_key, None)  # type: ignore[arg-type]
+        self.entries.pop(self.hit_key, None)  # type: ignore[arg-type]  # find() has set it
         return 0
 
     def keep(self, gva: Gva, owner: int, translation: int, stamp: int) -> int:

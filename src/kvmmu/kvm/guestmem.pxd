@@ -5,6 +5,7 @@ from ..host.mm cimport Mm
 from .memslots cimport Memslot, Memslots
 from .vm cimport Vm
 
+cdef int EFAULT
 cdef u64 NO_HPA, PAGE_OFFSET, PAGE_SIZE
 
 @cython.locals(slot=Memslot, gfn=gfn_t, hva=hva_t)

@@ -9,7 +9,7 @@ the VM needs none of that: its stores go to its own memory.
 
 from __future__ import annotations
 
-import errno
+from errno import EFAULT
 
 from ..addr import Gpa, Hpa, gpa_to_gfn, page_offset
 from ..host.bits import NO_HPA
@@ -54,7 +54,7 @@ def read_guest(vm: Vm, as_id: int, gpa: Gpa, length: int) -> bytes | None:
         if hpa == NO_HPA:
             return None
         parts.append(vm.memory.read(hpa, chunk))
-        gpa = Gpa(gpa + chunk)
+        gpa += chunk
         length -= chunk
     return b"".join(parts)
 
@@ -70,10 +70,10 @@ def write_guest(vm: Vm, as_id: int, gpa: Gpa, data: bytes) -> int:
         chunk = min(len(data) - done, PAGE_SIZE - page_offset(gpa))
         hpa = gpa_to_hpa(slots, vm.mm, gpa, True)
         if hpa == NO_HPA:
-            return -errno.EFAULT
+            return -EFAULT
         vm.memory.write(hpa, data[done : done + chunk])
         mark_page_dirty_in_slot(vm, None, slots.find(gpa_to_gfn(gpa)), gpa_to_gfn(gpa))
-        gpa = Gpa(gpa + chunk)
+        gpa += chunk
         done += chunk
     return 0
 
@@ -92,15 +92,15 @@ def write_from_process(vm: Vm, as_id: int, gpa: Gpa, data: bytes) -> int:
         chunk = min(length - done, PAGE_SIZE - page_offset(gpa))
         slot = slots.find(gpa_to_gfn(gpa))
         if slot is None:
-            return -errno.EFAULT
+            return -EFAULT
         hpa = vm.mm.user_access(slot.gfn_to_hva(gpa_to_gfn(gpa)) + page_offset(gpa), True)
         if hpa == NO_HPA:
-            return -errno.EFAULT
+            return -EFAULT
         if chunk == length:
             vm.memory.write(hpa, data)
             return 0
         places.append((hpa, done, done + chunk))
-        gpa = Gpa(gpa + chunk)
+        gpa += chunk
         done += chunk
     for hpa, start, end in places:
         vm.memory.write(hpa, data[start:end])

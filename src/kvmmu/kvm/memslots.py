@@ -212,7 +212,7 @@ class Memslot:
         return self.disallow_lpage[self.offset[level] + self.index(gfn, level)]  # type: ignore[no-any-return]  # words of an array made on demand
 
     def is_any_tracked(self, gfn: Gfn, count: int) -> bool:
-        """Whether any of ``count`` gfns from ``gfn`` on, all in the slot, has a write-tracked table; for reports."""
+        """Whether any of ``count`` gfns from ``gfn`` on, all in the slot, has a tracked table; for reports."""
         if self.write_track_array is None:
             return False
         at = self.index(gfn, 1)

@@ -13,9 +13,10 @@ every moment before that counts as flushed, so that forgetting never allows more
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 
 from ..hw.bits import (
     CR0_CD,
@@ -216,6 +217,50 @@ class CpuPast:
             self._drop(_ANY_PCID, moment)
 
 
+class History:
+    """The older values of one entry, each with the times at which it was valid, for questions about one of them.
+
+    However often the guest wrote two values in turn, each is here once, with moments to search in. It is filled when it
+    is asked for, by what was overwritten since the question before.
+    """
+
+    __slots__ = ("_newest", "_pages", "homes", "spans")
+
+    def __init__(self) -> None:
+        # Value -> moments since when, and until when, it was valid; both ascending. Values by their first appearance.
+        self.spans: dict[int, tuple[array[int], array[int]]] = {}
+        self._newest = -1
+        # Kind -> how many of the values are in it, and page -> values.
+        self._pages: dict[int, tuple[int, dict[int, list[int]]]] = {}
+        #: What the judge knows of where pages are at home: how many of a kind it has looked up, and home -> pages.
+        self.homes: dict[tuple[int, int], tuple[int, dict[int, list[int]]]] = {}
+
+    def fill(self, first: int, older: deque[tuple[int, int]], shift: int, mask: int) -> int:
+        """Take over what ``older``, as in ``Past.overwritten``, has beyond what is known: ``shift`` and ``mask`` cut
+        the entry out of a word; it was seen first at ``first``. Returns how many values that were.
+        """
+        fresh = []
+        for until, word in reversed(older):
+            if until <= self._newest:
+                break
+            fresh.append((until, word >> shift & mask))
+        since = max(first, self._newest)
+        for until, value in reversed(fresh):
+            sinces, untils = self.spans.setdefault(value, (array("q"), array("q")))
+            sinces.append(since)
+            untils.append(until)
+            since = self._newest = until
+        return len(fresh)
+
+    def pages(self, kind: int, page_of: Callable[[int], int]) -> dict[int, list[int]]:
+        """Values by what ``page_of`` returns for them, which for one ``kind`` is always the same."""
+        count, found = self._pages.get(kind, (0, {}))
+        for value in islice(self.spans, count, None):
+            found.setdefault(page_of(value), []).append(value)
+        self._pages[kind] = len(self.spans), found
+        return found
+
+
 class Past:
     """Follows the recording ``path``; after :meth:`advance` it knows what the records before a position say."""
 
@@ -228,6 +273,10 @@ class Past:
         # gpa of a word -> (until, value), ascending; and all of them in the order of `until`.
         self.overwritten: dict[int, deque[tuple[int, int]]] = {}
         self.order: deque[tuple[int, int]] = deque()
+        # (gpa, size) of an entry that was asked for -> what was overwritten there.
+        self.histories: dict[tuple[int, int], History] = {}
+        # Moments of all flushes and register changes of all CPUs, ascending.
+        self.flushes: array[int] = array("q")
         #: Moments before this one are forgotten.
         self.known_from = -1
 
@@ -247,7 +296,10 @@ class Past:
             moment = reader.position - 1
             if kind == K_STORE or kind == K_PAGE:
                 self._write(reader, moment)
-            elif kind == K_REGS:
+                continue
+            if kind == K_REGS or kind == K_INVLPG or kind == K_INVPCID:
+                self.flushes.append(moment)
+            if kind == K_REGS:
                 self.cpus[reader.cpu].change_registers(reader, moment)
             elif kind == K_INVLPG:
                 self.cpus[reader.cpu].invlpg(reader.gva, moment)
@@ -279,6 +331,7 @@ class Past:
         self.order.append((moment, place))
         if len(self.order) <= MOST_VALUES:
             return
+        self.histories.clear()
         for _ in range(MOST_VALUES // 2):
             self.known_from, oldest = self.order.popleft()
             values = self.overwritten[oldest]
@@ -302,6 +355,44 @@ class Past:
             if until <= after:
                 return
         yield max(self.first_seen[gpa >> 12], self.known_from), until, value >> shift & mask
+
+    def history(self, gpa: int, size: int) -> tuple[History, int]:
+        """The older values of the entry of ``size`` bytes at ``gpa``, and how many of them are new here. Those that
+        were valid before ``known_from`` began then, if not later.
+        """
+        history = self.histories.get((gpa, size))
+        if history is None:
+            history = self.histories[gpa, size] = History()
+        older = self.overwritten.get(gpa & ~7)
+        if older is None:
+            return history, 0
+        shift, mask = (0, (1 << 64) - 1) if size == 8 else ((gpa & 4) * 8, 0xFFFF_FFFF)
+        return history, history.fill(max(self.first_seen[gpa >> 12], self.known_from), older, shift, mask)
+
+    def current(self, gpa: int, size: int) -> tuple[int, int] | None:
+        """``(since, value)`` of the entry as it is; None: no record shows this table."""
+        table = self.tables.get(gpa >> 12)
+        if table is None:
+            return None
+        value = table[(gpa & 0xFFF) >> 3]
+        if size == 4:
+            value = value >> (gpa & 4) * 8 & 0xFFFF_FFFF
+        older = self.overwritten.get(gpa & ~7)
+        return older[-1][0] if older else max(self.first_seen[gpa >> 12], self.known_from), value
+
+    def spans(self, history: History, value: int, after: int) -> Iterator[tuple[int, int]]:
+        """``(since, until)`` of an older value of ``history``, the oldest first, while it was valid later than
+        ``after``: of times between which nobody flushed anything or changed registers, the first alone.
+        """
+        sinces, untils = history.spans[value]
+        index = bisect_right(untils, after)
+        while index < len(untils):
+            until = untils[index]
+            yield sinces[index], until
+            flush = bisect_left(self.flushes, until)
+            if flush == len(self.flushes):
+                return
+            index = bisect_right(untils, self.flushes[flush], index + 1)
 
     def content(self, gpa: int, size: int) -> bytes | None:
         """What the records say of ``size`` bytes at ``gpa``, within one page; None: it is no table that they show."""

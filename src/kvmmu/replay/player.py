@@ -179,7 +179,7 @@ class Player(Referee):
 
     def verify_hpa(self, vcpu: Vcpu) -> bool:
         """Verify where the access went; False: elsewhere, lawfully, and the machine's store, if it is one, was made."""
-        expected = gpa_to_hpa(self.slots, self.vm.mm, self.reader.gpa, False)  # type: ignore[union-attr, arg-type]
+        expected = gpa_to_hpa(self.slots, self.vm.mm, self.reader.gpa, False)  # type: ignore[union-attr, arg-type]  # not on bare CPUs
         if vcpu.cpu.hpa == expected:
             return True
         problem = "the access goes to another frame than the machine's"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 
-from ..addr cimport u64, hpa_t
+from ..addr cimport u64, gpa_t, hpa_t, gpa_to_gfn
 from ..hw.memory cimport PhysicalMemory
 from ..kvm.guestmem cimport gpa_to_hpa
 from ..kvm.memslots cimport Memslots
@@ -28,9 +28,8 @@ cdef class Referee:
     cdef int note_slots(self) except -1
     cdef int fail(self, object problem) except -1
     cdef bint disagree(self, int how, u64 where, object problem) except -1
-    @cython.locals(found_gpa=bint, found_where=bint)
     cdef bint is_lawful(self, int how, u64 where) except -1
-    cdef hpa_t home_of(self, u64 gpa) except? 0x5A5A5A5A
+    cdef hpa_t home_of(self, gpa_t gpa) except? 0x5A5A5A5A
     @cython.locals(hpa=hpa_t)
-    cdef int store_unseen(self, u64 gpa, bytes data) except -1
+    cdef int store_unseen(self, gpa_t gpa, bytes data) except -1
     cdef int fail_exception(self, int status, object what) except -1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..addr import Address, gpa_to_gfn
 from ..hw.bits import ACCESS_WRITE
 from ..kvm.guestmem import gpa_to_hpa
 from ..kvm.memslots import Memslots
@@ -47,8 +48,8 @@ class Referee:
         self.vm: Vm | None = machine.vm
         self.mismatches = 0
         self.tlb_differences = 0
-        self.judge: Judge | None = None
         self.problem = ""
+        self.judge: Judge | None = None
         self.slots: Memslots | None = None
         self.note_slots()
 
@@ -61,6 +62,8 @@ class Referee:
         """Look up the memslots that recorded gpas are translated by; the player says when they changed. Return 0."""
         if self.vm is not None:
             self.slots = self.vm.slots_of(0)
+        if self.judge is not None:
+            self.judge.forget_homes()
         return 0
 
     def fail(self, problem: str) -> int:
@@ -69,7 +72,7 @@ class Referee:
         self.mismatches += 1
         return 0
 
-    def disagree(self, how: int, where: int, problem: str) -> bool:
+    def disagree(self, how: int, where: Address, problem: str) -> bool:
         """Model and machine translate the access in hand differently: are both right?
 
         The model ended at hpa ``where`` (MODEL_HIT), with an exception (MODEL_FAULT), or kvm made the access at gpa
@@ -82,42 +85,44 @@ class Referee:
         self.tlb_differences += 1
         if how == MODEL_EMULATED and self.reader.access & ACCESS_WRITE:
             # What kvm stored where the machine did not: tables get back what they held.
-            held = self.judge.past.content(where, min(self.reader.size or 8, 4096 - (where & 0xFFF)))  # type: ignore[union-attr]
+            held = self.judge.past.content(where, min(self.reader.size or 8, 4096 - (where & 0xFFF)))  # type: ignore[union-attr]  # is_lawful() made it
             if held is not None:
                 self.store_unseen(where, held)
         if self.reader.kind == K_STORE:
             self.store_unseen(self.reader.gpa, self.reader.payload())
         return True
 
-    def is_lawful(self, how: int, where: int) -> bool:
+    def is_lawful(self, how: int, where: Address) -> bool:
         """Whether the machine and the model, which ended as :meth:`disagree` says, both did what the CPU may do."""
         if self.judge is None:
             self.judge = Judge(self.reader.path, self.reader.header)
-        found_gpa = False
-        found_where = how == MODEL_FAULT
-        for page in self.judge.permitted(self.reader):
-            if how == MODEL_FAULT and page.is_current:
-                return False
-            if page.gpa == self.reader.gpa:
-                found_gpa = True
-            elif how != MODEL_FAULT and where == (page.gpa if how == MODEL_EMULATED else self.home_of(page.gpa)):
-                found_where = True
-            if found_gpa and found_where:
-                return True
-        return False
+        judge, reader = self.judge, self.reader
+        if how == MODEL_FAULT and judge.permits_now(reader):
+            return False
+        if not judge.permits(reader, reader.gpa):
+            return False
+        if how == MODEL_FAULT:
+            return True
+        if how == MODEL_EMULATED:
+            return where != reader.gpa and judge.permits(reader, where)
+        return judge.permits_home(reader, where, self.read_home)
 
-    def home_of(self, gpa: int) -> int:
+    def read_home(self, gpa: int) -> int:
+        """As :meth:`home_of`, for whoever is not compiled."""
+        return self.home_of(gpa)
+
+    def home_of(self, gpa: Address) -> Address:
         """Where ``gpa`` is in physical memory; NO_HPA: in no memory."""
         if self.bare:
             return gpa
-        return gpa_to_hpa(self.slots, self.vm.mm, gpa, False)  # type: ignore[union-attr, arg-type]
+        return gpa_to_hpa(self.slots, self.vm.mm, gpa, False)  # type: ignore[union-attr, arg-type]  # not on bare CPUs
 
-    def store_unseen(self, gpa: int, data: bytes) -> int:
+    def store_unseen(self, gpa: Address, data: bytes) -> int:
         """Store as a device would: not by an access of the guest's. kvm must not go on mirroring what changes."""
         hpa = self.machine.hpa_of(gpa)
         if self.vm is not None and is_anything_shadowed(self.vm) and self.machine.differs(hpa, data):
-            unprotect_gfn(self.vm, gpa >> 12)  # type: ignore[arg-type]
-        return self.memory.write(hpa, data)  # type: ignore[no-any-return]
+            unprotect_gfn(self.vm, gpa_to_gfn(gpa))
+        return self.memory.write(hpa, data)  # type: ignore[no-any-return]  # memory is known when the machine is
 
     def fail_exception(self, status: int, what: str) -> int:
         """The access ended without a hit and without emulation (``status``, a RUN_* word)."""

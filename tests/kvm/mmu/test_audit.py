@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from kvm.mmu.machines import held
 from kvmmu import build_info
 from kvmmu.errors import KvmBug
 from kvmmu.host.frames import FrameAllocator
@@ -16,7 +17,7 @@ from kvmmu.hw.cpu import Cpu
 from kvmmu.hw.memory import PhysicalMemory
 from kvmmu.kvm.guestmem import write_guest
 from kvmmu.kvm.memslots import Memslot, Memslots
-from kvmmu.kvm.mmu import roots, setup
+from kvmmu.kvm.mmu import roots, setup, zap
 from kvmmu.kvm.mmu.audit import MAX_LISTED, audit, find_violations, mmu_rmaps_stat
 from kvmmu.kvm.mmu.page import ShadowPage
 from kvmmu.kvm.mmu.pagefault import page_fault
@@ -196,12 +197,19 @@ def unalign_large(world: World) -> str:
 
 
 def forget_parents(world: World) -> str:
-    world.page(MIDDLE, 2).parent_ptes = 0
+    sp = world.page(MIDDLE, 2)
+    # One parent: the head is the entry itself.
+    link = sp.parent_ptes
+    word = world.read(link)
+    with held(world.vm):
+        zap.drop_parent_pte(world.vm, sp, link)
+    world.write(link, word)
     return "I5: not among the parents of"
 
 
 def invent_parent(world: World) -> str:
-    world.page(ROOT, 4).parent_ptes = world.sptep(world.page(MIDDLE, 2), 9)
+    with held(world.vm):
+        zap.add_parent_pte(world.vm, world.page(ROOT, 4), world.sptep(world.page(MIDDLE, 2), 9))
     return "I5: .* lists parent .*, which does not link it"
 
 

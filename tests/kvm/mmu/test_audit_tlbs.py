@@ -65,7 +65,7 @@ def test_a_flush_that_is_counted_and_not_made_is_found(npt: bool, change: object
         guest = guest_of(npt=npt)
         assert guest.world.audit().tlb_entries >= 2
         if is_deaf:
-            guest.vcpu.runner = Deaf(guest.vcpu.cpu)
+            guest.vcpu.set_runner(Deaf(guest.vcpu.cpu))
         before = flushes(guest.world.vm)
         change(guest)  # type: ignore[operator]
         # Of a slot that goes the TDP MMU flushes nothing: its roots are obsolete, and the new one comes with a flush.
@@ -86,7 +86,7 @@ def test_every_vcpu_is_looked_at() -> None:
     guest.world.load_registers(other, guest.tables.registers())
     assert guest.write(VA) == "done"
     assert guest.read(VA, vcpu=other) == 1
-    other.runner = Deaf(other.cpu)
+    other.set_runner(Deaf(other.cpu))
     take_back(guest)
     guest.read(VA + 0x1000)
     guest.world.audit()

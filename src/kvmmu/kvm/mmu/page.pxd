@@ -16,7 +16,7 @@ cdef class ShadowPage:
     cdef public u8 mmu_valid_gen
     # Users.
     cdef public int root_count
-    cdef public u64 parent_ptes     # rmap head of the sptes that point here
+    cdef readonly u64 parent_ptes   # rmap head of the sptes that point here
     cdef public u32 write_flooding_count
     # The TDP MMU's.
     cdef public bint is_tdp         # owned by the TDP MMU (tdp_mmu_page)
