@@ -17,7 +17,7 @@ import pytest
 
 import house
 from kvmmu.cli import main
-from kvmmu.kvm.mmu.verdict import CAUSES
+from kvmmu.kvm.mmu.verdict import CAUSES, LIMITS
 from kvmmu.record.blocks import BlockFile
 
 PAGES = sorted(
@@ -178,9 +178,15 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_the_fault_path_explains_every_cause_once() -> None:
-    text = text_of(house.ROOT / "docs" / "fault-path.md").partition("## Causes")[2]
+    text = text_of(house.ROOT / "docs" / "fault-path.md").partition("## Causes")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
     assert rows == list(CAUSES[1:])
+
+
+def test_the_fault_path_explains_every_limit_once() -> None:
+    text = text_of(house.ROOT / "docs" / "fault-path.md").partition("## Limits")[2]
+    rows = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
+    assert sorted([*rows, "mapping"]) == sorted(LIMITS)
 
 
 def test_the_design_has_every_room_of_the_inside() -> None:
