@@ -107,7 +107,7 @@ class Referee:
             return where != reader.gpa and judge.permits(reader, where)
         return judge.permits_home(reader, where, self.read_home)
 
-    def read_home(self, gpa: int) -> int:
+    def read_home(self, gpa: int) -> Address:
         """As :meth:`home_of`, for whoever is not compiled."""
         return self.home_of(gpa)
 
