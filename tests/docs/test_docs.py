@@ -204,6 +204,7 @@ def test_the_design_has_every_room_of_the_inside() -> None:
         "params",
         "tracepoint",
         "world",
+        "adjacent",
         "arguments",
         "guard",
         "door",

@@ -8,10 +8,11 @@ access faults, and what it points to is not looked at.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..addr import Gpa, Gva
+from ..adjacent import joined
 from ..hw.bits import PT_FRAME, PT_NX, PT_PRESENT, PT_PSE36_LOW, PT_PSE36_SHIFT, PT_USER, PT_WRITABLE
 from ..hw.modes import Limits, is_large_level, reserved_bits
 from ..page_types import PAGE_SIZE
@@ -61,16 +62,7 @@ def size_name(size: int) -> str:
 
 def table_ranges(tables: GuestTables, limits: Limits) -> Iterator[Mapping]:
     """What ``tables`` map, ascending, with neighbours joined; ``limits`` decide which bits are reserved."""
-    last: Mapping | None = None
-    for one in _leaves(tables, limits, tables.root, tables.mode.levels, 0, _ALL):
-        if last is not None and last.is_followed_by(one):
-            last = replace(last, nr_bytes=last.nr_bytes + one.nr_bytes)
-            continue
-        if last is not None:
-            yield last
-        last = one
-    if last is not None:
-        yield last
+    return joined(_leaves(tables, limits, tables.root, tables.mode.levels, 0, _ALL))
 
 
 # Every leaf below one table of level, which begins at gva and gets rights from above.

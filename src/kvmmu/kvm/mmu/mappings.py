@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ...addr import Gpa, Hpa
+from ...adjacent import joined
 from ...hw.bits import PT_PRESENT, PT_USER, PT_WRITABLE
 from ...page_types import ENTRIES, INVALID_PAGE, PAGE_SIZE
 from ..vm import Vm
@@ -92,19 +93,11 @@ def root_ranges(vm: Vm, root: Hpa, level: int, is_shadow: bool) -> Iterator[Spte
     A root of ``level`` 3 is a PAE root. ``is_shadow``: addresses are gvas, of which four and five levels translate
     signed ones.
     """
-    last: SpteRange | None = None
     sign = (12 + 9 * level - 1) if is_shadow and level > _PAE_LEVEL else 64
-    for one in _leaves(vm, root, level, 0, level == _PAE_LEVEL):
-        if one.start >> sign:
-            one = replace(one, start=one.start | ((1 << 64) - (1 << sign)))
-        if last is not None and last.is_followed_by(one):
-            last = replace(last, nr_bytes=last.nr_bytes + one.nr_bytes)
-            continue
-        if last is not None:
-            yield last
-        last = one
-    if last is not None:
-        yield last
+    return joined(
+        replace(one, start=one.start | ((1 << 64) - (1 << sign))) if one.start >> sign else one
+        for one in _leaves(vm, root, level, 0, level == _PAE_LEVEL)
+    )
 
 
 def _leaves(vm: Vm, table: Hpa, level: int, address: int, is_pae_root: bool) -> Iterator[SpteRange]:

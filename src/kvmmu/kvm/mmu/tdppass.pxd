@@ -26,10 +26,10 @@ cpdef bint zap_leafs_below(Vm vm, ShadowPage root, gfn_t start_gfn, gfn_t end_gf
 cpdef bint zap_leafs(Vm vm, gfn_t start_gfn, gfn_t end_gfn, bint flush) except -1
 @cython.locals(root=ShadowPage)
 cpdef bint unmap_leafs(Vm vm, Memslot slot, gfn_t start_gfn, gfn_t end_gfn, bint flush) except -1
-@cython.locals(young=bint, root=ShadowPage)
 cpdef bint age_leafs(Vm vm, Memslot slot, gfn_t start_gfn, gfn_t end_gfn) except -1
-@cython.locals(young=bint, root=ShadowPage)
 cpdef bint is_any_young(Vm vm, Memslot slot, gfn_t start_gfn, gfn_t end_gfn) except -1
+@cython.locals(young=bint, root=ShadowPage)
+cpdef bint age_roots(Vm vm, Memslot slot, gfn_t start_gfn, gfn_t end_gfn, bint only_test) except -1
 @cython.locals(young=bint, it=TdpIter)
 cpdef bint age_below(Vm vm, ShadowPage root, gfn_t start_gfn, gfn_t end_gfn, bint only_test) except -1
 @cython.locals(new_spte=u64)

@@ -95,25 +95,22 @@ def age_leafs(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
 
     ``mmu_lock`` exclusive; all roots, nothing yields. The caller tells the host, or flushes.
     """
-    vm.mmu_lock.assert_exclusive()
-    young = False
-    root = vm.tdp_mmu_roots.link_next
-    while root is not vm.tdp_mmu_roots:
-        if role_smm(root.role) == slot.as_id:
-            if age_below(vm, root, start_gfn, end_gfn, False):
-                young = True
-        root = root.link_next
-    return young
+    return age_roots(vm, slot, start_gfn, end_gfn, False)
 
 
 def is_any_young(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
     """Whether any leaf that maps ``[start_gfn, end_gfn)`` of ``slot`` was accessed; as above, and nothing changes."""
+    return age_roots(vm, slot, start_gfn, end_gfn, True)
+
+
+def age_roots(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn, only_test: bool) -> bool:
+    """Age (or only look at) the leaves of every root of the address space of ``slot``; ``mmu_lock`` exclusive."""
     vm.mmu_lock.assert_exclusive()
     young = False
     root = vm.tdp_mmu_roots.link_next
     while root is not vm.tdp_mmu_roots:
         if role_smm(root.role) == slot.as_id:
-            if age_below(vm, root, start_gfn, end_gfn, True):
+            if age_below(vm, root, start_gfn, end_gfn, only_test):
                 young = True
         root = root.link_next
     return young

@@ -77,8 +77,12 @@ def check_tlbs(survey: Survey) -> None:
 # The leaves of all shadow pages: what a context translated that is not current may be in tables that nothing links.
 def _shadow_leaves(survey: Survey) -> Leaves:
     found: Leaves = {}
+    tables: dict[int, list[int]] = {}
     for sptep, (_, level, _) in survey.leaves.items():
-        spte = survey.word(sptep)
+        table = sptep & ~0xFFF
+        if table not in tables:
+            tables[table] = survey.read_words(table, 512)
+        spte = tables[table][(sptep >> 3) & 511]
         found.setdefault((spte & PT_FRAME) >> 12, []).append((level, (sptep >> 3) & 511, spte))
     return found
 
