@@ -24,6 +24,7 @@ from kvmmu.errors import (
     GuestMisuse,
     KvmBug,
     KvmIoctlError,
+    OutputError,
     RecorderError,
     RecordingError,
 )
@@ -56,6 +57,8 @@ def run_with(monkeypatch: pytest.MonkeyPatch, module: Module) -> int:
         (RecordingError("boot.kmr: truncated"), 3, "kvmmu: boot.kmr: truncated\n"),
         (KvmIoctlError(17, "slot 1 overlaps slot 0"), 3, "kvmmu: slot 1 overlaps slot 0\n"),
         (FileNotFoundError(2, "No such file or directory", "x.kmr"), 3, "kvmmu: x.kmr: No such file or directory\n"),
+        (OutputError("x.txt: cannot write events"), 4, "kvmmu: x.txt: cannot write events\n"),
+        (OSError(5, "Input/output error"), 4, "kvmmu: cannot write: Input/output error\n"),
         (RecorderError("QEMU 7.2 is too old"), 4, "kvmmu: QEMU 7.2 is too old\n"),
         (KeyboardInterrupt(), 130, None),
         (BrokenPipeError(), 141, ""),
@@ -267,6 +270,71 @@ def test_output_that_nobody_gets_is_no_mismatch() -> None:
     assert done.stderr == "kvmmu: cannot write: No space left on device\n"
     assert shell("kvmmu dump linux-6.12-smp2 | head -1; exit ${PIPESTATUS[0]}").returncode == Status.NO_READER
     assert shell("kvmmu info nothing 2>&-").returncode == Status.INPUT
+
+
+#: Every command, and what else prints, as text and as JSON.
+PRINTERS = [
+    "--version",
+    "--help",
+    *(f"{name} --help" for name in cli.COMMANDS),
+    *(
+        f"{words}{form}"
+        for words in (
+            "run --until 2000",
+            "run --until 2000 linux-6.12-boot linux-686-boot",
+            "recordings",
+            "info linux-686-boot",
+            "dump linux-686-boot --until 4000",
+            "tables linux-686-boot --at 3000",
+            "params",
+            "decode spte 8e67",
+        )
+        for form in ("", " --json")
+    ),
+    "cut linux-686-boot --from 5 --until 9 -o PLACE/piece.kmr",
+    "cut linux-686-boot --from 5 --until 9 -o PLACE/piece.kmr --json",
+]
+
+
+@pytest.mark.parametrize("words", PRINTERS)
+def test_a_full_disk_under_standard_output_is_status_4(words: str, tmp_path: pathlib.Path) -> None:
+    done = shell(f"kvmmu {words.replace('PLACE', str(tmp_path))} > /dev/full")
+    assert (done.returncode, done.stderr) == (4, "kvmmu: cannot write: No space left on device\n")
+
+
+def test_output_beyond_a_limit_is_status_4_too(tmp_path: pathlib.Path) -> None:
+    """``ulimit -f``; so is whatever else a device says to a write."""
+    out = tmp_path / "out"
+    done = shell(f"ulimit -f 16; kvmmu dump linux-686-boot --until 4000 > {out}")
+    assert (done.returncode, done.stderr) == (4, "kvmmu: cannot write: File too large\n")
+    assert out.stat().st_size == 16 << 10
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".ftrace", ".jsonl", ".parquet"])
+def test_events_that_cannot_be_written_are_status_4_and_name_their_file(suffix: str, tmp_path: pathlib.Path) -> None:
+    events = tmp_path / f"events{suffix}"
+    done = shell(f"ulimit -f 16; kvmmu run linux-686-boot --until 60000 --events {events}")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == f"kvmmu: {events}: cannot write events: File too large\n"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_events_on_a_full_disk_are_status_4(suffix: str, tmp_path: pathlib.Path) -> None:
+    events = tmp_path / f"events{suffix}"
+    events.symlink_to("/dev/full")
+    done = shell(f"kvmmu run linux-686-boot --until 60000 --events {events}")
+    assert (done.returncode, done.stdout) == (4, "")
+    reason = "No space left on device: free some space, or write the events elsewhere"
+    assert done.stderr == f"kvmmu: {events}: cannot write events: {reason}\n"
+
+
+def test_a_piece_that_cannot_be_written_is_status_4_and_nothing_stays(tmp_path: pathlib.Path) -> None:
+    piece = tmp_path / "piece.kmr"
+    done = shell(f"ulimit -f 16; kvmmu cut linux-686-boot --until 300000 -o {piece}")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == f"kvmmu: {piece}: cannot be written: File too large; there is no piece\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [["info", "linux-6.12-boot"], ["dump", "linux-6.12-boot"], ["params"]])

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import errno
 from enum import IntEnum
 
-from ..errors import ConfigError, KvmmuError, OutOfFrames, RecorderError, UserError
+from ..errors import ConfigError, KvmmuError, OutOfFrames, OutputError, RecorderError, UserError
 
 
 class Status(IntEnum):
@@ -27,7 +26,7 @@ MEANINGS = {
     Status.MISMATCH: "a mismatch was found: model and machine disagree",
     Status.USAGE: "the command line is wrong: an option, a parameter, a value",
     Status.INPUT: "input cannot be used: a recording, a file, slots",
-    Status.RECORDER: "recording a guest failed, or a disk is full",
+    Status.RECORDER: "recording a guest failed, or output cannot be written: a full disk",
     Status.BUG: "a bug in kvmmu (a traceback is shown)",
     Status.INTERRUPTED: "interrupted",
     Status.NO_READER: "whoever read the output went away",
@@ -36,11 +35,12 @@ MEANINGS = {
 
 def status_of(error: KvmmuError | OSError) -> Status:
     """The status that ``error`` ends a command with."""
-    if isinstance(error, RecorderError):
+    if isinstance(error, RecorderError | OutputError):
         return Status.RECORDER
     if isinstance(error, ConfigError):
         return Status.USAGE
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # What has no name is standard output.
+    if isinstance(error, OSError) and not isinstance(error, KvmmuError) and error.filename is None:
         return Status.RECORDER
     if isinstance(error, (UserError, OSError, OutOfFrames)):
         return Status.INPUT
