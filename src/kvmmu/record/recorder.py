@@ -118,6 +118,11 @@ def record(order: Order, say: Callable[[str], None], show: Callable[[Progress], 
         raise RecorderError("no guest: give QEMU's command line behind --")
     facts = survey(order.command)
     entry = entry_range(facts.kernel if order.start.when == "kernel" else None)
+    if entry[0] >= facts.ram_size:
+        raise RecorderError(
+            f"the first {facts.ram_size:#x} bytes of memory do not reach to {entry[0]:#x}, where the guest's kernel is"
+            " entered: give them to one backend, that of the first NUMA node"
+        )
     program, version = find_qemu(order.command[0])
     plugin = build_plugin()
     output = claim_output(order.output, order.force)
