@@ -234,6 +234,12 @@ def test_help_names_no_types_and_fills_its_lines(
     lines = [line for line in lines if not line[:3].strip().isdigit()]  # the table of statuses stays as it is
     assert max(map(len, lines)) <= width
     assert [line for line in lines if "<" in line or "[[" in line or "{" in line] == []
+    # Values have a name of their own, or are listed; dump lists its kinds of records beside it.
+    options = [line.split() for line in lines if line.startswith("  --")]
+    named = {words[0] for words in options if words[0].strip("-").upper() == " ".join(words[1:2])}
+    assert named <= ({"--kind"} if name == "dump" else set())
+    assert [words for words in options if "_" in " ".join(words[:2])] == []
+    assert any(words[0] == "--help," and words[1] == "-h" for words in options)
     # Inside a paragraph, a line ends where the next word would not fit.
     for line, after in itertools.pairwise(lines):
         if line and after and not line.startswith((" ", "Usage")) and not line.endswith(":") and after[0] != " ":

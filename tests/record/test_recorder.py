@@ -419,6 +419,12 @@ def test_the_memory_of_numa_nodes_is_the_ram_the_first_node_s_first(nodes: list[
     assert len([word for word in prepared.command if "memory-backend-file" in word and "share=on" in word]) == 2
 
 
+def test_a_backend_of_two_nodes_is_left_for_qemu_to_refuse() -> None:
+    node = ("-numa", "node,memdev=a")
+    facts = survey(("qemu", "-object", "memory-backend-ram,id=a,size=16M", *node, *node))
+    assert [memory.name for memory in facts.memories] == ["a"]
+
+
 def test_nodes_without_memory_of_their_own_share_the_ram() -> None:
     assert survey(("qemu", "-m", "64", "-numa", "node", "-numa", "node,nodeid=1")).ram_id == "kvmmu-ram"
 

@@ -263,7 +263,8 @@ def _find_memories(words: list[str]) -> tuple[Memory, list[Memory], tuple[str, .
                 "memory-backend-file with share=on whose mem-path exists; or leave memory-backend= out and one is made"
             )
     ram = known.pop(wanted[0]) if wanted else Memory(RAM_ID, _ram_size(words), None)
-    others = [known.pop(name) for name in wanted[1:]]
+    # What is named twice, QEMU refuses.
+    others = [known.pop(name) for name in wanted[1:] if name in known]
     return ram, [*others, *known.values()], tuple(memory.name for memory in unknown)
 
 
