@@ -278,6 +278,52 @@ def test_output_that_nobody_gets_is_no_mismatch() -> None:
     assert shell("kvmmu info nothing 2>&-").returncode == Status.INPUT
 
 
+@pytest.mark.parametrize("width", [10, 40, 80, 200])
+def test_no_table_leaves_out_what_does_not_fit(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    words = ["run", "linux-686-boot", "--until", "60000", "--interval", "20000"]
+    assert cli.main(words) == Status.OK
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert cli.main([*words, "--json"]) == Status.OK
+    result = json.loads(capsys.readouterr().out)
+    rows = [line.split() for line in text.splitlines() if line.strip()]
+    for one in result["intervals"]:
+        counts = [one["first"], one["until"], one["accesses"], one["stores"]]
+        counts += [one["faults"].get(cause, 0) for cause in result["faults"]]
+        assert [f"{count:,}" for count in counts] in rows
+    for name, count in result["counters"].items():
+        assert not count or [name, f"{count:,}"] in rows
+    assert cli.main(["params"]) == Status.OK
+    text = capsys.readouterr().out
+    assert "…" not in text
+    begins = [line.split()[:3] for line in text.splitlines() if line.strip()]
+    for row in PARAMETERS:
+        assert [row.name, row.show(row.default), row.kernel or "-"] in begins
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16", "utf-8:strict"])
+def test_what_an_encoding_lacks_is_escaped(encoding: str, tmp_path: pathlib.Path) -> None:
+    for words in ("params", "run --until 2000", "run --until 9 linux-686-boot linux-6.12-boot", "info linux-686-boot"):
+        done = run_program(*words.split(), PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+        assert (done.returncode, done.stderr) == (0, ""), words
+    # A name that is no text.
+    done = shell(f"PYTHONIOENCODING={encoding} kvmmu cut linux-686-boot --until 9 -o {tmp_path}/$'\\xff'.kmr")
+    assert done.returncode == 0
+    assert [os.fsencode(path.name) for path in tmp_path.iterdir()] == [b"\xff.kmr"]
+
+
+def test_a_working_directory_that_is_gone_is_no_full_disk() -> None:
+    done = shell(
+        "mkdir /tmp/gone.$$ && cd /tmp/gone.$$ && rmdir /tmp/gone.$$ && kvmmu cut linux-686-boot --until 9 -o p"
+    )
+    assert done.returncode == Status.USAGE
+    assert done.stderr == "kvmmu: --output p: cannot be written: No such file or directory\n"
+    assert shell("kvmmu params 1</dev/null").stderr == "kvmmu: cannot write: Bad file descriptor\n"
+
+
 #: Every command, and what else prints, as text and as JSON.
 PRINTERS = [
     "--version",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 from ..errors import ConfigError, KvmmuError, OutOfFrames, OutputError, RecorderError, UserError
@@ -21,6 +22,9 @@ class Status(IntEnum):
     NO_READER = 141
 
 
+# What a write says, and no other call that commands make.
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EROFS, errno.ENXIO)
+
 MEANINGS = {
     Status.OK: "done, and what was asked holds",
     Status.MISMATCH: "a mismatch was found: model and machine disagree",
@@ -33,14 +37,18 @@ MEANINGS = {
 }
 
 
+def is_refused_write(error: OSError) -> bool:
+    """Whether standard output, which has no name, refuses what is written to it: full, beyond a limit, not writable."""
+    return error.filename is None and not isinstance(error, KvmmuError) and error.errno in _WRITING
+
+
 def status_of(error: KvmmuError | OSError) -> Status:
     """The status that ``error`` ends a command with."""
     if isinstance(error, RecorderError | OutputError):
         return Status.RECORDER
     if isinstance(error, ConfigError):
         return Status.USAGE
-    # What has no name is standard output.
-    if isinstance(error, OSError) and not isinstance(error, KvmmuError) and error.filename is None:
+    if isinstance(error, OSError) and is_refused_write(error):
         return Status.RECORDER
     if isinstance(error, (UserError, OSError, OutOfFrames)):
         return Status.INPUT

@@ -303,9 +303,9 @@ def _new_file(output: str) -> Iterator[str]:
     if path.exists() and not path.is_file():
         yield output
         return
-    path = path.resolve()
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path = path.resolve()
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
         unfinished.touch()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
