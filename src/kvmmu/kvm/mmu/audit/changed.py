@@ -6,7 +6,8 @@ and rmap descriptors byte by byte, rmap heads and the headers of pages one by on
 it. What each changed entry, list or header can break is checked with the functions of the whole audit: the entry
 itself, the lists that it was or is in, the children that it linked or links, its parents, and the leaves of a guest
 table that is protected from now on. What is cheap is checked whole each time: hash and active list, roles, roots,
-tracking, counters, frames. Other memslots than before make it a whole audit.
+tracking, counters, frames. The rooms of the TDP MMU and of TLBs do the same with what ``known`` keeps. Other memslots
+than before, or other flags of one, make it a whole audit.
 """
 
 from __future__ import annotations
@@ -282,11 +283,11 @@ def _check_protected(survey: Survey, work: _Work, heads: dict[ListKey, int], gfn
                 check_protection(survey, survey.spts[spt], sptep, survey.word(sptep))
 
 
-# What decides whether the slots, their arrays, and what everything rests upon, are those of before.
+# What decides whether the slots, their arrays and whether they log what is written, are those of before.
 def _slots_of(vm: Vm) -> tuple[object, ...]:
     logged = [(slot.flags, slot.dirty_array is None) for slots in vm.memslots for slot in slots.slots]
     generations = [slots.generation for slots in vm.memslots]
-    return generations, logged, vm.is_shadow_root_allocated(), vm.policy.nx_huge_pages
+    return generations, logged, vm.is_shadow_root_allocated()
 
 
 def _read_page(survey: Survey, sp: ShadowPage) -> _Page:

@@ -58,9 +58,8 @@ class Translating:
 
 @dataclass(slots=True)
 class SoundTlb:
-    """Entries of a vCPU's TLB that were in kvm's tables, the root that they were found under, and its tables."""
+    """Entries of a vCPU's TLB that were in kvm's tables, and the tables that its root led to, itself among them."""
 
-    root: int
     reach: set[int]
     entries: set[tuple[int, int, int, int]]
 

@@ -73,9 +73,9 @@ def check_tlbs(survey: Survey) -> None:
         entries = [entry for entry in tlb.entries() if entry[2] >> _SPACE_SHIFT == tlb.space]
         survey.result.tlb_entries += len(entries)
         root = vcpu.mmu.root_hpa if survey.vm.tdp_enabled else 0
-        now = SoundTlb(root, lookup.reach(root), set(entries))
+        now = SoundTlb(lookup.reach(root), set(entries))
         before = tlbs.get(vcpu.vcpu_id)
-        if before is not None and before.root == root and before.reach <= now.reach:
+        if before is not None and before.reach <= now.reach:
             entries = lookup.select(entries, before.entries)
         lookup.check(vcpu, entries, now.reach)
         known.tlbs[vcpu.vcpu_id] = now
