@@ -63,7 +63,7 @@ cdef class Player(Referee):
     cdef bint verify_hpa(self, Vcpu vcpu) except -1
     @cython.locals(is_undefined=bint)
     cdef int verify_unfetchable(self, Vcpu vcpu, int outcome) except -1
-    @cython.locals(cpu=Cpu)
+    @cython.locals(cpu=Cpu, vcpu=Vcpu, frame=u64)
     cdef int play_page(self) except -1
     @cython.locals(ret=int, reader=Reader, cpu=Cpu, vcpu=Vcpu, cr4=u64)
     cdef int play_regs(self) except -1

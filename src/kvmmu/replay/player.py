@@ -226,7 +226,7 @@ class Player(Referee):
             return self.memory.write_once(hpa, reader.value)  # type: ignore[no-any-return]  # memory is known when the machine is
         if reader.size == 4 and hpa & 3 == 0:
             return self.memory.write_once32(hpa, reader.value)  # type: ignore[no-any-return]  # memory is known when the machine is
-        return self.memory.write(hpa, reader.raw[reader.content : reader.content + reader.size])  # type: ignore[no-any-return]  # memory is known when the machine is
+        return self.memory.write(hpa, self.recorded_bytes())  # type: ignore[no-any-return]  # memory is known when the machine is
 
     def play_store(self) -> int:
         """Make the recorded store to a guest table, and verify where it goes."""
@@ -292,11 +292,16 @@ class Player(Referee):
 
     def play_page(self) -> int:
         """The table at gpa holds these bytes: what differs was written unseen. PDPTEs in use have QEMU's A bits."""
-        self.store_unseen(self.reader.gpa, self.reader.payload())
-        for cpu in self.cpus:
-            holder = cpu if self.bare else self.vcpus[cpu.number]
-            if holder.cr3 >> 12 == self.reader.gpa >> 12:
-                clean_pdptes(self.machine, holder.cr0, holder.cr3, holder.cr4, holder.efer)
+        self.store_unseen(self.reader.gpa, self.recorded_bytes())
+        frame = self.reader.gpa >> 12
+        if self.bare:
+            for cpu in self.cpus:
+                if cpu.cr3 >> 12 == frame:
+                    clean_pdptes(self.machine, cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
+            return 0
+        for vcpu in self.vcpus:
+            if vcpu.cr3 >> 12 == frame:
+                clean_pdptes(self.machine, vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer)
         return 0
 
     def play_regs(self) -> int:
