@@ -46,8 +46,6 @@ _FLUSHING = (
     | 1 << KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 )
 _SPACE_SHIFT = 13
-# From a 4K page to the 2M block around it, from that to the 1G block.
-_BLOCK_SHIFT = LEVEL_BITS
 _LEVEL_2M = 2
 
 _RIGHTS = PT_WRITABLE | PT_USER | PT_NX
@@ -129,9 +127,9 @@ class _Lookup:
                 if now >= 0:
                     frames.setdefault(now, []).append(spt + index * 8)
             if before >= 0 and (before != now or (was ^ PT_NX) & ~(spte ^ PT_NX) & _RIGHTS):
-                self.blocks.add(before >> _BLOCK_SHIFT)
+                self.blocks.add(before >> LEVEL_BITS)
                 if level > _LEVEL_2M:
-                    self.huge_blocks.add(before >> 2 * _BLOCK_SHIFT)
+                    self.huge_blocks.add(before >> 2 * LEVEL_BITS)
             if level > 1:
                 table.children.pop(index, None)
                 if spte & mask == link:
@@ -160,8 +158,8 @@ class _Lookup:
             entry
             for entry in entries
             if entry not in sound
-            or (entry[3] & PT_FRAME) >> PAGE_SHIFT + _BLOCK_SHIFT in blocks
-            or (entry[3] & PT_FRAME) >> PAGE_SHIFT + 2 * _BLOCK_SHIFT in huge_blocks
+            or (entry[3] & PT_FRAME) >> PAGE_SHIFT + LEVEL_BITS in blocks
+            or (entry[3] & PT_FRAME) >> PAGE_SHIFT + 2 * LEVEL_BITS in huge_blocks
             or entry[0] > _LEVEL_2M
         ]
 
