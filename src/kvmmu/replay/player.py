@@ -44,7 +44,15 @@ from ..record.format import (
 )
 from ..record.reader import Reader
 from .referee import Referee
-from .registers import change_register, check_features, check_registers, clean_pdptes, has_registers, load_registers
+from .registers import (
+    change_register,
+    check_features,
+    check_registers,
+    clean_pdptes,
+    clean_snapshot,
+    has_registers,
+    load_registers,
+)
 from .result import MODEL_EMULATED, MODEL_HIT, STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH
 
 
@@ -293,16 +301,7 @@ class Player(Referee):
     def play_page(self) -> int:
         """The table at gpa holds these bytes: what differs was written unseen. PDPTEs in use have QEMU's A bits."""
         self.store_unseen(self.reader.gpa, self.recorded_bytes())
-        frame = self.reader.gpa >> 12
-        if self.bare:
-            for cpu in self.cpus:
-                if cpu.cr3 >> 12 == frame:
-                    clean_pdptes(self.machine, cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
-            return 0
-        for vcpu in self.vcpus:
-            if vcpu.cr3 >> 12 == frame:
-                clean_pdptes(self.machine, vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer)
-        return 0
+        return clean_snapshot(self.machine, self.cpus, self.vcpus, self.reader.gpa >> 12)
 
     def play_regs(self) -> int:
         """Execute the recorded register change; the registers must come out as the machine's."""
