@@ -22,6 +22,13 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
+        "an entry that stays in its rmap takes the gfn of the next with the same page",
+        "kvm/mmu/leaf.py",
+        "set_translation(vm, sp, index, sp_gfn(vm, sp, index), leaf.access)",
+        "set_translation(vm, sp, index, leaf.gfn, leaf.access)",
+        "6.12-seeds/dirty-pse32-101.shadow",
+    ),
+    Mutation(
         "flood counts go on when a page is found for a new root",
         "kvm/mmu/shadow.py",
         "            clear_flood_count(vm, sp)\n            found = sp",

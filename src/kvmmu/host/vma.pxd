@@ -5,7 +5,6 @@ from ..addr cimport u64, hva_t, pages_per_level
 cdef u64 PAGE_SHIFT
 
 @cython.final
-@cython.no_gc
 cdef class Vma:
     cdef readonly hva_t start       # [start, end), page aligned
     cdef readonly hva_t end

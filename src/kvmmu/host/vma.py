@@ -6,9 +6,17 @@ Pieces of one mmap() share its page table, so that cutting a range copies nothin
 
 from __future__ import annotations
 
+from array import array
+from typing import TypeAlias
+
 from ..addr import Hva, pages_per_level
 from ..page_types import PAGE_SHIFT
 from .frames import zeroed_array
+
+# So many pages at most have an array of their own size, which is one object to the garbage collector.
+_FEW_PAGES = 512
+
+Hptes: TypeAlias = "memoryview | array[int]"
 
 
 class Vma:
@@ -16,7 +24,7 @@ class Vma:
 
     __slots__ = ("area", "area_start", "backing", "end", "hptes", "order", "page_level", "start", "writable")
 
-    def __init__(self, start: Hva, end: Hva, backing: str, page_level: int, hptes: memoryview | None = None) -> None:
+    def __init__(self, start: Hva, end: Hva, backing: str, page_level: int, hptes: Hptes | None = None) -> None:
         self.start = start
         self.end = end
         self.backing = backing
@@ -24,13 +32,16 @@ class Vma:
         self.writable = True
         self.order = 0
         self.area_start = start
-        self.area = zeroed_array("Q", (end - start) >> PAGE_SHIFT) if hptes is None else hptes
-        self.hptes = self.area
+        nr = (end - start) >> PAGE_SHIFT
+        if hptes is None:
+            hptes = array("Q", bytes(8 * nr)) if nr <= _FEW_PAGES else zeroed_array("Q", nr)
+        self.area = hptes
+        self.hptes = hptes
 
     def piece(self, start: Hva, end: Hva) -> Vma:
         """A range of the same mmap() with this one's attributes and the page table of ``[start, end)``."""
         first = (start - self.area_start) >> PAGE_SHIFT
-        hptes = self.area[first : first + ((end - start) >> PAGE_SHIFT)]
+        hptes = memoryview(self.area)[first : first + ((end - start) >> PAGE_SHIFT)]
         vma = Vma(start, end, self.backing, self.page_level, hptes)
         vma.writable = self.writable
         vma.belong_to(self)

@@ -9,9 +9,7 @@ cdef u64 KVM_HVA_ERR_BAD, KVM_HVA_ERR_RO_BAD, KVM_MEMSLOT_INVALID, KVM_MEM_LOG_D
 cdef u64 KVM_PFN_ERR_MASK, KVM_PFN_ERR_NOSLOT_MASK, KVM_PFN_NOSLOT, ONE, PAGE_SHIFT
 
 @cython.final
-@cython.no_gc
 cdef class Memslot:
-    # Without the collector: it knows nothing but its arrays.
     cdef readonly int id
     cdef readonly int as_id
     cdef readonly gfn_t base_gfn
