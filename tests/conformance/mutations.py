@@ -22,6 +22,13 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
+        "a table that a huge page replaces is not flushed",
+        "kvm/mmu/tdpmap.py",
+        "        flush_remote_tlbs_gfn(vm, it.gfn, it.level)\n",
+        "        pass\n",
+        "6.12-witness/huge-again.tdp",
+    ),
+    Mutation(
         "an entry that stays in its rmap takes the gfn of the next with the same page",
         "kvm/mmu/leaf.py",
         "set_translation(vm, sp, index, sp_gfn(vm, sp, index), leaf.access)",
