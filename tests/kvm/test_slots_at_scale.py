@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import statistics
 import time
 
 import pytest
@@ -36,7 +37,7 @@ def test_the_collector_has_little_to_look_at() -> None:
         world.add_slot(number, 2 * PAGE * number, PAGE)
     gc.collect()
     per_slot = (len(gc.get_objects()) - before) / 200
-    assert per_slot < (5.2 if build_info().compiled else 16.2)
+    assert per_slot < (1.2 if build_info().compiled else 16.2)
 
 
 def test_eight_times_the_slots_cost_less_than_sixteen_times() -> None:
@@ -47,11 +48,14 @@ def test_eight_times_the_slots_cost_less_than_sixteen_times() -> None:
 
 @pytest.mark.slow
 def test_all_slots_that_kvm_allows_cost_at_most_forty_times_what_a_thousand_cost() -> None:
-    few = min(build(1000)[1] for _ in range(3))
-    many = build(USER_SLOTS)[1]
-    few = min(few, *(build(1000)[1] for _ in range(3)))
-    world, again = build(USER_SLOTS)
-    assert min(many, again) <= LIMIT * few
+    # Medians of alternating rounds: both sides see the same machine.
+    firsts, alls = [], []
+    for _ in range(3):
+        firsts += [build(1000)[1] for _ in range(7)]
+        alls.append(build(USER_SLOTS)[1])
+    few = statistics.median(firsts)
+    assert statistics.median(alls) <= LIMIT * few
+    world, _ = build(USER_SLOTS)
     with pytest.raises(KvmIoctlError, match="user slots are 0 to 32763") as refused:
         world.add_slot(USER_SLOTS, 1 << 40, PAGE)
     assert refused.value.errno == errno.EINVAL
