@@ -25,6 +25,7 @@ def test_a_change_means_what_a_change_of_each_frame_would(changes: list[tuple[in
         meanings = [frames.get(frame, MAP_IO) for frame in range(32)]
         # The last frame first: the range that was asked for last must not answer for another.
         assert [known.meaning(frame) for frame in range(31, -1, -1)] == meanings[::-1]
+        assert [known.is_ram(frame) for frame in range(31, -1, -1)] == [kind == MAP_RAM for kind in meanings[::-1]]
         # One range for each run of frames that mean the same.
         assert nr == 1 + sum(before != after for before, after in pairwise(meanings))
 

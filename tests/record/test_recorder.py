@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -104,6 +104,15 @@ def test_the_file_says_how_the_guest_ended(
         assert reader.skip(9) == 5
 
 
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """The suite may itself run under nohup, whose children ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_two_signals_at_once_are_one_wish_and_lose_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int

@@ -16,10 +16,16 @@ cdef class KnownFrames:
     cdef u64 near_start             # the range that was asked for last: [near_start, near_end) is near_kind
     cdef u64 near_end
     cdef int near_kind
+    cdef u64 device_start           # the range without RAM that a device access found last
+    cdef u64 device_end
     cdef set tables                 # frames that were recorded as tables
     cdef u64[::1] seen              # some of them, by their low bits
 
     cpdef int meaning(self, u64 frame) except -1
+    cpdef bint is_ram(self, u64 frame) except -1
+    @cython.locals(index=Py_ssize_t)
+    cpdef bint find_device(self, u64 frame) except -1
+    @cython.locals(index=Py_ssize_t)
     cpdef int find_range(self, u64 frame) except -1
     @cython.locals(starts=list, kinds=list, low=Py_ssize_t, high=Py_ssize_t)
     cpdef int change(self, u64 first, u64 end, int kind) except -1

@@ -20,13 +20,24 @@ class KnownFrames:
     The map is ranges, the tables are a set: the size of the machine costs nothing.
     """
 
-    __slots__ = ("kinds", "near_end", "near_kind", "near_start", "seen", "starts", "tables")
+    __slots__ = (
+        "device_end",
+        "device_start",
+        "kinds",
+        "near_end",
+        "near_kind",
+        "near_start",
+        "seen",
+        "starts",
+        "tables",
+    )
 
     def __init__(self, header: Header) -> None:
         self.starts = [0]
         self.kinds = [MAP_IO]
         self.near_start = self.near_end = 0
         self.near_kind = MAP_IO
+        self.device_start = self.device_end = 0
         self.tables: set[int] = set()
         self.seen = memoryview(array("Q", [U64]) * _SEEN_SLOTS)
         for region in header.memory:
@@ -38,6 +49,24 @@ class KnownFrames:
         if frame < self.near_start or frame >= self.near_end:
             self.find_range(frame)
         return self.near_kind
+
+    def is_ram(self, frame: int) -> bool:
+        """Whether the memory map says that ``frame`` is RAM.
+
+        For accesses to devices, which come between accesses to memory: the range that they found last is a second one.
+        """
+        if self.device_start <= frame < self.device_end:
+            return False
+        return self.find_device(frame)
+
+    def find_device(self, frame: int) -> bool:
+        """Whether ``frame`` is RAM. If not, its range is the one that is asked first by :meth:`is_ram`."""
+        index = bisect_right(self.starts, frame)
+        if self.kinds[index - 1] == MAP_RAM:
+            return True
+        self.device_start = self.starts[index - 1]
+        self.device_end = self.starts[index] if index < len(self.starts) else U64
+        return False
 
     def find_range(self, frame: int) -> int:
         """Make the range of ``frame`` the one that is asked first. Return 0."""
@@ -68,6 +97,7 @@ class KnownFrames:
         starts[low:high] = new_starts
         kinds[low:high] = new_kinds
         self.near_start = self.near_end = 0
+        self.device_start = self.device_end = 0
         return len(starts)
 
     def is_table(self, frame: int) -> bool:

@@ -5,7 +5,7 @@ from ..addr cimport u32, u64, gva_t, gpa_t
 from .cursors cimport Cursors
 from .known cimport KnownFrames
 
-cdef int CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MMIO, K_PAGE, K_REGS, K_STORE, MAP_IO, MAP_RAM
+cdef int CACHE_SHIFT, CACHE_SLOTS, K_ACCESS, K_INVLPG, K_INVPCID, K_MMIO, K_PAGE, K_REGS, K_STORE, MAP_IO
 cdef int MAX_RANGES, MEMORY_UNKNOWN, STATE_SMM, W_INIT
 cdef u64 CACHE_MIX, END_FRAME, MAX_MEMORY_FRAMES, U32, U64
 

@@ -29,7 +29,6 @@ from .format import (
     K_STORE,
     KIND_NAMES,
     MAP_IO,
-    MAP_RAM,
     MAX_MEMORY_FRAMES,
     MAX_RANGES,
     MEMORY_UNKNOWN,
@@ -261,7 +260,7 @@ class Reader(Cursors):
         if self.smm:
             pass  # another view of memory
         elif kind == K_MMIO:
-            if self.known.meaning(frame) == MAP_RAM:
+            if self.known.is_ram(frame):
                 self.contradict(f"MMIO at gpa {self.gpa:#x}, which the memory map says is RAM")
         elif not self.known.is_table(frame):
             self.contradict(f"a store to a table at gpa {self.gpa:#x}, whose page was never recorded")

@@ -9,7 +9,8 @@ from ..kvm.run cimport access
 from ..kvm.vcpu cimport Vcpu
 from ..record.reader cimport Reader
 from .referee cimport Referee
-from .registers cimport change_register, check_features, check_registers, clean_pdptes, has_registers, load_registers
+from .registers cimport (change_register, check_features, check_registers, clean_pdptes, clean_snapshot, has_registers,
+                         load_registers)
 
 cdef int HW_HIT, MODEL_EMULATED, MODEL_HIT, K_ACCESS, K_INVLPG, K_INVPCID, K_MAP, K_MMIO, K_PAGE, K_REGS, K_STORE
 cdef int RUN_EMULATE, RUN_FAULT, RUN_HIT, STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH, W_INIT, W_PKRU
@@ -63,7 +64,6 @@ cdef class Player(Referee):
     cdef bint verify_hpa(self, Vcpu vcpu) except -1
     @cython.locals(is_undefined=bint)
     cdef int verify_unfetchable(self, Vcpu vcpu, int outcome) except -1
-    @cython.locals(cpu=Cpu)
     cdef int play_page(self) except -1
     @cython.locals(ret=int, reader=Reader, cpu=Cpu, vcpu=Vcpu, cr4=u64)
     cdef int play_regs(self) except -1

@@ -44,7 +44,15 @@ from ..record.format import (
 )
 from ..record.reader import Reader
 from .referee import Referee
-from .registers import change_register, check_features, check_registers, clean_pdptes, has_registers, load_registers
+from .registers import (
+    change_register,
+    check_features,
+    check_registers,
+    clean_pdptes,
+    clean_snapshot,
+    has_registers,
+    load_registers,
+)
 from .result import MODEL_EMULATED, MODEL_HIT, STOP_BREAK, STOP_END, STOP_LIMIT, STOP_MISMATCH
 
 
@@ -226,7 +234,7 @@ class Player(Referee):
             return self.memory.write_once(hpa, reader.value)  # type: ignore[no-any-return]  # memory is known when the machine is
         if reader.size == 4 and hpa & 3 == 0:
             return self.memory.write_once32(hpa, reader.value)  # type: ignore[no-any-return]  # memory is known when the machine is
-        return self.memory.write(hpa, reader.raw[reader.content : reader.content + reader.size])  # type: ignore[no-any-return]  # memory is known when the machine is
+        return self.memory.write(hpa, self.recorded_bytes())  # type: ignore[no-any-return]  # memory is known when the machine is
 
     def play_store(self) -> int:
         """Make the recorded store to a guest table, and verify where it goes."""
@@ -292,12 +300,8 @@ class Player(Referee):
 
     def play_page(self) -> int:
         """The table at gpa holds these bytes: what differs was written unseen. PDPTEs in use have QEMU's A bits."""
-        self.store_unseen(self.reader.gpa, self.reader.payload())
-        for cpu in self.cpus:
-            holder = cpu if self.bare else self.vcpus[cpu.number]
-            if holder.cr3 >> 12 == self.reader.gpa >> 12:
-                clean_pdptes(self.machine, holder.cr0, holder.cr3, holder.cr4, holder.efer)
-        return 0
+        self.store_unseen(self.reader.gpa, self.recorded_bytes())
+        return clean_snapshot(self.machine, self.cpus, self.vcpus, self.reader.gpa >> 12)
 
     def play_regs(self) -> int:
         """Execute the recorded register change; the registers must come out as the machine's."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 cimport cython
 
-from ..addr cimport u64, gpa_t, hpa_t, gpa_to_gfn
+from ..addr cimport u8, u64, gpa_t, hpa_t, gpa_to_gfn
 from ..hw.memory cimport PhysicalMemory
 from ..kvm.guestmem cimport gpa_to_hpa
 from ..kvm.memslots cimport Memslots
@@ -30,6 +30,7 @@ cdef class Referee:
     cdef bint disagree(self, int how, u64 where, object problem) except -1
     cdef bint is_lawful(self, int how, u64 where) except -1
     cdef hpa_t home_of(self, gpa_t gpa) except? 0x5A5A5A5A
+    cdef const u8[::1] recorded_bytes(self)
     @cython.locals(hpa=hpa_t)
-    cdef int store_unseen(self, gpa_t gpa, bytes data) except -1
+    cdef int store_unseen(self, gpa_t gpa, const u8[::1] data) except -1
     cdef int fail_exception(self, int status, object what) except -1

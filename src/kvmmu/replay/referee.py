@@ -89,7 +89,7 @@ class Referee:
             if held is not None:
                 self.store_unseen(where, held)
         if self.reader.kind == K_STORE:
-            self.store_unseen(self.reader.gpa, self.reader.payload())
+            self.store_unseen(self.reader.gpa, self.recorded_bytes())
         return True
 
     def is_lawful(self, how: int, where: Address) -> bool:
@@ -117,10 +117,14 @@ class Referee:
             return gpa
         return gpa_to_hpa(self.slots, self.vm.mm, gpa, False)  # type: ignore[union-attr, arg-type]  # not on bare CPUs
 
-    def store_unseen(self, gpa: Address, data: bytes) -> int:
+    def recorded_bytes(self) -> memoryview:
+        """What the record in hand (STORE, PAGE) holds, where it lies."""
+        return self.reader.raw[self.reader.content : self.reader.content + self.reader.content_size]
+
+    def store_unseen(self, gpa: Address, data: bytes | memoryview) -> int:
         """Store as a device would: not by an access of the guest's. kvm must not go on mirroring what changes."""
-        hpa = self.machine.hpa_of(gpa)
-        if self.vm is not None and is_anything_shadowed(self.vm) and self.machine.differs(hpa, data):
+        hpa = gpa if self.bare else self.machine.hpa_of(gpa)
+        if self.vm is not None and is_anything_shadowed(self.vm) and self.machine.differs(hpa, bytes(data)):
             unprotect_gfn(self.vm, gpa_to_gfn(gpa))
         return self.memory.write(hpa, data)  # type: ignore[no-any-return]  # memory is known when the machine is
 

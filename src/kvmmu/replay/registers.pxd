@@ -15,6 +15,8 @@ cdef u64 _PDPTES
 
 @cython.locals(entry=u64)
 cpdef int clean_pdptes(object machine, u64 cr0, u64 cr3, u64 cr4, u64 efer) except -1
+@cython.locals(cpu=Cpu, vcpu=Vcpu)
+cpdef int clean_snapshot(object machine, list cpus, list vcpus, u64 gfn) except -1
 cpdef int check_registers(bint has_la57, Reader reader) except -1
 cpdef check_features(object machine, Reader reader)
 cdef int _refuse(Reader reader, str wrong) except -1
