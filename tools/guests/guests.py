@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""Record guests that are not among the bundled recordings, and replay each: guests.py WORK [NAME ...]
+"""Record guests that are not among the bundled recordings, and replay each in every mode.
 
 Firmware, boot programs, other kernels, memory that is plugged in, sleep, SMM. WORK keeps packages and recordings
 between runs. Packages come from Debian by apt-get download; nothing is installed. Needs QEMU >= 10, dpkg and cpio.
@@ -10,6 +10,7 @@ reason, or when a guest leaves no records. The environment: KVMMU, the command (
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import os
@@ -26,7 +27,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 KVMMU = shlex.split(os.environ.get("KVMMU", "kvmmu"))
 LEVEL = os.environ.get("LEVEL", "3")
-MODES = ("none", "shadow", "tdp-legacy")
+MODES = ("none", "shadow", "tdp", "tdp-legacy")
 #: What may be left out: the reasons that docs/limits.md names, and SMM.
 NAMED = {"stale", "table-in-rom", "table-in-device", "table-in-unknown-memory", "unplaced"}
 
@@ -284,12 +285,19 @@ def check(guest: Guest, work: Path) -> tuple[list[str], bool]:
 
 
 def main() -> int:
-    if len(sys.argv) < 2:
-        print(__doc__, file=sys.stderr)
-        return 2
-    work = Path(sys.argv[1]).absolute()
+    names = [guest.name for guest in GUESTS]
+    parser = argparse.ArgumentParser(
+        prog="guests.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", metavar="WORK", type=Path, help="folder for packages, recordings and logs")
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"which guests, of {', '.join(names)}; none: all")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in names]
+    if unknown:
+        parser.error(f"no guest {', '.join(unknown)}; there are {', '.join(names)}")
+    work = options.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    wanted = sys.argv[2:] or [guest.name for guest in GUESTS]
+    wanted = options.names or names
     rows = [["guest", "records", "accesses seen", "left out", "in SMM", *MODES, ""]]
     all_good = True
     for guest in GUESTS:

@@ -6,7 +6,8 @@ and rmap descriptors byte by byte, rmap heads and the headers of pages one by on
 it. What each changed entry, list or header can break is checked with the functions of the whole audit: the entry
 itself, the lists that it was or is in, the children that it linked or links, its parents, and the leaves of a guest
 table that is protected from now on. What is cheap is checked whole each time: hash and active list, roles, roots,
-tracking, counters, frames. Other memslots than before make it a whole audit.
+tracking, counters, frames. The rooms of the TDP MMU and of TLBs do the same with what ``known`` keeps. Other memslots
+than before, or other flags of one, make it a whole audit.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from ....addr import Hpa
 from ....page_types import ENTRIES, PAGE_SIZE
-from ..bits import SHADOW_NONPRESENT_VALUE, SPTE_MMU_PRESENT
+from ..bits import SHADOW_NONPRESENT_VALUE
 from .entries import check_entries, check_protection
-from .rmaps import RmapHeads, check_listed, check_members, check_parents, count_listed, differing_words, read_list
+from .known import EMPTY, changed_entries, differing_words
+from .rmaps import RmapHeads, check_listed, check_members, check_parents, count_listed, read_list
 from .survey import DESC_WORDS, Audit, ListKey, Survey, level_of, parents_key, raise_problems, rmap_key
 from .tracking import check_unsync
 from .whole import check_all, check_headers, check_totals
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 _DESC_BYTES = DESC_WORDS * 8
 _NO_LIST: tuple[list[int], list[int]] = ([], [])
-_EMPTY = SHADOW_NONPRESENT_VALUE.to_bytes(8, "little") * 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Auditor:
     def _find_pages(self, survey: Survey, work: _Work) -> dict[int, _Page]:
         for spt, page in self._pages.items():
             if survey.spts.get(spt) is not page.sp:
-                for index in differing_words(page.table, _EMPTY):
+                for index in differing_words(page.table, EMPTY):
                     _forget(survey, work, spt + index * 8)
                 _forget_list(survey, (-1, 0, spt))
                 for sptep in survey.parents.get(spt, ()):
@@ -126,34 +127,32 @@ class Auditor:
             before = self._pages.get(sp.spt)
             if before is not None and before.sp is not sp:
                 before = None
-            page = pages[sp.spt] = _read_page(survey, sp)
+            page = _read_page(survey, sp)
             if before is None or before != page:
                 self._compare(survey, work, before, page)
+            else:
+                page = before
+            pages[sp.spt] = page
+            survey.tables[sp.spt] = page.table
         return pages
 
     def _compare(self, survey: Survey, work: _Work, before: _Page | None, page: _Page) -> None:
         spt = page.sp.spt
         if before is None or before.identity != page.identity:
             # All that it holds, and what links it.
-            old = _EMPTY if before is None else before.table
-            indices = {*differing_words(old, _EMPTY), *differing_words(page.table, _EMPTY)}
+            old = EMPTY if before is None else before.table
+            indices = {*differing_words(old, EMPTY), *survey.differing(spt, EMPTY, page.table)}
             for sptep in survey.parents.get(spt, ()):
                 work.add(sptep)
         else:
-            indices = set(self._changed_entries(before.table, page.table))
+            differing = survey.differing(spt, before.table, page.table)
+            indices = set(changed_entries(self.vm.fmt, before.table, page.table, differing))
             indices.update(differing_words(before.translations, page.translations))
         if indices:
             work.entries.setdefault(spt, set()).update(indices)
         if before is None or (before.identity, before.state) != (page.identity, page.state):
             work.headers.add(spt)
             work.children.add(spt)
-
-    # What the CPU has set by itself, A and D of entries that are present, breaks nothing.
-    def _changed_entries(self, before: bytes, now: bytes) -> list[int]:
-        fmt = self.vm.fmt
-        mask = ~(fmt.accessed_mask | fmt.dirty_mask)
-        old, new = memoryview(before).cast("Q"), memoryview(now).cast("Q")
-        return [i for i in differing_words(before, now) if (old[i] ^ new[i]) & mask or not new[i] & SPTE_MMU_PRESENT]
 
     # Rmaps and lists of parents that changed, or that something was in that changed.
     def _check_lists(self, survey: Survey, work: _Work, heads: RmapHeads) -> None:
@@ -232,6 +231,19 @@ def _check_rmaps(survey: Survey, work: _Work, listed: dict[ListKey, list[int]], 
     seen, touched = survey.rmap_seen, set()
     for key, before in listed.items():
         head = heads.get(key, 0)
+        if head & 1 == 0 and len(before) <= 1:
+            # The common case, in few steps: one entry or none, then and now.
+            old_entry = before[0] if before else 0
+            if head != old_entry:
+                if old_entry:
+                    seen[old_entry] -= 1
+                    touched.add(old_entry)
+                if head:
+                    count_listed(survey, head, key, (head,))
+                    touched.add(head)
+            elif head in work.leaves:
+                check_members(survey, head, key, (head,))
+            continue
         now = read_list(survey, head, key)
         old, new = set(before), set(now)
         gone, come = old - new, new - old
@@ -271,9 +283,11 @@ def _check_protected(survey: Survey, work: _Work, heads: dict[ListKey, int], gfn
                 check_protection(survey, survey.spts[spt], sptep, survey.word(sptep))
 
 
-# What decides whether the slots, and their arrays, are those of before.
+# What decides whether the slots, their arrays and whether they log what is written, are those of before.
 def _slots_of(vm: Vm) -> tuple[object, ...]:
-    return (*(slots.generation for slots in vm.memslots), vm.is_shadow_root_allocated())
+    logged = [(slot.flags, slot.dirty_array is None) for slots in vm.memslots for slot in slots.slots]
+    generations = [slots.generation for slots in vm.memslots]
+    return generations, logged, vm.is_shadow_root_allocated()
 
 
 def _read_page(survey: Survey, sp: ShadowPage) -> _Page:

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ....page_types import ENTRIES
+from ....page_types import ENTRIES, PAGE_SIZE
 from ..bits import (
     ACC_WRITE,
     FROZEN_SPTE,
@@ -38,7 +38,8 @@ _ROLE_ACC_WRITE = ACC_WRITE << ROLE_ACCESS_SHIFT
 
 def check_table(survey: Survey, sp: ShadowPage) -> None:
     """Every entry of ``sp`` is empty, MMIO, or maps what it may; notes leaves and links in ``survey``."""
-    words = survey.read_words(sp.spt, ENTRIES)
+    table = survey.tables[sp.spt] = survey.vm.memory.read(sp.spt, PAGE_SIZE)
+    words = memoryview(table).cast("Q").tolist()
     check_entries(survey, sp, [pair for pair in enumerate(words) if pair[1] != SHADOW_NONPRESENT_VALUE])
 
 
@@ -131,9 +132,7 @@ def _check_child_role(survey: Survey, sp: ShadowPage, index: int, child: ShadowP
 
 def check_mmio(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
     """The MMIO spte at ``index`` of ``sp``, of either MMU, names a gfn without memory, its own in a direct table."""
-    if sp.is_tdp:
-        survey.result.mmio += 1
-    else:
+    if not sp.is_tdp:
         survey.mmio.add(sptep)
     vm = survey.vm
     gfn = mmio_gfn(vm.fmt, spte)

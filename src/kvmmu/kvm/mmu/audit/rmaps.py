@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ....addr import Hpa
 from ....host.frames import nonzero_words
 from ....page_types import ENTRIES
+from .known import differing_words
 from .survey import DESC_WORDS, ListKey, Survey, name_of, parents_key, rmap_key
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ _LEVELS = (1, 2, 3)
 _LEVEL_NAMES = {1: "4K", 2: "2M", 3: "1G"}
 _DESC_ENTRIES = 14
 _ZEROS = bytes(ENTRIES * 8)
-#: Bytes that are compared at once, where words are looked for that differ.
-_STRIDE = 128
 
 
 def check_rmaps(survey: Survey) -> None:
@@ -62,17 +61,6 @@ class RmapHeads:
                             if head := array[at + index]:
                                 self.heads[key] = head
         return before
-
-
-def differing_words(one: bytes, other: bytes) -> list[int]:
-    """Indices of the 64-bit words that differ; both are of the same length."""
-    found: list[int] = []
-    for start in range(0, len(one), _STRIDE):
-        old, new = one[start : start + _STRIDE], other[start : start + _STRIDE]
-        if old != new:
-            words = zip(memoryview(old).cast("Q"), memoryview(new).cast("Q"), strict=True)
-            found += [(start >> 3) + i for i, (word, now) in enumerate(words) if word != now]
-    return found
 
 
 def check_listed(survey: Survey, places: Iterable[int]) -> None:

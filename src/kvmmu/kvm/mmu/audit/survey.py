@@ -12,6 +12,7 @@ from ....errors import KvmBug
 from ..bits import ROLE_DIRECT, ROLE_INVALID, ROLE_LEVEL_MASK, ROLE_PASSTHROUGH
 from ..role import describe_role
 from ..spte import describe_spte
+from .known import KnownTdp, KnownTlbs, differing_words
 
 if TYPE_CHECKING:
     from ...vm import Vm
@@ -58,8 +59,11 @@ class Survey:
     """
 
     __slots__ = (
+        "_compared",
         "descs",
         "free_descs",
+        "known_tdp",
+        "known_tlbs",
         "leaves",
         "links",
         "lists",
@@ -72,6 +76,7 @@ class Survey:
         "shadowed",
         "sps",
         "spts",
+        "tables",
         "tdp_leaves",
         "tdp_tables",
         "tracked",
@@ -91,6 +96,8 @@ class Survey:
         self.lists: dict[ListKey, tuple[list[int], list[int]]] = {}
         # sptep -> how many lists it is in.
         self.rmap_seen: dict[int, int] = {}
+        self.known_tdp = KnownTdp()
+        self.known_tlbs = KnownTlbs()
         self.begin()
 
     def begin(self) -> None:
@@ -98,6 +105,9 @@ class Survey:
         self.result = Audit()
         self.sps: list[ShadowPage] = []
         self.spts: dict[int, ShadowPage] = {}
+        # Bytes of each table of either MMU, as this audit has read them.
+        self.tables: dict[int, bytes] = {}
+        self._compared: dict[int, tuple[bytes, bytes, list[int]]] = {}
         # (address space, gfn) -> reasons for write protection: tables above level 1, and level-1 tables.
         self.shadowed: Counter[tuple[int, int, bool]] = Counter()
         # (address space, slot) -> write-track counts that are not 0, by gfn.
@@ -116,6 +126,16 @@ class Survey:
         self.result.nonleaves += len(self.links)
         self.result.mmio += len(self.mmio)
         self.result.rmap_entries = sum(self.rmap_seen.values())
+
+    def differing(self, spt: int, before: bytes, now: bytes) -> list[int]:
+        """Indices of the entries of the table at ``spt`` that differ; who asks again, with the same two, pays little.
+
+        ``before`` and ``now`` are :data:`~.known.EMPTY`, or what ``tables`` has of this audit and of the one before.
+        """
+        held = self._compared.get(spt)
+        if held is None or held[0] is not before or held[1] is not now:
+            held = self._compared[spt] = before, now, differing_words(before, now)
+        return held[2]
 
     def bad(self, invariant: str, text: str) -> None:
         """Note that ``invariant`` is broken; ``text`` has the words involved."""

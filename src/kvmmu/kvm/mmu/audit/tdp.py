@@ -7,16 +7,18 @@ both MMUs (I11).
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ....addr import Gfn, Pfn
 from ....host.bits import HPTE_PFN_MASK, HPTE_PRESENT
-from ....page_types import INVALID_PAGE
+from ....page_types import ENTRIES, INVALID_PAGE, PAGE_SHIFT, PAGE_SIZE
 from ..bits import FROZEN_SPTE, ROLE_DIRECT, ROLE_LEVEL_MASK, SHADOW_NONPRESENT_VALUE, SPTE_BASE_ADDR_MASK
 from ..page import ShadowPage
 from ..spte import is_executable, is_legal_triple, is_mmio, is_shadow_present, is_writable
 from .entries import check_mmio
+from .known import TdpTable, changed_entries, differing_words
 from .survey import Survey, as_id_of, is_invalid, level_of, name_of
 
 if TYPE_CHECKING:
@@ -26,10 +28,17 @@ _PS = 1 << 7
 
 
 def check_tdp_mmu(survey: Survey) -> None:
-    """Every root, and all that lies below it; notes tables and leaves in ``survey``."""
+    """Every root, and all that lies below it; notes tables and leaves in ``survey``.
+
+    Roots, headers and links are checked each time; of entries those that the survey does not know, or not so: that
+    changed themselves, whose host page did, or whose bit in the dirty log is clear and was not.
+    """
     vm = survey.vm
     if vm.rcu.readers or vm.rcu.pending:
         survey.bad("I15", f"nobody runs, but {vm.rcu!r}")
+    known = survey.known_tdp.tables
+    survey.known_tdp.tables = {}
+    walk = _Walk(survey, known, _take_logs(survey))
     head = vm.tdp_mmu_roots
     roots: dict[int, ShadowPage] = {}
     previous, root = head, head.link_next
@@ -41,11 +50,31 @@ def check_tdp_mmu(survey: Survey) -> None:
             survey.bad("I7", f"link_prev of {name_of(root)} does not lead to its predecessor in the list of roots")
         survey.tdp_tables[root.spt] = root
         _check_root(survey, root, roots)
-        _check_table(survey, root, root)
+        walk.check_table(root, root)
         previous, root = root, root.link_next
     linked = len(survey.tdp_tables) - survey.nr_tdp_roots
     if vm.tdp_mmu_pages != linked:
         survey.bad("I11", f"tdp_mmu_pages is {vm.tdp_mmu_pages}, {linked} tables are linked")
+
+
+# Note the dirty logs; return the gfns, by address space, whose bit is clear and was set.
+def _take_logs(survey: Survey) -> dict[int, set[int]]:
+    known = survey.known_tdp.logs
+    logs = survey.known_tdp.logs = {}
+    cleared: dict[int, set[int]] = {}
+    for as_id, slots in enumerate(survey.vm.memslots):
+        for slot in slots.slots:
+            if slot.dirty_array is None:
+                continue
+            now = slot.dirty_array[: slot.nr_dirty_words()].tobytes()
+            logs[as_id, slot.id] = now
+            before = known.get((as_id, slot.id), now)
+            words, old = memoryview(now).cast("Q"), memoryview(before).cast("Q")
+            for at in differing_words(before, now):
+                gone = old[at] & ~words[at]
+                first = slot.base_gfn + at * 64
+                cleared.setdefault(as_id, set()).update(first + i for i in range(64) if gone >> i & 1)
+    return cleared
 
 
 def _check_root(survey: Survey, root: ShadowPage, roots: dict[int, ShadowPage]) -> None:
@@ -69,55 +98,129 @@ def _check_root(survey: Survey, root: ShadowPage, roots: dict[int, ShadowPage]) 
         survey.bad("I7", f"root_count is {root.root_count}, {wanted} use {name_of(root)}")
 
 
-def _check_table(survey: Survey, root: ShadowPage, sp: ShadowPage) -> None:
-    vm = survey.vm
-    level = level_of(sp)
-    if vm.frames.nr_refs(Pfn(sp.spt >> 12)) != 1:
-        survey.bad("frames", f"the table of {name_of(sp)} has {vm.frames.nr_refs(Pfn(sp.spt >> 12))} references")
-    for index, spte in enumerate(survey.read_words(sp.spt, 512)):
-        if spte == SHADOW_NONPRESENT_VALUE:
-            continue
-        sptep = sp.spt + index * 8
-        if spte == FROZEN_SPTE:
-            survey.bad("I9", f"frozen {survey.spte_text(sptep, sp)}")
-        elif not is_shadow_present(spte):
-            if is_mmio(vm.fmt, spte):
-                check_mmio(survey, sp, index, sptep, spte)
-            else:
-                survey.bad("I16", f"neither present nor MMIO nor empty: {survey.spte_text(sptep, sp)}")
-        elif is_invalid(root):
-            survey.bad("I7", f"invalid root maps: {survey.spte_text(sptep, sp)}")
-        elif level == 1 or spte & _PS:
-            _check_leaf(survey, sp, index, sptep, spte)
+class _Walk:
+    """One walk of ``survey`` through the tables; ``known`` are those of the walk before.
+
+    ``cleared``: gfns by address space whose bit in a dirty log was set then, and is not now.
+    """
+
+    def __init__(self, survey: Survey, known: dict[int, TdpTable], cleared: dict[int, set[int]]) -> None:
+        self.survey = survey
+        self.known = known
+        self.cleared = cleared
+
+    def check_table(self, root: ShadowPage, sp: ShadowPage) -> None:
+        """``sp``, which lies below ``root``, and all that it links."""
+        survey, level = self.survey, level_of(sp)
+        refs = survey.vm.frames.nr_refs(Pfn(sp.spt >> 12))
+        if refs != 1:
+            survey.bad("frames", f"the table of {name_of(sp)} has {refs} references")
+        identity = (sp.role, sp.gfn, root.spt, is_invalid(root))
+        table = self.known.get(sp.spt)
+        if table is None or table.sp is not sp or table.identity != identity:
+            table = TdpTable(sp, identity)
+        survey.known_tdp.tables[sp.spt] = table
+        self._check_entries(root, table)
+        for index in sorted(table.links):
+            self._check_link(root, sp, index, table.links[index])
+        survey.result.nonleaves += len(table.links)
+        survey.result.leaves += len(table.leaves)
+        survey.result.mmio += len(table.mmio)
+        survey.tdp_leaves[level] += len(table.leaves)
+
+    # Entries that are not as they were, and leaves whose host page or dirty bit is not.
+    def _check_entries(self, root: ShadowPage, table: TdpTable) -> None:
+        survey, sp = self.survey, table.sp
+        now = survey.vm.memory.read(sp.spt, PAGE_SIZE)
+        if now == table.words:
+            now = table.words
+        survey.tables[sp.spt] = now
+        words = memoryview(now).cast("Q")
+        leaves = set()
+        if now is not table.words:
+            differing = survey.differing(sp.spt, table.words, now)
+            for index in changed_entries(survey.vm.fmt, table.words, now, differing):
+                table.leaves.discard(index)
+                table.mmio.discard(index)
+                table.links.pop(index, None)
+                if words[index] != SHADOW_NONPRESENT_VALUE and _sort_entry(survey, root, table, index, words[index]):
+                    leaves.add(index)
+            table.words = now
+        hptes = _read_hptes(survey, table)
+        if hptes and hptes != table.hptes:
+            leaves.update(table.leaves.intersection(differing_words(table.hptes or bytes(PAGE_SIZE), hptes)))
+        table.hptes = hptes
+        if level_of(sp) == 1:
+            cleared = self.cleared.get(as_id_of(sp), ())
+            leaves.update(gfn - sp.gfn for gfn in cleared if gfn - sp.gfn in table.leaves)
+        for index in sorted(leaves):
+            for invariant, wrong in _wrong_with_leaf(survey, sp, Gfn(survey.gfn_of(sp, index)), words[index]):
+                survey.bad(invariant, f"{wrong}: {survey.spte_text(sp.spt + index * 8, sp)}")
+
+    def _check_link(self, root: ShadowPage, sp: ShadowPage, index: int, place: int) -> None:
+        survey, sptep = self.survey, sp.spt + index * 8
+        child = survey.vm.frames.owner(Pfn(place >> 12)) if place < survey.vm.memory.size else None
+        if not isinstance(child, ShadowPage) or not child.is_tdp or child.spt != place:
+            survey.bad("I7", f"links a table that is none of the TDP MMU's: {survey.spte_text(sptep, sp)}")
+            return
+        if place in survey.tdp_tables:
+            survey.bad("I7", f"links a table that has a place already: {survey.spte_text(sptep, sp)}")
+            return
+        survey.tdp_tables[place] = child
+        if child.ptep != sptep:
+            survey.bad("I5", f"{name_of(child)} thinks that {child.ptep:#x} links it: {survey.spte_text(sptep, sp)}")
+        if child.role != (sp.role & ~ROLE_LEVEL_MASK | level_of(sp) - 1):
+            survey.bad("I14", f"role of {name_of(child)} under entry {index} of {name_of(sp)}")
+        if child.gfn != survey.gfn_of(sp, index):
+            survey.bad("I14", f"{name_of(child)} is linked for gfn {survey.gfn_of(sp, index):#x}")
+        self.check_table(root, child)
+
+
+# Note what the entry is, which is not empty, and check all that it is by itself. Returns whether it is a leaf.
+def _sort_entry(survey: Survey, root: ShadowPage, table: TdpTable, index: int, spte: int) -> bool:
+    sp = table.sp
+    sptep = sp.spt + index * 8
+    if spte == FROZEN_SPTE:
+        survey.bad("I9", f"frozen {survey.spte_text(sptep, sp)}")
+    elif not is_shadow_present(spte):
+        if is_mmio(survey.vm.fmt, spte):
+            table.mmio.add(index)
+            check_mmio(survey, sp, index, sptep, spte)
         else:
-            _check_link(survey, root, sp, index, sptep, spte)
+            survey.bad("I16", f"neither present nor MMIO nor empty: {survey.spte_text(sptep, sp)}")
+    elif is_invalid(root):
+        survey.bad("I7", f"invalid root maps: {survey.spte_text(sptep, sp)}")
+    elif level_of(sp) == 1 or spte & _PS:
+        table.leaves.add(index)
+        return True
+    else:
+        table.links[index] = spte & SPTE_BASE_ADDR_MASK
+    return False
 
 
-def _check_link(survey: Survey, root: ShadowPage, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
-    survey.result.nonleaves += 1
-    place = spte & SPTE_BASE_ADDR_MASK
-    child = survey.vm.frames.owner(Pfn(place >> 12)) if place < survey.vm.memory.size else None
-    if not isinstance(child, ShadowPage) or not child.is_tdp or child.spt != place:
-        survey.bad("I7", f"links a table that is none of the TDP MMU's: {survey.spte_text(sptep, sp)}")
-        return
-    if place in survey.tdp_tables:
-        survey.bad("I7", f"links a table that has a place already: {survey.spte_text(sptep, sp)}")
-        return
-    survey.tdp_tables[place] = child
-    if child.ptep != sptep:
-        survey.bad("I5", f"{name_of(child)} thinks that {child.ptep:#x} links it: {survey.spte_text(sptep, sp)}")
-    if child.role != (sp.role & ~ROLE_LEVEL_MASK | level_of(sp) - 1):
-        survey.bad("I14", f"role of {name_of(child)} under entry {index} of {name_of(sp)}")
-    if child.gfn != survey.gfn_of(sp, index):
-        survey.bad("I14", f"{name_of(child)} is linked for gfn {survey.gfn_of(sp, index):#x}")
-    _check_table(survey, root, child)
-
-
-def _check_leaf(survey: Survey, sp: ShadowPage, index: int, sptep: int, spte: int) -> None:
-    survey.result.leaves += 1
-    survey.tdp_leaves[level_of(sp)] += 1
-    for invariant, wrong in _wrong_with_leaf(survey, sp, Gfn(survey.gfn_of(sp, index)), spte):
-        survey.bad(invariant, f"{wrong}: {survey.spte_text(sptep, sp)}")
+# The host's word of the first page of each leaf, at the leaf's index; nothing when there is no leaf.
+def _read_hptes(survey: Survey, table: TdpTable) -> bytes:
+    vm, sp = survey.vm, table.sp
+    if not table.leaves:
+        return b""
+    size = 1 << (9 * (level_of(sp) - 1))
+    slots = vm.memslots[as_id_of(sp)]
+    slot = slots.search(sp.gfn)
+    if slot is not None and sp.gfn + ENTRIES * size <= slot.end_gfn:
+        hva = slot.gfn_to_hva(sp.gfn)
+        vma = vm.mm.find_vma(hva)
+        if vma is not None and hva + (ENTRIES * size << PAGE_SHIFT) <= vma.end:
+            first = (hva - vma.area_start) >> PAGE_SHIFT
+            words: bytes = vma.area[first : first + ENTRIES * size : size].tobytes()
+            return words
+    # The table covers a border of slots or of ranges.
+    found = array("Q", bytes(PAGE_SIZE))
+    for index in table.leaves:
+        gfn = Gfn(sp.gfn + index * size)
+        slot = slots.search(gfn)
+        if slot is not None:
+            found[index] = vm.mm.hpte(slot.gfn_to_hva(gfn))
+    return found.tobytes()
 
 
 # (invariant, what is broken) of the leaf for gfn.

@@ -81,7 +81,7 @@ def _check_lpage_info(survey: Survey, slot: Memslot, as_id: int) -> None:
 
 def check_unsync(survey: Survey, sp: ShadowPage) -> None:
     """``sp`` and its parents agree about what is out of sync."""
-    bits = sum(sp.is_unsync_child(index) for index in range(512)) if level_of(sp) > 1 else 0
+    bits = sum(word.bit_count() for word in sp.unsync_words()) if level_of(sp) > 1 else 0
     if bits != sp.unsync_children:
         survey.bad("I4", f"unsync_children is {sp.unsync_children}, {bits} bits are set: {name_of(sp)}")
     if sp.unsync and (level_of(sp) != 1 or not has_gptes(sp)):
