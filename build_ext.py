@@ -187,6 +187,10 @@ DIRECTIVES = {
     "wraparound": False,
 }
 
+#: Rooms whose classes hold no circle, however many of them there are: the garbage collector need not look at them.
+#: Cython takes ``no_gc`` in a header without a word, and without effect.
+UNCOLLECTED = ["intervaltree", "host/vma"]
+
 #: Signed overflow wraps, as the words of the modelled machine do. Cython compares sizes of either sign on purpose.
 FLAGS = ["-fwrapv", "-fno-strict-overflow", "-g0", "-fno-asynchronous-unwind-tables", "-Wno-sign-compare"]
 
@@ -347,8 +351,13 @@ def _translate(extension: Extension, force: bool) -> list[str]:
     # Names of the C files of an extension, newer than all that they are made from.
     from Cython.Build import cythonize
     from Cython.Compiler.Errors import CompileError as TranslationError
+    from Cython.Compiler.Options import get_directive_defaults
 
-    settings = {"compiler_directives": DIRECTIVES, "shared_utility_qualified_name": SHARED}
+    # Cython knows the directive for one class, and so not by name here.
+    get_directive_defaults().setdefault("no_gc", False)
+    room = extension.name.removeprefix("kvmmu.").replace(".", "/")
+    directives = DIRECTIVES | ({"no_gc": True} if room in UNCOLLECTED else {})
+    settings = {"compiler_directives": directives, "shared_utility_qualified_name": SHARED}
     with _step(pathlib.Path(_TRANSLATED, extension.name + ".made"), repr(settings)) as is_stale:
         try:
             (translated,) = cythonize(

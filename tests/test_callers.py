@@ -37,7 +37,7 @@ KEPT = {
         "to_frame",
         "totals_frame",
     },
-    "the checker's side of the gate (docs/locking.md)": {"arm", "disarm", "holds_any"},
+    "the checker's side of the gate (docs/locking.md)": {"disarm", "holds_any"},
     "what docs/formats.md and docs/kernel-map.md offer for words that one has in hand": {"describe_cpu_role"},
     "state that the model leaves behind: a frame's flags, a CPU's cached PDPTEs": {"flags_of", "pdptr"},
     "the other half of register()": {"unregister"},

@@ -3,7 +3,6 @@ cimport cython
 from .addr cimport u64
 
 @cython.final
-@cython.no_gc
 cdef class Interval:
     cdef readonly u64 start
     cdef readonly u64 last          # included

@@ -22,6 +22,20 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
+        "a table that a huge page replaces is not flushed",
+        "kvm/mmu/tdpmap.py",
+        "        flush_remote_tlbs_gfn(vm, it.gfn, it.level)\n",
+        "        pass\n",
+        "6.12-witness/huge-again.tdp",
+    ),
+    Mutation(
+        "an entry that stays in its rmap takes the gfn of the next with the same page",
+        "kvm/mmu/leaf.py",
+        "set_translation(vm, sp, index, sp_gfn(vm, sp, index), leaf.access)",
+        "set_translation(vm, sp, index, leaf.gfn, leaf.access)",
+        "6.12-seeds/dirty-pse32-101.shadow",
+    ),
+    Mutation(
         "flood counts go on when a page is found for a new root",
         "kvm/mmu/shadow.py",
         "            clear_flood_count(vm, sp)\n            found = sp",

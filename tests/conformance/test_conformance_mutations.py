@@ -34,7 +34,7 @@ def break_it(mutation: Mutation, package: Path) -> None:
 def play(source: Path, recording: str) -> subprocess.CompletedProcess[str]:
     """``kvmmu conformance`` of the package in ``source``."""
     environment = os.environ | {"PYTHONPATH": str(source), "KVMMU_PURE": "1", "KVMMU_REQUIRE_COMPILED": ""}
-    command = [sys.executable, "-m", "kvmmu", "conformance", str(DATA / f"{recording}.norm.xz")]
+    command = [sys.executable, "-m", "kvmmu", "conformance", "--exact", str(DATA / f"{recording}.norm.xz")]
     return subprocess.run(
         command, cwd=house.ROOT, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT, check=False
     )

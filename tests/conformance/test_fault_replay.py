@@ -11,6 +11,7 @@ import pytest
 
 from kvmmu.conformance.comparison import Outcome, comparable
 from kvmmu.conformance.faultreplay import FaultReplay, replay_file
+from kvmmu.conformance.faultreplay import replay as replay_with_yields
 from kvmmu.conformance.scenario import read_scenario
 from kvmmu.conformance.transcript import Transcript, read_transcript
 from kvmmu.errors import RecordingError
@@ -244,3 +245,45 @@ def test_a_capability_that_the_model_has_not_is_named(tmp_path: Path) -> None:
     scenario.write_text("cap nx_huge 1\n" + scenario.read_text())
     with pytest.raises(RecordingError, match="cap nx_huge"):
         replay_file(tmp_path, "basic-long", "shadow")
+
+
+# Flushes of passes that the timer interrupted.
+
+
+@pytest.mark.parametrize(
+    ("more", "is_equal", "nr_yield_flushes"),
+    [(-1, False, 0), (0, True, 0), (1, True, 1), (2, True, 2), (1000, False, 0)],
+)
+def test_kvm_may_flush_more_often_by_the_yields_that_there_can_be(
+    more: int, is_equal: bool, nr_yield_flushes: int
+) -> None:
+    folder = DATA.parent / "6.12-seeds"
+    scenario, transcript = (
+        read_scenario(folder / "huge-long-101.scn"),
+        read_transcript(folder, "huge-long-101", "shadow"),
+    )
+    values = transcript.counters[-1].values
+    assert values["remote_tlb_flush_requests"] > 2
+    values["remote_tlb_flush_requests"] += more
+    outcome = replay_with_yields(scenario, transcript)
+    assert (outcome.is_equal, outcome.nr_yield_flushes) == (is_equal, nr_yield_flushes)
+    assert outcome.is_complete
+    assert [difference.what for difference in outcome.differences] == (
+        [] if is_equal else ["counter remote_tlb_flush_requests"]
+    )
+    assert replay_with_yields(scenario, transcript, is_exact=True).is_equal == (more == 0)
+
+
+def test_more_flushes_excuse_nothing_else() -> None:
+    folder = DATA.parent / "6.12-seeds"
+    scenario, transcript = (
+        read_scenario(folder / "huge-long-101.scn"),
+        read_transcript(folder, "huge-long-101", "shadow"),
+    )
+    transcript.counters[-1].values["remote_tlb_flush_requests"] += 1
+    transcript.counters[-1].values["pf_fixed"] += 1
+    outcome = replay_with_yields(scenario, transcript)
+    assert [difference.what for difference in outcome.differences] == [
+        "counter pf_fixed",
+        "counter remote_tlb_flush_requests",
+    ]

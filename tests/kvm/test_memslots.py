@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmmu.errors import KvmBug
+from kvmmu.host.frames import SmallArrays
 from kvmmu.kvm import memslots as ms
 from kvmmu.kvm.bits import (
     KVM_HVA_ERR_BAD,
@@ -52,7 +53,7 @@ def test_index_counts_the_blocks_that_the_slot_touches(base: int, npages: int, l
 )
 def test_a_large_page_is_forbidden_where_it_would_stick_out_or_be_shifted(base: int, npages: int, shift: int) -> None:
     made = slot(base, npages, hva=(1 << 40) + shift)
-    made.alloc_lpage_info()
+    made.alloc_lpage_info(SmallArrays())
     for level, size in ((2, 512), (3, 512 * 512)):
         congruent = base % size == (((1 << 40) + shift) >> 12) % size
         for block in range(base // size, (base + npages - 1) // size + 1):
@@ -63,7 +64,7 @@ def test_a_large_page_is_forbidden_where_it_would_stick_out_or_be_shifted(base: 
 
 def test_a_huge_slot_costs_its_large_page_counts_only() -> None:
     made = slot(0, 2**31 - 1)
-    made.alloc_lpage_info()
+    made.alloc_lpage_info(SmallArrays())
     assert len(made.lpage_array) == 2**22 + 2**13
     assert (made.rmap_array, made.write_track_array, made.dirty_array) == (None, None, None)
 
@@ -99,7 +100,7 @@ def test_arrays_of_a_published_slot_are_not_replaced() -> None:
 
 def test_a_copy_shares_every_array() -> None:
     made = slot(0, 1024, number=3 | 1 << 16, flags=KVM_MEM_LOG_DIRTY_PAGES)
-    made.alloc_lpage_info()
+    made.alloc_lpage_info(SmallArrays())
     made.alloc_rmap()
     made.alloc_dirty_bitmap()
     twin = made.copy()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvmmu.errors import KvmBug, KvmIoctlError, UserError
+from kvmmu.host.frames import SmallArrays
 from kvmmu.kvm import regions
 from kvmmu.kvm.bits import KVM_MEMSLOT_INVALID
 from kvmmu.kvm.invalidation import Invalidation
@@ -36,6 +37,7 @@ class FakeVm:
         self.gate = gate
         self.slots_lock = Mutex("slots_lock", gate, RANK_SLOTS)
         self.slots_arch_lock = Mutex("slots_arch_lock", gate, RANK_SLOTS_ARCH)
+        self.small_arrays = SmallArrays()
         self.mmu_lock = RwLock("mmu_lock", gate, RANK_MMU)
         self.srcu = Srcu("srcu", gate)
         self.invalidation = Invalidation(gate, self.mmu_lock, Mutex("mn_invalidate_lock", gate, RANK_LEAF))

@@ -85,7 +85,7 @@ def test_random_slots_and_guest_memory(seed: int) -> None:
             npages = rng.choice([1, 5, 64, 513, 1024])
             start = hva + rng.randrange(512) * 4096
             slots.append(memslots.Memslot(number, rng.choice(FLAGS), base, npages, start))
-            slots[-1].alloc_lpage_info()
+            slots[-1].alloc_lpage_info(build.room("host.frames").SmallArrays())
             if rng.random() < 0.5:
                 slots[-1].alloc_dirty_bitmap()
                 slots[-1].alloc_rmap()

@@ -494,6 +494,31 @@ def nx_child() -> Scenario:
     return s
 
 
+def huge_again() -> Scenario:
+    """A page takes the place of a table whose own pages are gone: the table may still be in TLBs, so one flush more."""
+    _, memory, blocks = huge_world()
+    s = Scenario("huge-again", "long", [*_SLOT, _HUGE_SLOT], memory)
+    for number, block in enumerate(blocks[:3]):
+        place = HUGE_GPA + number * _BLOCK
+        s.op("w4", block, 1)
+        # The host's page is cut, and so small pages follow.
+        s.host(f"dontneed {place + 0x7000:#x} {PAGE:#x}")
+        s.op("w4", block + 0x8000, 1)
+        s.op("r4", block + 0x9000)
+        s.host("stats")
+        # Fresh memory there: the host's own table is gone, kvm's is not.
+        s.host(f"munmap {place:#x} {_BLOCK:#x}")
+        s.host(f"remap {place:#x} {_BLOCK:#x}")
+        s.host(f"thp {place:#x} {_BLOCK:#x}")
+        s.host("stats")
+        s.op("r4" if number == 1 else "w4", block + 0x3000, 1)
+        s.host("stats")
+        s.op("w4", block + 0x4000, 1)
+        s.host("stats")
+    s.host("dumpspt")
+    return s
+
+
 def mmio_slots() -> Scenario:
     """A gfn that was a device's becomes memory and a device's again; each slot change ends what is known of it."""
     tables, memory = world()
@@ -514,7 +539,7 @@ def mmio_slots() -> Scenario:
 WITNESSES = (
     flood_root, sync_protects, unsync_upper, rmap_limit, unsync_array, mmio_invlpg, pse36, prefetch_reserved,
     prev_roots, dirty_tables, prev_sync, prefetch_nx, lpage_tables, lpage_slots, dirty_huge, dirty_manual, dirty_full,
-    nx_child, mmio_slots,
+    nx_child, mmio_slots, huge_again,
 )  # fmt: skip
 
 

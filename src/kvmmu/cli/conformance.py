@@ -35,6 +35,9 @@ def command(
             help="Play only recordings of this one (tdp-legacy is tdplegacy in files' names).",
         ),
     ] = None,
+    is_exact: Annotated[
+        bool, typer.Option("--exact", help="Let not even the flushes of a pass differ that KVM's timer interrupted.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> Status:
     """Play recordings of real KVM and compare: events, guest results, counters, dirty bitmaps, tables.
@@ -53,7 +56,7 @@ def command(
     verdicts: list[Verdict] = []
     width = max([len(f"{recording.name} {recording.mode}") for recording in recordings], default=0)
     try:
-        for verdict in play(recordings):
+        for verdict in play(recordings, is_exact):
             verdicts.append(verdict)
             if not as_json:
                 _print(verdict, width)
@@ -98,6 +101,9 @@ def _print(verdict: Verdict, width: int) -> None:
     what += f", {outcome.nr_dirty_logs} dirty logs, {outcome.nr_results} results, {outcome.nr_faults} faults of the CPU"
     if outcome.nr_dumps_skipped:
         what += f"; {outcome.nr_dumps_skipped} dumps of freed tables left out"
+    if outcome.nr_yield_flushes:
+        many = "es" if outcome.nr_yield_flushes > 1 else ""
+        what += f"; {outcome.nr_yield_flushes} flush{many} more, of interrupted passes"
     print(f"{title:<{width}}  {'equal' if verdict.is_equal else 'DIFFERS'}: {what}")
     if verdict.first is not None:
         for line in side_by_side(verdict.first, max(80, shutil.get_terminal_size((160, 24)).columns)):
@@ -134,5 +140,6 @@ def _facts(verdict: Verdict) -> dict[str, Any]:
         "counters": outcome.nr_counters if outcome is not None else 0,
         "dirty_logs": outcome.nr_dirty_logs if outcome is not None else 0,
         "results": outcome.nr_results if outcome is not None else 0,
+        "yield_flushes": outcome.nr_yield_flushes if outcome is not None else 0,
     }
     return facts

@@ -68,18 +68,33 @@ class AgedPdptes:
 
     def __init__(self, vmm: Vmm) -> None:
         self.vmm = vmm
+        # Where they are, and which of them the guest stored to without A since its last walk.
         self.gpas: set[int] = set()
+        self.stored: set[int] = set()
 
     def note_walk(self, gva: int) -> None:
         """The guest translated ``gva``."""
         vcpu = self.vmm.vcpu
         if self.vmm.is_nested and sregs.is_pae_paging(vcpu):
-            self.gpas.add((vcpu.cr3 & _PDPT_MASK) + (gva >> 30 & 3) * 8)
+            gpa = (vcpu.cr3 & _PDPT_MASK) + (gva >> 30 & 3) * 8
+            self.gpas.add(gpa)
+            self.stored.discard(gpa)
+
+    def note_store(self, place: int, size: int) -> None:
+        """The guest stored to physical addresses ``place`` on: a PDPTE without A has none, until the next walk."""
+        for gpa in self.gpas:
+            if self.vmm.hva_of(gpa) is not None:
+                pdpte = self.vmm.place_of(gpa, False)
+                if 0 <= pdpte - place < size:
+                    if self.vmm.world.memory.read_once(pdpte) & PT_ACCESSED:
+                        self.stored.discard(gpa)
+                    else:
+                        self.stored.add(gpa)
 
     def shown(self, place: int, data: bytes) -> bytes:
         """``data``, which the guest loaded from physical address ``place``, as it looks on that host."""
         value = int.from_bytes(data, "little")
-        for gpa in self.gpas:
+        for gpa in self.gpas - self.stored:
             offset = (self.vmm.place_of(gpa, False) if self.vmm.hva_of(gpa) is not None else 0) - place
             if 0 <= offset < len(data) and value >> 8 * offset & PT_PRESENT:
                 value |= PT_ACCESSED << 8 * offset
@@ -87,15 +102,15 @@ class AgedPdptes:
 
     def show(self) -> None:
         """Put the bits into the guest's memory."""
-        self._change(PT_ACCESSED)
+        self._change(self.gpas - self.stored, PT_ACCESSED)
 
     def hide(self) -> None:
         """Take them out again."""
-        self._change(0)
+        self._change(self.gpas, 0)
 
-    def _change(self, accessed: int) -> None:
+    def _change(self, gpas: set[int], accessed: int) -> None:
         memory = self.vmm.world.memory
-        for gpa in self.gpas:
+        for gpa in gpas:
             if self.vmm.hva_of(gpa) is not None:
                 place = self.vmm.place_of(gpa, True)
                 pdpte = memory.read_once(place)
@@ -113,6 +128,8 @@ class Guest:
         self.pdptes = AgedPdptes(vmm)
         # Whether the interpreter has fetched code since the TLB was flushed.
         self.has_fetched = False
+        # Entries of the list whose results nobody knows.
+        self.unknown: list[int] = []
 
     def flush(self) -> None:
         """The guest exited: QEMU's TCG forgets its TLB then."""
@@ -197,6 +214,8 @@ class Guest:
         if result is not None:
             self._store(execution.entry + 24, result)
         self.execution = None
+        if result is None:
+            self.unknown.append(execution.entry)
         return execution.index if result is None else None
 
     # The interpreter's own accesses before those of the operation: they fill the TLB, and a store of the operation may
@@ -205,6 +224,7 @@ class Guest:
         if not self.has_fetched:
             self.has_fetched = True
             self._touch(execution, CODE, ACCESS_FETCH)
+            self.pdptes.note_walk(CODE)
         if not execution.has_read_entry:
             execution.has_read_entry = True
             self._touch(execution, execution.entry, 0)
@@ -367,6 +387,8 @@ class Guest:
             self._transfer(access.gva, access.kind, access.data)
         else:
             execution.note_read(access, self._load(access.gva, access.size, access.kind))
+            if any(entry + 16 < access.gva + access.size and access.gva < entry + OP_SIZE for entry in self.unknown):
+                execution.result = None
 
     # Of an access that crosses into the next page: the page that faults.
     def _fault_address(self, access: Access) -> int:
@@ -397,6 +419,7 @@ class Guest:
         for address, start, end in self._pieces(gva, len(data)):
             self.vcpu.cpu.access(Gva(address), self._kind(kind))
             self.vmm.world.memory.write(self.vcpu.cpu.hpa, data[start:end])
+            self.pdptes.note_store(self.vcpu.cpu.hpa, end - start)
 
     # The interpreter's own store into its list.
     def _store(self, gva: int, data: bytes) -> None:

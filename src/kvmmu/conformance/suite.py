@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import KvmmuError, RecordingError
 from .comparison import Difference, Outcome, comparable
-from .faultreplay import FaultReplay
+from .faultreplay import replay
 from .scenario import Scenario, read_scenario
 from .transcript import Transcript, read_transcript
 from .vmm import MODES
@@ -141,21 +141,21 @@ def _add(
         problems[f"{folder / name}.scn: nothing was recorded of it{of}"] = None
 
 
-def play(recordings: Iterable[Recording]) -> Iterator[Verdict]:
-    """Play each, in turn."""
+def play(recordings: Iterable[Recording], is_exact: bool = False) -> Iterator[Verdict]:
+    """Play each, in turn; ``is_exact``: not even the flushes of interrupted passes may differ."""
     for recording in recordings:
         try:
-            yield _play(recording)
+            yield _play(recording, is_exact)
         except KvmmuError as error:
             yield Verdict(recording, problem=" ".join(str(error).split()))
 
 
-def _play(recording: Recording) -> Verdict:
+def _play(recording: Recording, is_exact: bool) -> Verdict:
     scenario: Scenario = read_scenario(recording.folder / f"{recording.name}.scn")
     transcript: Transcript = read_transcript(recording.folder, recording.name, recording.mode)
     nr_events = sum(comparable(line) is not None for step in transcript.steps for line in step.events)
     try:
-        outcome = FaultReplay(scenario, transcript).run()
+        outcome = replay(scenario, transcript, is_exact)
     except KvmmuError as error:
         return Verdict(recording, nr_events, problem=" ".join(str(error).split()))
     return Verdict(recording, nr_events, outcome)

@@ -46,3 +46,6 @@ GUP_ERRORS = 0xFFFF_FFFF_FFFF_F000
 VM_FAULT_OK = 0
 VM_FAULT_NO_VMA = 1
 VM_FAULT_READ_ONLY = 2
+
+#: The longest array that ``SmallArrays`` gives.
+SMALL_ARRAY_WORDS = 512

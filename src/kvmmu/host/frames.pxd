@@ -8,6 +8,19 @@ cdef u64 PG_ACCESSED, PG_BLOCK_1G, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED
 cdef u64 _MAX_FRAMES
 cdef u8 _PG_BLOCK_MASK
 cdef pfn_t _OWNERS_SHIFT, _OWNERS_MASK
+cdef u64 SMALL_ARRAY_WORDS
+
+@cython.final
+cdef class SmallArrays:
+    cdef u64[::1] words             # those that parts are cut from now
+    cdef u64 nr_words               # of them given away
+    cdef s32[::1] counts            # likewise
+    cdef u64 nr_counts
+
+    @cython.locals(first=u64)
+    cdef u64[::1] take_words(self, u64 count)
+    @cython.locals(first=u64)
+    cdef s32[::1] take_counts(self, u64 count)
 
 @cython.final
 cdef class FrameAllocator:

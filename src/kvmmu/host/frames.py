@@ -18,7 +18,7 @@ from typing import Any
 from ..addr import Pfn, pages_per_level, pfn_to_hpa
 from ..errors import KvmBug, OutOfFrames, UserError
 from ..hw.memory import PhysicalMemory
-from .bits import PG_ACCESSED, PG_BLOCK_1G, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED
+from .bits import PG_ACCESSED, PG_BLOCK_1G, PG_BLOCK_2M, PG_DIRTY, PG_RESERVED, SMALL_ARRAY_WORDS
 
 _MAX_FRAMES = 1 << 32
 # Below this many bytes an array is not worth a mapping of its own.
@@ -44,6 +44,39 @@ def zeroed_array(typecode: str, count: int) -> memoryview:
     except (OSError, OverflowError) as error:
         raise MemoryError(f"{nr_bytes} bytes: {error}") from None
     return memoryview(area).cast(typecode)  # type: ignore[call-overload, no-any-return]  # memoryview knows typecodes as literals
+
+
+class SmallArrays:
+    """Zeroed arrays of few words for many owners, cut from larger ones, which live as long as anything that is in use.
+
+    An array of its own is several objects, which the garbage collector visits; a part of one is none when compiled.
+    """
+
+    __slots__ = ("counts", "nr_counts", "nr_words", "words")
+
+    def __init__(self) -> None:
+        self.words: Any = zeroed_array("Q", 0)
+        self.nr_words = 0
+        self.counts: Any = zeroed_array("i", 0)
+        self.nr_counts = 0
+
+    def take_words(self, count: int) -> Any:
+        """``count`` zero words of 64 bits, at most SMALL_ARRAY_WORDS."""
+        first = self.nr_words
+        if first + count > len(self.words):
+            self.words = zeroed_array("Q", SMALL_ARRAY_WORDS)
+            first = 0
+        self.nr_words = first + count
+        return self.words[first : first + count]
+
+    def take_counts(self, count: int) -> Any:
+        """``count`` zero words of 32 bits with a sign, at most SMALL_ARRAY_WORDS."""
+        first = self.nr_counts
+        if first + count > len(self.counts):
+            self.counts = zeroed_array("i", SMALL_ARRAY_WORDS)
+            first = 0
+        self.nr_counts = first + count
+        return self.counts[first : first + count]
 
 
 def nonzero_words(array: memoryview) -> list[tuple[int, int]]:

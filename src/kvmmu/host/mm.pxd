@@ -2,6 +2,7 @@
 cimport cython
 from ..addr cimport u64, hva_t, hpa_t, pfn_t, pages_per_level, page_offset
 from ..hw.memory cimport PhysicalMemory
+from .frames cimport SmallArrays
 from .mmfault cimport handle_mm_fault
 from .pagetable cimport hpte_to_pfn
 from .ranges cimport Ranges
@@ -15,6 +16,7 @@ cdef u64 _PMD_MASK
 @cython.final
 cdef class Mm(Ranges):
     cdef readonly PhysicalMemory memory
+    cdef SmallArrays arrays         # page tables of small mappings
     cdef hva_t next_hva             # where the next mmap() begins, before alignment
 
     @cython.locals(hpte=u64, pfn=pfn_t)

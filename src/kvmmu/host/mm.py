@@ -26,7 +26,7 @@ from .bits import (
     VM_FAULT_NO_VMA,
     VM_FAULT_READ_ONLY,
 )
-from .frames import FrameAllocator
+from .frames import FrameAllocator, SmallArrays
 from .mmfault import handle_mm_fault
 from .pagetable import hpte_to_pfn
 from .ranges import Ranges
@@ -39,11 +39,12 @@ _PMD_MASK = (1 << (PAGE_SHIFT + LEVEL_BITS)) - 1
 class Mm(Ranges):
     """One process's address space over the frames of ``frames``."""
 
-    __slots__ = ("memory", "next_hva")
+    __slots__ = ("arrays", "memory", "next_hva")
 
     def __init__(self, frames: FrameAllocator) -> None:
         super().__init__(frames)
         self.memory = frames.memory
+        self.arrays = SmallArrays()
         self.next_hva = MMAP_BASE
 
     # ------------------------------------------------------------------------------------------- system calls
@@ -74,7 +75,7 @@ class Mm(Ranges):
         else:
             start = self._low_start(nr_bytes, align)
             end = Hva(start + nr_bytes)
-        vma = Vma(start, end, backing, page_level)
+        vma = Vma(start, end, backing, page_level, self.arrays)
         self._add_vma(vma)
         if populate:
             self._populate_new(start, nr_bytes)

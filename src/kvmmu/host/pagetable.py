@@ -79,7 +79,7 @@ class PageTable:
         """The word of the 4K page at ``hva``, which lies in ``vma``."""
         if self.gate.armed:
             self.announce("read", hva, hva)
-        return vma.hptes[(hva - vma.start) >> PAGE_SHIFT]
+        return vma.hptes[(hva - vma.start) >> PAGE_SHIFT]  # type: ignore[no-any-return]  # words of an array made on demand
 
     def announce(self, kind: str, first: int, last: int) -> int:
         """Tell the checker of the words of each 2M block from ``first`` to ``last``; the gate is armed. Return 0."""

@@ -2,16 +2,16 @@
 cimport cython
 from ..sync cimport Gate
 from ..addr cimport u16, u32, s32, u64, gfn_t, hva_t, pfn_t
+from ..host.frames cimport SmallArrays
 from ..intervaltree cimport IntervalTree
 
 cdef int KVM_USER_MEM_SLOTS, LEVEL_BITS
+cdef u64 SMALL_ARRAY_WORDS
 cdef u64 KVM_HVA_ERR_BAD, KVM_HVA_ERR_RO_BAD, KVM_MEMSLOT_INVALID, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 cdef u64 KVM_PFN_ERR_MASK, KVM_PFN_ERR_NOSLOT_MASK, KVM_PFN_NOSLOT, ONE, PAGE_SHIFT
 
 @cython.final
-@cython.no_gc
 cdef class Memslot:
-    # Without the collector: it knows nothing but its arrays.
     cdef readonly int id
     cdef readonly int as_id
     cdef readonly gfn_t base_gfn
@@ -28,13 +28,15 @@ cdef class Memslot:
     # Each array is kept twice: as the Python object that copies of the slot share, and as C words.
     cdef readonly object rmap_array   # None while no rmaps are in use
     cdef u64[::1] rmap              # rmap head words, levels 1 to 3 (mmu/rmap.py)
-    cdef readonly object lpage_array
     cdef s32[::1] disallow_lpage    # levels 2 and 3 only; != 0 forbids a large page
     cdef readonly object write_track_array
     cdef u16[::1] gfn_write_track   # element index(gfn, 1); None while nothing is tracked
     cdef readonly object dirty_array
     cdef u64[::1] dirty_bitmap      # one bit per page, then as many words of scratch; None: not logging
 
+    @cython.locals(count=u64)
+    cpdef alloc_lpage_info(self, SmallArrays arrays)
+    cpdef share_arch(self, Memslot other)
     cpdef u64 index(self, gfn_t gfn, int level) noexcept
     cpdef u64 nr_lpages(self, int level) noexcept
     cpdef hva_t gfn_to_hva(self, gfn_t gfn) noexcept

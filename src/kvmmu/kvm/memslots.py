@@ -13,13 +13,13 @@ Per level an array has one element for each block that the slot touches: that of
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from typing import Any
 
 from ..addr import Gfn, Hva
 from ..errors import KvmBug
-from ..host.frames import zeroed_array
+from ..host.bits import SMALL_ARRAY_WORDS
+from ..host.frames import SmallArrays, zeroed_array
 from ..intervaltree import IntervalTree
 from ..page_types import LEVEL_BITS, ONE, PAGE_SHIFT
 from ..sync import Gate
@@ -34,9 +34,6 @@ from .bits import (
     KVM_PFN_NOSLOT,
     KVM_USER_MEM_SLOTS,
 )
-
-# So many large-page counts at most are an array of their own size.
-_FEW_LPAGES = 1024
 
 
 class Memslot:
@@ -58,7 +55,6 @@ class Memslot:
         "gfn_write_track",
         "hva_order",
         "id",
-        "lpage_array",
         "npages",
         "nr_entries",
         "offset",
@@ -87,7 +83,7 @@ class Memslot:
         self.offset[3] = self.nr_entries[2]
         self.offset[1] = self.nr_entries[2] + self.nr_entries[3]
         self.rmap_array: memoryview | None = None
-        self.lpage_array: memoryview | array[int] | None = None
+        self.disallow_lpage: Any = None
         self.write_track_array: memoryview | None = None
         self.dirty_array: memoryview | None = None
         self._bind()
@@ -95,7 +91,6 @@ class Memslot:
     # Look at the arrays as C words.
     def _bind(self) -> int:
         self.rmap: Any = self.rmap_array
-        self.disallow_lpage: Any = self.lpage_array
         self.gfn_write_track: Any = self.write_track_array
         self.dirty_bitmap: Any = self.dirty_array
         return 0
@@ -106,13 +101,19 @@ class Memslot:
             self.rmap_array = zeroed_array("Q", sum(self.nr_lpages(level) for level in (1, 2, 3)))
             self._bind()
 
-    def alloc_lpage_info(self) -> None:
-        """Give the slot its ``disallow_lpage`` counts, set where a large page can never be."""
+    def alloc_lpage_info(self, arrays: SmallArrays) -> None:
+        """Give the slot its ``disallow_lpage`` counts, set where a large page can never be; few are from ``arrays``."""
         count = self.nr_lpages(2) + self.nr_lpages(3)
-        # Most slots have few; an array of so little is nothing that the garbage collector must look at.
-        self.lpage_array = array("i", bytes(4 * count)) if count <= _FEW_LPAGES else zeroed_array("i", count)
-        self._bind()
+        if count <= SMALL_ARRAY_WORDS:
+            self.disallow_lpage = arrays.take_counts(count)
+        else:
+            self.disallow_lpage = zeroed_array("i", count)
         self._forbid_lpages()
+
+    @property
+    def lpage_array(self) -> Any:
+        """The ``disallow_lpage`` counts of levels 2 and 3 for reports; None before they are there."""
+        return self.disallow_lpage
 
     def alloc_write_track(self) -> None:
         """Give the slot write-track counts, unless it has them; slots_arch_lock once the slot is published."""
@@ -138,7 +139,7 @@ class Memslot:
     def share_arch(self, other: Memslot) -> None:
         """Use the rmap, lpage and write-track arrays of ``other``, a slot of the same place and size."""
         self.rmap_array = other.rmap_array
-        self.lpage_array = other.lpage_array
+        self.disallow_lpage = other.disallow_lpage
         self.write_track_array = other.write_track_array
         self._bind()
 

@@ -298,7 +298,7 @@ def _prepare_dirty_bitmap(vm: Vm, old: Memslot | None, new: Memslot) -> None:
 def _alloc_metadata(vm: Vm, new: Memslot) -> None:
     if vm.has_rmaps():
         new.alloc_rmap()
-    new.alloc_lpage_info()
+    new.alloc_lpage_info(vm.small_arrays)
     if vm.is_write_tracking_enabled():
         new.alloc_write_track()
 

@@ -4,7 +4,7 @@ from ..addr cimport u8, u64, gfn_t, hpa_t
 from ..sync cimport Gate, Mutex, Rcu, RwLock, Srcu
 from ..tracepoint cimport Trace
 from ..hw.memory cimport PhysicalMemory
-from ..host.frames cimport FrameAllocator
+from ..host.frames cimport FrameAllocator, SmallArrays
 from ..host.mm cimport Mm
 from .invalidation cimport Invalidation
 from .memslots cimport Memslot, Memslots
@@ -35,6 +35,7 @@ cdef class Vm:
     # Locks, outer first.
     cdef readonly Mutex slots_lock
     cdef readonly Mutex slots_arch_lock
+    cdef readonly SmallArrays small_arrays  # of small slots; slots_lock
     cdef readonly RwLock mmu_lock
     cdef readonly Mutex mmu_unsync_pages_lock
     cdef readonly Mutex tdp_mmu_pages_lock

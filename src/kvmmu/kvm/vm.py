@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..addr import Gfn, Hpa
-from ..host.frames import FrameAllocator
+from ..host.frames import FrameAllocator, SmallArrays
 from ..host.mm import Mm
 from ..hw.memory import PhysicalMemory
 from ..lockorder import RANK_LEAF, RANK_MMU, RANK_SLOTS, RANK_SLOTS_ARCH, RANK_UNDER_MMU
@@ -75,6 +75,7 @@ class Vm:
         "rcu",
         "slots_arch_lock",
         "slots_lock",
+        "small_arrays",
         "srcu",
         "stat",
         "tdp_enabled",
@@ -107,6 +108,7 @@ class Vm:
         bits = params.host_maxphyaddr if params.npt else SPTE_MAXPHYADDR
         self.max_gfn = Gfn((ONE << (bits - 12)) - 1)
         self.slots_lock = Mutex("slots_lock", gate, RANK_SLOTS)
+        self.small_arrays = SmallArrays()
         self.slots_arch_lock = Mutex("slots_arch_lock", gate, RANK_SLOTS_ARCH)
         self.mmu_lock = RwLock("mmu_lock", gate, RANK_MMU)
         self.mmu_unsync_pages_lock = Mutex("mmu_unsync_pages_lock", gate, RANK_UNDER_MMU)

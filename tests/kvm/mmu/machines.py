@@ -182,10 +182,13 @@ class Tdp:
 
 
 class Others:
-    """A checker: whenever a walk may yield it does, and ``act`` runs as actor 1 while the lock is dropped; once."""
+    """A checker: whenever a walk may yield it does, at ``most`` so often; ``act`` runs once, while the lock is dropped.
 
-    def __init__(self, vm: Vm, act: Callable[[], object] | None = None) -> None:
-        self.gate, self.act = vm.gate, act
+    It runs as actor 1.
+    """
+
+    def __init__(self, vm: Vm, act: Callable[[], object] | None = None, most: int = 1 << 30) -> None:
+        self.gate, self.act, self.most = vm.gate, act, most
         self.nr_yields = 0
         self.heard: list[tuple[str, object]] = []
         self.gate.arm(self)
@@ -208,7 +211,11 @@ class Others:
 
     def must_yield(self, where: object) -> bool:
         self.nr_yields += 1
-        return True
+        return self.nr_yields <= self.most
+
+    def nr_unlocks(self) -> int:
+        """How often the lock was dropped."""
+        return sum(kind in ("read_unlock", "write_unlock") for kind, _ in self.heard)
 
 
 @contextlib.contextmanager

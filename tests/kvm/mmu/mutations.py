@@ -122,7 +122,7 @@ MUTATIONS = [
         "23 link before sync",
         "test_23_",
         "mmu/shadow",
-        "        if sp is not None and sp.unsync_children:\n            sync_children(vcpu, sp)\n",
+        "        if sp is not None and sp.unsync_children:\n            sync_children(vcpu, sp, False)\n",
         "",
     ),
     one(

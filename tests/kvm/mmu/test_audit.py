@@ -11,7 +11,7 @@ import pytest
 from kvm.mmu.machines import held, publish
 from kvmmu import build_info
 from kvmmu.errors import KvmBug
-from kvmmu.host.frames import FrameAllocator
+from kvmmu.host.frames import FrameAllocator, SmallArrays
 from kvmmu.host.mm import Mm
 from kvmmu.hw.cpu import Cpu
 from kvmmu.hw.memory import PhysicalMemory
@@ -57,7 +57,7 @@ class World:
         self.vm = vm = create_vm(mm, self.params)
         hva = mm.mmap(SLOT_PAGES << 12, page_level=self.params.host_page_level, align=1 << 21)
         slot = Memslot(0, 0, 0, SLOT_PAGES, hva)  # type: ignore[arg-type]
-        slot.alloc_lpage_info()
+        slot.alloc_lpage_info(SmallArrays())
         slot.alloc_rmap()
         if vm.is_write_tracking_enabled():
             slot.alloc_write_track()

@@ -631,9 +631,10 @@ def test_89_a_read_only_huge_spte_does_not_block_progress(npt: bool) -> None:
     guest.audit()
 
 
-def test_90_a_huge_page_is_not_made_writable_without_the_lock() -> None:
+@pytest.mark.parametrize("setting", ["tdp_mmu=off", "eager_page_split=off"])
+def test_90_a_huge_page_is_not_made_writable_without_the_lock(setting: str) -> None:
     """The fast path logged the one page that faulted, and made 512 writable."""
-    guest = Guest("4-level", "host_page=2m", npt=True)
+    guest = Guest("4-level", "host_page=2m", setting, npt=True)
     guest.tables.map(VA, LARGE, SIZE_2M, RW | AD)
     assert guest.write(VA) == "done"
     guest.world.set_region(UserMemoryRegion(0, 1, 0, MEMORY, guest.hva))

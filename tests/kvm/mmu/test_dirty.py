@@ -10,7 +10,23 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from kvm.mmu.machines import AD, DATA, HOST_W, LARGE, MEMORY, MMU_W, RW, TABLES, VA, Guest, W, flushes, held, slots_held
+from kvm.mmu.machines import (
+    AD,
+    DATA,
+    HOST_W,
+    LARGE,
+    MEMORY,
+    MMU_W,
+    RW,
+    TABLES,
+    VA,
+    Guest,
+    Others,
+    W,
+    flushes,
+    held,
+    slots_held,
+)
 from kvmmu import KvmIoctlError, Params, UserMemoryRegion, World
 from kvmmu.guest.tables import SIZE_2M
 from kvmmu.kvm.memslots import Memslot
@@ -185,6 +201,17 @@ def test_the_end_of_the_log_zaps_small_leaves_where_a_large_one_may_be() -> None
     assert flushes(guest.world.vm) == flushed + 1
     assert guest.write(VA) == "done"
     assert guest.world.walk(guest.vcpu, LARGE)[-1].level == 2
+
+
+def test_a_collapse_flushes_what_went_each_time_it_yields() -> None:
+    guest, slot = small_then_large()
+    vm = guest.world.vm
+    leaves, flushed = vm.stat.pages_4k, flushes(vm)
+    with held(vm):
+        Others(vm)
+        assert not gfnrange.zap_collapsible(vm, slot)
+        vm.gate.disarm()
+    assert flushes(vm) - flushed == leaves - vm.stat.pages_4k > 0
 
 
 def test_small_leaves_stay_where_no_large_page_can_be() -> None:

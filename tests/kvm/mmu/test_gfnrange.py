@@ -14,6 +14,7 @@ from kvm.mmu.machines import (
     SHADOW,
     SLOT_PAGES,
     OneSlot,
+    Others,
     P,
     U,
     W,
@@ -55,6 +56,58 @@ class Leaves(OneSlot):
 
     def writable(self, places: dict[int, int]) -> list[int]:
         return [gfn for gfn, sptep in places.items() if self.read(sptep) & W]
+
+
+# Yields: what was taken is flushed before others may have the lock, and only once.
+
+
+@pytest.mark.parametrize(("gfns", "nr_flushes"), [((3,), 1), ((3, 4, 515), 3)])
+def test_an_unmap_flushes_what_went_each_time_it_yields(gfns: tuple[int, ...], nr_flushes: int) -> None:
+    box = Leaves()
+    box.small(*gfns)
+    before = flushes(box.vm)
+    with held(box.vm):
+        others = Others(box.vm)
+        assert not gfnrange.unmap_rmaps(box.vm, box.slot, 0, 0x300)
+        box.vm.gate.disarm()
+    assert flushes(box.vm) == before + nr_flushes
+    # 0x300 small blocks, two of 2M and one of 1G.
+    assert (others.nr_yields, others.nr_unlocks()) == (0x303, 0x303)
+
+
+def test_what_is_unmapped_behind_the_last_yield_is_the_callers_to_flush() -> None:
+    box = Leaves()
+    box.small(3, 4)
+    before = flushes(box.vm)
+    with held(box.vm):
+        Others(box.vm, most=4)
+        assert gfnrange.unmap_rmaps(box.vm, box.slot, 0, 0x300)
+        box.vm.gate.disarm()
+    assert flushes(box.vm) == before + 1
+
+
+def test_a_sparse_unmap_yields_too() -> None:
+    box = Leaves()
+    box.small(3, 515)
+    box.vm.n_used_mmu_pages = 0
+    before = flushes(box.vm)
+    with held(box.vm):
+        others = Others(box.vm)
+        assert not gfnrange.unmap_rmaps(box.vm, box.slot, 0, SLOT_PAGES)
+        box.vm.gate.disarm()
+    assert (flushes(box.vm), others.nr_unlocks()) == (before + 2, 2)
+
+
+def test_write_protection_yields_and_leaves_the_flush_to_the_end() -> None:
+    box = Leaves()
+    places = box.small(3, 4)
+    before = flushes(box.vm)
+    with held(box.vm):
+        others = Others(box.vm)
+        assert gfnrange.write_protect_rmaps(box.vm, box.slot)
+        box.vm.gate.disarm()
+    assert (flushes(box.vm), box.writable(places)) == (before, [])
+    assert others.nr_unlocks() > 2
 
 
 # Taking leaves.

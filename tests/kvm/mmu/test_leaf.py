@@ -195,6 +195,18 @@ def test_other_rights_to_the_same_page_are_changed_in_place() -> None:
     assert box.vm.memory.read_once(box.sp.shadowed_translation + box.sptep % 4096) == DATA | 1
 
 
+def test_a_gfn_with_the_same_page_leaves_the_entry_in_the_rmap_where_it_is() -> None:
+    # The zero page is behind many gfns. The entry is known under the gfn that it was made for, until a sync drops it.
+    box = Box()
+    first, second = box.leaf(EXEC), box.leaf(EXEC | USER, GFN + 1)
+    assert first.slot is not None
+    second.pfn = first.pfn
+    box.set(first)
+    assert (box.set(second), second.cause) == (FIXED, PERMISSION)
+    assert (first.slot.rmap_word(GFN, 1), first.slot.rmap_word(GFN + 1, 1)) == (box.sptep, 0)
+    assert box.vm.memory.read_once(box.sp.shadowed_translation + box.sptep % 4096) == DATA | EXEC | USER
+
+
 def test_another_page_replaces_the_old_one_with_a_flush() -> None:
     box = Box()
     first = box.leaf()

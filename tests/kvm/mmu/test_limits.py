@@ -161,6 +161,32 @@ def test_the_guests_own_tables() -> None:
     assert found == ["guest-page", "synced-table", "write-tracked"]
 
 
+@DIRECT
+def test_nested_paging_mirrors_no_table_and_tracks_nothing(mmu: tuple[str, ...]) -> None:
+    """The same tables: the blocks that hold them are mapped as large as any, and no count of the slot forbids it."""
+    world = World(Params(host_page="2m").with_settings(mmu), nr_frames=1 << 20)
+    hva = world.mm.mmap(RAM, page_level=2, align=SIZE_2M)
+    world.mm.populate(hva, RAM)
+    world.set_region(UserMemoryRegion(0, 0, 0, RAM, hva))
+    vcpu = world.create_vcpu()
+    tables = world.tables("4-level", SIZE_2M - 3 * SIZE_4K, nr_bytes=0x10000)
+    tables.map(2 * SIZE_2M, 0x800000)
+    tables.map(3 * SIZE_2M, SIZE_2M, SIZE_2M)
+    tables.map(4 * SIZE_2M, 0, SIZE_2M)
+    world.load_registers(vcpu, tables.registers())
+    world.on_event([].append)
+    found = set()
+    for number in (2, 3, 4):
+        assert world.write(vcpu, number * SIZE_2M + 0x80000 * (number > 2), 1).kind == "done"
+        found.add(LIMITS[vcpu.fault_limit])
+    assert found <= {"host", "none", "slot-end"}
+    slot = world.vm.slots_of(0).find_id(0)
+    assert slot is not None
+    assert slot.lpage_array is not None
+    assert (slot.write_track_array, any(slot.lpage_array[: RAM >> 21])) == (None, False)
+    assert [world.walk(vcpu, gpa)[-1].level for gpa in (0, SIZE_2M)] == [2, 2]
+
+
 def test_without_a_listener_the_slot_is_not_searched() -> None:
     """The record has the reasons that cost nothing; the others are told apart by who asks."""
     world = World(Params(npt=True, host_page="4k"), nr_frames=1 << 16)

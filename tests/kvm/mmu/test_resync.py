@@ -18,6 +18,7 @@ from kvm.mmu.machines import (
     SHADOW,
     VA,
     Guest,
+    Others,
     P,
     U,
     W,
@@ -375,7 +376,7 @@ def test_every_unsync_page_below_a_root_is_protected_and_synced(nr: int) -> None
     flushed = flushes(vm)
     assert [leaf(guest, gva) != EMPTY for gva, _, _ in tables] == [True] * nr
     with held(vm):
-        resync.sync_children(guest.vcpu, root)
+        resync.sync_children(guest.vcpu, root, True)
     assert [leaf(guest, gva) for gva, _, _ in tables] == [EMPTY] * nr
     assert not any(sp.unsync for _, _, sp in tables)
     assert (vm.stat.mmu_unsync, root.unsync_children) == (0, 0)
@@ -389,13 +390,28 @@ def test_every_unsync_page_below_a_root_is_protected_and_synced(nr: int) -> None
     assert tables[0][2].unsync
 
 
+@pytest.mark.parametrize("may_yield", [False, True])
+def test_a_sync_yields_between_rounds_if_it_may(may_yield: bool) -> None:
+    # 20 tables are two rounds; each protects first, with a flush, and has one due when it ends.
+    guest = Guest()
+    unsync(guest, 20)
+    vm, root = guest.world.vm, page_of(guest.world, guest.tables.root >> 12, 4)
+    flushed = flushes(vm)
+    with held(vm):
+        others = Others(vm)
+        resync.sync_children(guest.vcpu, root, may_yield)
+        vm.gate.disarm()
+    assert (others.nr_unlocks(), flushes(vm) - flushed) == ((2, 4) if may_yield else (0, 3))
+    guest.audit()
+
+
 def test_nothing_unsync_needs_no_flush() -> None:
     guest = Guest()
     guest.tables.map(VA, DATA)
     assert guest.read(VA) == 0xD000
     flushed = flushes(guest.world.vm)
     with held(guest.world.vm):
-        assert resync.sync_children(guest.vcpu, page_of(guest.world, guest.tables.root >> 12, 4)) == 0
+        assert resync.sync_children(guest.vcpu, page_of(guest.world, guest.tables.root >> 12, 4), True) == 0
     assert flushes(guest.world.vm) == flushed
 
 
@@ -404,7 +420,7 @@ def test_an_unsync_page_that_cannot_be_synced_goes() -> None:
     ((gva, _, sp),) = unsync(guest, 1)
     sp.role ^= 1 << 13
     with held(guest.world.vm):
-        resync.sync_children(guest.vcpu, page_of(guest.world, guest.tables.root >> 12, 4))
+        resync.sync_children(guest.vcpu, page_of(guest.world, guest.tables.root >> 12, 4), True)
     assert sp.role & INVALID
     assert sp not in guest.world.shadow_pages()
     assert leaf(guest, gva) == EMPTY

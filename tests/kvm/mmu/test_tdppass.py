@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from kvmmu import KvmBug, UserMemoryRegion
+from kvmmu.kvm import sregs
 from kvmmu.kvm.mmu import dirty, gfnrange, tdppass, tdproots, track
 
 from .machines import EMPTY, MMU_W, SHADOW, Others, Tdp, W, held, shared
@@ -111,6 +112,23 @@ def test_aging_clears_a_and_nothing_else_in_ascending_order() -> None:
     assert flushes(box) == before + 1
     assert not box.world.mm.clear_flush_young(box.hva, 0x400000)
     assert flushes(box) == before + 1
+    box.world.audit()
+
+
+def test_each_address_space_ages_its_own_roots() -> None:
+    # The same gfn of two address spaces is other memory of the host.
+    box = Tdp()
+    hva = box.world.add_slot(1 << 16, 0, 0x10000)
+    box.touch(0x1000)
+    smm = box.world.create_vcpu()
+    smm.smm = True
+    sregs.reset_context(smm)
+    assert box.world.write(smm, 0x1000, b"x").kind == "done"
+    mm = box.world.mm
+    assert mm.clear_young(hva, 0x2000)
+    assert (mm.test_young(hva + 0x1000), mm.test_young(box.hva + 0x1000)) == (False, True)
+    assert mm.clear_young(box.hva, 0x2000)
+    assert not mm.test_young(box.hva + 0x1000)
     box.world.audit()
 
 

@@ -15,7 +15,7 @@ from .tdppass cimport (age_leafs, collapse_tables, is_any_young, unmap_leafs, wr
 from .tdpsplit cimport split_leafs
 from .zap cimport flush_or_zap, prepare_zap
 
-cdef int ENTRIES, KVM_ADDRESS_SPACE_NUM, KVM_MAX_HUGEPAGE_LEVEL
+cdef int ENTRIES, KVM_ADDRESS_SPACE_NUM, KVM_MAX_HUGEPAGE_LEVEL, LEVEL_BITS
 cdef u64 ONE
 
 @cython.locals(flush=bint)
@@ -25,6 +25,8 @@ cpdef bint age_gfn_range(Vm vm, Memslot slot, gfn_t start_gfn, gfn_t end_gfn) ex
 cpdef bint is_young_gfn_range(Vm vm, Memslot slot, gfn_t start_gfn, gfn_t end_gfn) except -1
 @cython.locals(level=int, at=u64, last=u64, flush=bint, is_sparse=bint)
 cpdef bint unmap_rmaps(Vm vm, Memslot slot, gfn_t start_gfn, gfn_t end_gfn) except -1
+@cython.locals(shift=int, end_gfn=gfn_t)
+cpdef bint yield_pass(Vm vm, Memslot slot, gfn_t start_gfn, int level, u64 at, bint flush) except -1
 @cython.locals(flush=bint, as_id=int, slot=Memslot, first=gfn_t, end=gfn_t)
 cpdef int zap_gfn_range(Vm vm, gfn_t start_gfn, gfn_t end_gfn) except -1
 @cython.locals(flush=bint, gfn=gfn_t, sp=ShadowPage, following=ShadowPage)

@@ -3,7 +3,8 @@
 
 Each pass goes to the rmaps of the shadow pages, if there are any, then to the roots of the TDP MMU; that of a slot
 which goes also to the pages that mirror tables in it. A *notifier* pass comes with ``mmu_lock`` held exclusively,
-because its caller has more to do under it. A *slot* pass takes the lock itself, in the mode that each kind of table
+because its caller has more to do under it; it yields the lock all the same when others wait for it, with what it
+zapped flushed before. A *slot* pass takes the lock itself, in the mode that each kind of table
 needs. The pass over a mask of 64 pages comes with the lock held, as the dirty log's reader holds it from word to word;
 its write protection goes to the TDP MMU first.
 Reference: "MMU notifiers", handlers; "Dirty logging"; "Huge pages and the NX mitigation", collapse.
@@ -12,7 +13,7 @@ Reference: "MMU notifiers", handlers; "Dirty logging"; "Huge pages and the NX mi
 from __future__ import annotations
 
 from ...addr import Gfn
-from ...page_types import ENTRIES, ONE
+from ...page_types import ENTRIES, LEVEL_BITS, ONE
 from ..bits import KVM_ADDRESS_SPACE_NUM
 from ..memslots import Memslot
 from ..requests import flush_remote_tlbs_memslot, flush_remote_tlbs_range
@@ -74,7 +75,7 @@ def is_young_gfn_range(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> b
 
 
 def unmap_rmaps(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
-    """:func:`unmap_gfn_range` over the rmaps of ``slot``."""
+    """:func:`unmap_gfn_range` over the rmaps of ``slot``; yields ``mmu_lock`` when others wait, after a flush."""
     flush = False
     is_sparse = end_gfn - start_gfn > (vm.n_used_mmu_pages + 1) * ENTRIES
     for level in range(1, KVM_MAX_HUGEPAGE_LEVEL + 1):
@@ -84,12 +85,30 @@ def unmap_rmaps(vm: Vm, slot: Memslot, start_gfn: Gfn, end_gfn: Gfn) -> bool:
             for mapped in mapped_rmaps(vm, slot, level, at, last):
                 if zap_rmap(vm, slot, mapped):
                     flush = True
+                if vm.gate.must_yield(vm.mmu_lock):
+                    flush = yield_pass(vm, slot, start_gfn, level, mapped, flush)
             continue
         while at <= last:
             if zap_rmap(vm, slot, at):
                 flush = True
+            if vm.gate.must_yield(vm.mmu_lock):
+                flush = yield_pass(vm, slot, start_gfn, level, at, flush)
             at += 1
     return flush
+
+
+def yield_pass(vm: Vm, slot: Memslot, start_gfn: Gfn, level: int, at: int, flush: bool) -> bool:
+    """Drop ``mmu_lock`` and take it again behind rmap ``at`` of ``level``, in a pass that began at ``start_gfn``.
+
+    ``flush`` says that there is something to flush, which is done before. Return that nothing is left of it: False.
+    """
+    if flush:
+        # To the end of the block in hand; the kernel names only the first gfn of it.
+        shift = LEVEL_BITS * (level - 1)
+        end_gfn = ((slot.base_gfn >> shift) + at - slot.offset[level] + 1) << shift
+        flush_remote_tlbs_range(vm, start_gfn, end_gfn - start_gfn)
+    vm.mmu_lock.relax()
+    return False
 
 
 def zap_gfn_range(vm: Vm, start_gfn: Gfn, end_gfn: Gfn) -> None:
@@ -198,7 +217,7 @@ def collapse_slot(vm: Vm, slot: Memslot) -> bool:
     """Zap what of ``slot`` a larger page could replace: leaves of shadow pages, whole tables of the TDP MMU.
 
     Takes ``mmu_lock`` exclusively where there are rmaps, then shared for the TDP MMU. What went is no longer in any
-    TLB. Return whether leaves of shadow pages went.
+    TLB. Return whether leaves of shadow pages went since the lock was last yielded.
     """
     changed = False
     if slot.rmap_array is not None:
@@ -258,6 +277,9 @@ def write_protect_rmaps(vm: Vm, slot: Memslot) -> bool:
         while at < end:
             if slot.rmap[at] and rmap_write_protect(vm, slot.rmap[at], False):
                 flush = True
+            # TLBs are flushed when all is done: nothing that went from here is used for something else meanwhile.
+            if vm.gate.must_yield(vm.mmu_lock):
+                vm.mmu_lock.relax()
             at += 1
     return flush
 
@@ -285,5 +307,7 @@ def zap_collapsible(vm: Vm, slot: Memslot) -> bool:
         while at < end:
             while zap_one_collapsible(vm, slot, at):
                 flush = True
+            if vm.gate.must_yield(vm.mmu_lock):
+                flush = yield_pass(vm, slot, slot.base_gfn, level, at, flush)
             at += 1
     return flush

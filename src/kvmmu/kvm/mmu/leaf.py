@@ -194,9 +194,11 @@ def set_leaf(vcpu: Vcpu, sp: ShadowPage, sptep: Hpa, leaf: Leaf) -> int:
         verdict = RET_PF_WRITE_PROTECTED
     if flush:
         flush_remote_tlbs_gfn(vm, leaf.gfn, level)
-    # The same page at the same place is in its rmap already; only the guest's rights, kept for resync, may be new.
+    # The same page at the same place is in an rmap already; only the guest's rights, kept for resync, may be new. The
+    # gfn stays that of this rmap: another may have the same page, the host's zero page most often.
     if found == CAUSE_PERMISSION:
-        set_translation(vm, sp, sptep_index(sptep), leaf.gfn, leaf.access)
+        index = sptep_index(sptep)
+        set_translation(vm, sp, index, sp_gfn(vm, sp, index), leaf.access)
     else:
         rmap_add(vm, leaf.slot, sptep, leaf.gfn, leaf.access)  # type: ignore[arg-type]  # what is mapped has a slot
     return verdict

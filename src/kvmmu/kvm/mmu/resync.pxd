@@ -38,7 +38,7 @@ cpdef int sync_access(Vcpu vcpu, ShadowPage sp, hpa_t sptep, gfn_t gfn, u32 acce
 @cython.locals(mem=PhysicalMemory, table=hpa_t, index=int, ret=int, flush=int, failed=bint)
 cpdef int sync_page(Vcpu vcpu, ShadowPage sp, list invalid_list) except -99
 @cython.locals(vm=Vm, walk=UnsyncWalk, flush=bint, i=int, sp=ShadowPage)
-cpdef int sync_children(Vcpu vcpu, ShadowPage parent) except -1
+cpdef int sync_children(Vcpu vcpu, ShadowPage parent, bint may_yield) except -1
 @cython.locals(i=int, slot=Memslot, sp=ShadowPage, done=bint)
 cpdef bint protect_walked(Vcpu vcpu, UnsyncWalk walk) except -1
 @cython.locals(sp=ShadowPage)

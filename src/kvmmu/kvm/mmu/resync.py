@@ -147,8 +147,11 @@ def protect_walked(vcpu: Vcpu, walk: UnsyncWalk) -> bool:
     return done
 
 
-def sync_children(vcpu: Vcpu, parent: ShadowPage) -> int:
-    """Sync every unsync page below parent; mmu_lock exclusive. First no guest may write them, then they are read."""
+def sync_children(vcpu: Vcpu, parent: ShadowPage, may_yield: bool) -> int:
+    """Sync every unsync page below parent; mmu_lock exclusive. First no guest may write them, then they are read.
+
+    may_yield: the lock may be yielded between two rounds, which flush before.
+    """
     vm = vcpu.vm
     vm.mmu_lock.assert_exclusive()
     if parent.unsync_children == 0:
@@ -172,6 +175,10 @@ def sync_children(vcpu: Vcpu, parent: ShadowPage) -> int:
             # a full array still finds the rest in the next round.
             walk.clear_parents(vm)
             i = walk.next(i)
+        if may_yield and vm.gate.must_yield(vm.mmu_lock):
+            flush_or_zap(vm, invalid_list, flush)
+            flush = False
+            vm.mmu_lock.relax()
     return flush_or_zap(vm, invalid_list, flush)
 
 
@@ -193,14 +200,14 @@ def sync_roots(vcpu: Vcpu) -> int:
     if cpu_role_level(mmu.cpu_role) >= 4:
         if is_unsync_root(vm, mmu.root_hpa):
             vm.mmu_lock.write_lock()
-            sync_children(vcpu, sptep_to_sp(vm, mmu.root_hpa))
+            sync_children(vcpu, sptep_to_sp(vm, mmu.root_hpa), True)
             vm.mmu_lock.write_unlock()
         return 0
     vm.mmu_lock.write_lock()
     for i in range(4):
         entry = vm.memory.read_once(mmu.pae_root + (i << 3))
         if entry:
-            sync_children(vcpu, sptep_to_sp(vm, spte_to_child(entry)))
+            sync_children(vcpu, sptep_to_sp(vm, spte_to_child(entry)), True)
     vm.mmu_lock.write_unlock()
     return 0
 

@@ -155,7 +155,7 @@ def fetch_tables(vcpu: Vcpu, fault: PageFault, gw: GuestWalk, step: int) -> int:
         level = walk_level(step) - 1
         sp = get_child(vcpu, sptep, gw.table_gfn[level], False, gw.pt_access[level])
         if sp is not None and sp.unsync_children:
-            sync_children(vcpu, sp)
+            sync_children(vcpu, sp, False)
         # The table below is protected now (or can be written only by leaving a trace): is the walk still true?
         if is_gpte_changed(vcpu, vcpu.mmu, gw, level):
             return 0
