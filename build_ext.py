@@ -152,8 +152,6 @@ SELDOM = [
     "tracepoint",
     "hw/stage2",
     "host/notifier",
-    "host/ranges",
-    "host/vma",
     "kvm/exception",
     "kvm/insn",
     "kvm/kvmtrace",
@@ -172,7 +170,6 @@ SELDOM = [
     "record/columns",
     "record/encoder",
     "replay/referee",
-    "replay/registers",
 ]
 
 #: STYLE section 3: types come from the header, and the checks that Python makes are made by the tests instead. What a
