@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import kvmmu
+import refusals
 from kvmmu.errors import GuestMisuse, KvmIoctlError, OutOfFrames, UserError
 from kvmmu.guest.tables import ControlRegisters
 from kvmmu.kvm.vcpu import Vcpu
@@ -26,6 +27,7 @@ from kvmmu.world import World
 MIB = 1 << 20
 NPT = pytest.mark.parametrize("npt", [False, True], ids=["shadow", "npt"])
 SCRIPT = Path(__file__).with_name("refusals.py")
+ROOT = Path(__file__).parents[1]
 
 
 def machine(*, npt: bool = False, nr_frames: int = 1 << 14) -> tuple[World, Vcpu]:
@@ -58,20 +60,78 @@ def told() -> dict[str, str]:
     return outcomes(pure=not kvmmu.build_info().is_compiled)
 
 
+#: What needs no world.
+OUTSIDE = {
+    "World",
+    "nr_frames_for",
+    "UserMemoryRegion",
+    "TablePages",
+    "TablePages.take",
+    "GuestTables",
+    "registers",
+    "is_leaf",
+    "level_of",
+    "ranges",
+    "Params",
+    "Params.with_settings",
+    "CpuFeatures",
+    "CpuFeatures.with_settings",
+    "bundled",
+}
+#: What a sink may call: docs/python-api.md lists it.
+LOOKING = {
+    "tables",
+    "on_event",
+    "walk",
+    "mappings",
+    "shadow_pages",
+    "counters",
+    "digest",
+    "mm.find_vma",
+    "mm.hpte",
+    "mm.mapping_level",
+}
+#: What both are told.
+AT_WORK = {
+    "sink": "GuestMisuse: the world is at work: an event sink (or whatever runs inside a call) may look but not"
+    " call back into it; keep the event and act after the call",
+    "thread": "GuestMisuse: the world is at work in another thread: it is bound to one thread at a time; call it"
+    " from one thread, or hold a lock of yours around each call",
+}
+
+
 # ---- arguments
 
 
 def test_every_public_call_is_tried(told: dict[str, str]) -> None:
-    assert told["uncovered"] == ""
-    assert len(told) > 1000
+    """Each method of each class that a world leads to, and each public name, or a reason why not (``INTERNAL``)."""
+    assert (told["uncovered"], told["stale"]) == ("", "")
+    assert len(told) > 1900
+    assert sum(name.startswith("mm.") for name in told) > 350
+
+
+def test_examples_of_the_documents_call_what_is_tried() -> None:
+    """What they call on a world, its vCPUs or parts is in the table; so nobody is invited to an unchecked door."""
+    tried = {name.rpartition(".")[2] for name in refusals.Rig().calls}
+    called: set[tuple[str, str]] = set()
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            found = re.findall(r"\b(world|vm|vcpu|mm|tables|logged|paged|small)((?:\.\w+|\[\w+\])*)\.(\w+)\(", block)
+            called |= {(root + way, name) for root, way, name in found}
+    assert {name for root, name in called if name not in tried} == set()
+    # Beyond a world itself, its process and its tables there is nothing to call.
+    assert {root for root, _ in called} >= {"world", "tables", "paged.mm"}
+    assert {root for root, _ in called if "." in root} == {"paged.mm"}
 
 
 def test_nonsense_is_an_error_of_ours_and_changes_nothing(told: dict[str, str]) -> None:
     refused = {
         name: text for name, text in told.items() if not name.startswith(("accepted", "closed", "wrmsr", "mov", "inv"))
     }
-    del refused["uncovered"], refused["repr of a closed world"]
-    kinds = ("GuestMisuse: ", "UserError: ", "ConfigError: ", "KvmIoctlError: ")
+    del refused["uncovered"], refused["stale"], refused["repr of a closed world"]
+    refused = {name: text for name, text in refused.items() if not name.startswith(("sink ", "thread "))}
+    # The name of no recording is the last: a text, where a text is due.
+    kinds = ("GuestMisuse: ", "UserError: ", "ConfigError: ", "KvmIoctlError: ", "RecordingError: 4096: neither a file")
     assert {name: text for name, text in refused.items() if not text.startswith(kinds)} == {}
 
 
@@ -98,21 +158,9 @@ def test_both_builds_say_the_same(told: dict[str, str]) -> None:
 
 
 def test_a_closed_world_refuses_all_but_reprs(told: dict[str, str]) -> None:
-    outside = {
-        "World",
-        "nr_frames_for",
-        "UserMemoryRegion",
-        "TablePages",
-        "GuestTables",
-        "registers",
-        "is_leaf",
-        "level_of",
-        "ranges",
-    }
     answers = {name.removeprefix("closed "): text for name, text in told.items() if name.startswith("closed ")}
-    assert {name for name, text in answers.items() if text == "done"} == outside
-    # A region of None is refused for that.
-    rest = {text for name, text in answers.items() if name not in outside}
+    assert {name for name, text in answers.items() if text == "done"} == OUTSIDE
+    rest = {text for name, text in answers.items() if name not in OUTSIDE | {"run"}}
     assert rest == {"GuestMisuse: this world is closed: build another one"}
     assert told["repr of a closed world"].startswith("<World closed <Vm shadow vcpus 0")
 
@@ -253,6 +301,27 @@ def test_a_second_thread_is_refused_while_a_call_works(number: int) -> None:
         "the world is at work in another thread: it is bound to one thread at a time"
     ]
     assert world.audit().problems == []
+
+
+def test_a_sink_may_look_and_nothing_else_and_a_second_thread_nothing(told: dict[str, str]) -> None:
+    for what, allowed in (("sink", OUTSIDE | LOOKING), ("thread", OUTSIDE)):
+        answers = {name.removeprefix(f"{what} "): text for name, text in told.items() if name.startswith(f"{what} ")}
+        assert answers.pop("changed") == "False"
+        # There is no such recording.
+        assert answers.pop("run").startswith("RecordingError: none such: neither a file")
+        assert {name for name, text in answers.items() if text == "done"} == allowed
+        refused = {text for name, text in answers.items() if name not in allowed}
+        assert refused == {AT_WORK[what]}
+
+
+def test_a_closed_world_does_not_show_its_process_either() -> None:
+    world, _ = machine()
+    assert len(world.mm.vmas) == 1
+    assert repr(world.mm) == "<Process ranges 1 of 0x1000000 bytes>"
+    world.close()
+    with pytest.raises(GuestMisuse, match=r"^this world is closed"):
+        world.mm.vmas  # noqa: B018 (a property that passes the door)
+    assert repr(world.mm) == "<Process ranges 1 of 0x1000000 bytes>"
 
 
 def test_between_two_calls_a_world_may_change_its_thread() -> None:

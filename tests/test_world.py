@@ -415,11 +415,11 @@ def test_close_frees_every_frame_that_is_not_the_processes_own(npt: bool) -> Non
             assert world.write(vcpu, 0x40_0000 + page * 4096, b"x").kind == "done"
         assert world.read(vcpu, 0x50_0000).kind == "mmio"
     world.close()
-    assert world.vm.vcpus == []
+    assert world.vm.vcpus == ()
     assert shadow_pages(world.vm) == []
     assert world.vm.n_used_mmu_pages == 0
     audit(world.vm)
-    world.mm.munmap(hva, 16 * MIB)
+    world.vm.mm.munmap(hva, 16 * MIB)
     # Frames of rmap descriptors stay with the VM for its next ones.
     assert world.frames.nr_free == nr_free - world.vm.nr_desc_frames
 

@@ -37,6 +37,10 @@ class RecorderError(UserError):
     """Recording a guest cannot start or go on: no QEMU, one too old, a full disk."""
 
 
+class OutputError(UserError):
+    """Output that cannot be written: a full disk, a limit of the process, a device that refuses. Names the file."""
+
+
 class OutOfFrames(KvmmuError, MemoryError):
     """Physical memory has no free frame (or no free 2M or 1G block) left; the text names what was asked for."""
 

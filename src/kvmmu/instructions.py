@@ -6,10 +6,11 @@ from __future__ import annotations
 from . import arguments, guard
 from .access import Access, guest_access
 from .addr import Gva
+from .calls import working
 from .hw.bits import ACCESS_FETCH, ACCESS_WRITE, INSN_DONE
 from .kvm import insn
 from .kvm.vcpu import Vcpu
-from .parts import Parts, working
+from .parts import Parts
 
 # A type of INVPCID that does not exist.
 _NO_KIND = 4

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from . import access, arguments, guard, look
 from .addr import Gpa, Gva, Hva
+from .calls import working
 from .errors import GuestMisuse, KvmIoctlError, KvmmuError
 from .guest.tables import ControlRegisters
 from .hw.cpu import Cpu
@@ -20,7 +21,7 @@ from .kvm.mmu.recovery import recover_nx_huge_pages
 from .kvm.regions import UserMemoryRegion
 from .kvm.vcpu import Vcpu
 from .page_types import PAGE_SIZE
-from .parts import Parts, working
+from .parts import Parts
 
 _U32 = (1 << 32) - 1
 
@@ -52,13 +53,14 @@ class Ioctls(Parts):
         region = UserMemoryRegion(slot, flags, Gpa(gpa), size, Hva(0))
         if size <= 0 or size % PAGE_SIZE:
             raise KvmIoctlError(22, f"memory_size {size:#x}: a slot has whole pages, at least one; round up to 4096")
-        hva = self.mm.mmap(size, backing, self.params.host_page_level)
+        mm = self.vm.mm
+        hva = mm.mmap(size, backing, self.params.host_page_level)
         try:
             if populate:
-                self.mm.populate(hva, size)
+                mm.populate(hva, size)
             regions.set_user_memory_region(self.vm, replace(region, userspace_addr=hva))
         except KvmmuError:
-            self.mm.munmap(hva, size)
+            mm.munmap(hva, size)
             raise
         return hva
 

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a world is made of, and how its calls pass its door.
+"""What a world is made of.
 
 :class:`Parts` has no calls; those are in ``ioctls`` (what the VMM asks of kvm), ``instructions`` (what the guest
-executes) and ``world``. Each is :func:`working` or :func:`looking`, or, the most frequent, in ``access``.
+executes), ``process`` (what the process does to its memory) and ``world``.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 from . import arguments, guard
 from .door import Door
@@ -21,6 +19,7 @@ from .kvm.cpuid import CpuFeatures
 from .kvm.mmu.notify import MmuNotifier
 from .kvm.vm import Vm
 from .params import Params
+from .process import Process
 from .sync import Gate
 
 
@@ -33,7 +32,7 @@ class Parts:
     cpu: CpuFeatures
     memory: PhysicalMemory
     frames: FrameAllocator
-    mm: Mm
+    mm: Process
     vm: Vm
 
     def __init__(self, params: Params | None, nr_frames: int, cpu: CpuFeatures | None) -> None:
@@ -46,8 +45,9 @@ class Parts:
         mm = Mm(frames)
         vm = run.create_vm(mm, params)
         mm.chain.register(MmuNotifier(vm))
-        parts = {"_door": Door(), "params": params, "cpu": cpu or CpuFeatures(), "memory": memory, "frames": frames}
-        self.__dict__.update(parts, mm=mm, vm=vm)
+        door = Door()
+        parts = {"_door": door, "params": params, "cpu": cpu or CpuFeatures(), "memory": memory, "frames": frames}
+        self.__dict__.update(parts, mm=Process(door, mm), vm=vm)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in Parts.__annotations__:
@@ -58,45 +58,3 @@ class Parts:
         used = self.frames.nr_frames - self.frames.nr_free
         end = " closed" if self._door.is_closed() else ""
         return f"<World{end} {self.vm!r} frames {used:#x} of {self.frames.nr_frames:#x}>"
-
-
-_W = TypeVar("_W", bound=Parts)
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-
-def working(method: Callable[Concatenate[_W, _P], _R]) -> Callable[Concatenate[_W, _P], _R]:
-    """The method may touch the machine: it has the door for itself while it runs.
-
-    :raises GuestMisuse: the world is closed, or somebody works with it (:meth:`Door.refusal`).
-    """
-
-    @functools.wraps(method)
-    def inside(self: _W, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        door = self._door
-        door.enter()
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            door.leave()
-
-    return inside
-
-
-def looking(method: Callable[Concatenate[_W, _P], _R]) -> Callable[Concatenate[_W, _P], _R]:
-    """The method only looks: a sink may call it too, in the middle of another call of its thread.
-
-    :raises GuestMisuse: the world is closed, or another thread works with it.
-    """
-
-    @functools.wraps(method)
-    def inside(self: _W, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        door = self._door
-        if not door.look():
-            return method(self, *args, **kwargs)
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            door.leave()
-
-    return inside

@@ -79,13 +79,12 @@ cdef class Rcu:
     cdef readonly Gate gate
     cdef readonly u64 readers       # actors in a section, a bit each
     cdef int depth[64]              # by actor: sections that it is in
-    cdef readonly list pending      # what is to be freed: (function, argument)
-    cdef readonly list waits_for    # beside each: the actors that it waits for, a bit each
+    cdef readonly list pending      # what is to be freed: (function, argument, actors that it waits for, a bit each)
     @cython.locals(gate=Gate)
     cpdef int read_lock(self) except -1
     @cython.locals(gate=Gate)
     cpdef int read_unlock(self) except -1
     cpdef int call(self, object free, object what) except -1
     cpdef int assert_reading(self) except -1
-    @cython.locals(pending=list, waits_for=list, i=Py_ssize_t, left=u64)
+    @cython.locals(pending=list, waits_for=u64, left=u64)
     cdef int _end_of(self, int actor) except -1

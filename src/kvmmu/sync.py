@@ -340,16 +340,15 @@ class Srcu:
 class Rcu:
     """Readers of what others unlink meanwhile, and what waits for them to be freed. Sections of one actor may nest."""
 
-    __slots__ = ("depth", "gate", "name", "pending", "readers", "waits_for")
+    __slots__ = ("depth", "gate", "name", "pending", "readers")
 
     def __init__(self, name: str, gate: Gate) -> None:
         self.name = name
         self.gate = gate
         self.readers = 0
         self.depth = [0] * 64
-        # What is to be freed, and beside each the actors whose sections, begun before, have not ended: a bit each.
-        self.pending: list[tuple[Callable[[Any], object], Any]] = []
-        self.waits_for: list[int] = []
+        # What is to be freed, each with the actors whose sections, begun before, have not ended: a bit each.
+        self.pending: list[tuple[Callable[[Any], object], Any, int]] = []
 
     def __repr__(self) -> str:
         return f"<Rcu {self.name} readers {self.readers:#x} pending {len(self.pending)}>"
@@ -381,8 +380,7 @@ class Rcu:
         if self.readers == 0:
             free(what)
             return 0
-        self.pending.append((free, what))
-        self.waits_for.append(self.readers)
+        self.pending.append((free, what, self.readers))
         return 0
 
     def assert_reading(self) -> int:
@@ -394,14 +392,11 @@ class Rcu:
     # No section of actor is left: what waited for it alone goes, in the order in which it came.
     def _end_of(self, actor: int) -> int:
         pending = self.pending
-        waits_for = self.waits_for
         self.pending = []
-        self.waits_for = []
-        for i in range(len(pending)):
-            left = waits_for[i] & ~(ONE << actor)
+        for free, what, waits_for in pending:
+            left = waits_for & ~(ONE << actor)
             if left:
-                self.pending.append(pending[i])
-                self.waits_for.append(left)
+                self.pending.append((free, what, left))
             else:
-                pending[i][0](pending[i][1])
+                free(what)
         return 0

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from . import arguments, guard, look
 from .access import Access
 from .addr import Gpa, Gva
+from .calls import looking, working
 from .errors import GuestMisuse
 from .guest.tables import GuestTables, TablePages
 from .instructions import Instructions
@@ -21,12 +22,12 @@ from .kvm import run
 from .kvm.cpuid import CpuFeatures
 from .kvm.mmu import audit as mmu_audit
 from .kvm.mmu import tdproots, zap
+from .kvm.mmu.mappings import SpteRange, current_ranges
 from .kvm.mmu.page import ShadowPage
 from .kvm.vcpu import Vcpu
 from .look import SpteElement
 from .page_types import PAGE_SHIFT, PAGE_SIZE
 from .params import Params
-from .parts import looking, working
 from .tracepoint import Event
 
 #: Frames that a world has unless told otherwise: 1 GiB of physical memory, of which only what is touched is real.
@@ -114,6 +115,12 @@ class World(Ioctls, Instructions):
         """
         guard.operands(self.vm, vcpu, address=address)
         return look.walk(vcpu, address)
+
+    @looking
+    def mappings(self, vcpu: Vcpu) -> list[SpteRange]:
+        """All that kvm's current tables of ``vcpu`` map, as ranges of sptes that are alike; empty without a root."""
+        guard.own_vcpu(self.vm, vcpu)
+        return list(current_ranges(self.vm, vcpu.mmu))
 
     @looking
     def shadow_pages(self) -> list[ShadowPage]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
 
+import kvmmu
 from kvmmu import cli
 from kvmmu.cli.status import Status
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(pathlib.Path(kvmmu.__file__).parents[1])}
 
 TRACES = pathlib.Path(__file__).parent.parent / "trace" / "data"
 
@@ -197,6 +202,27 @@ def test_a_binary_file_is_refused_with_what_to_do(
     assert captured.out == ""
     assert captured.err.startswith(f"kvmmu: {path}: ")
     assert "report" in captured.err or "script" in captured.err or "unpack" in captured.err
+
+
+def test_zeros_are_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["decode", "/dev/zero"]) == Status.INPUT
+    assert capsys.readouterr().err == "kvmmu: /dev/zero: begins with zeros, is no text\n"
+
+
+def test_a_text_of_any_length_takes_little_memory() -> None:
+    """A line without an end, and lines without words without an end: what does not fit is printed."""
+    limit = "ulimit -v 600000"
+    for source, shown in (("(echo; cat /dev/zero)", b"\n" + bytes(99)), ("yes 'no word'", b"no word\n" * 12 + b"no w")):
+        text = f"{limit}; {source} | {sys.executable} -m kvmmu decode - | head -c 100"
+        done = subprocess.run(["bash", "-c", text], capture_output=True, check=False, env=ENVIRONMENT)
+        assert (done.stdout, done.stderr) == (shown, b"")
+
+
+def test_a_closed_standard_input_is_one_line() -> None:
+    command = f"{sys.executable} -m kvmmu decode - <&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == Status.INPUT
+    assert done.stderr == "kvmmu: standard input is closed: give a text, or the name of a file\n"
 
 
 def test_a_directory_and_an_empty_file_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> None:

@@ -24,6 +24,7 @@ from kvmmu.errors import (
     GuestMisuse,
     KvmBug,
     KvmIoctlError,
+    OutputError,
     RecorderError,
     RecordingError,
 )
@@ -56,6 +57,8 @@ def run_with(monkeypatch: pytest.MonkeyPatch, module: Module) -> int:
         (RecordingError("boot.kmr: truncated"), 3, "kvmmu: boot.kmr: truncated\n"),
         (KvmIoctlError(17, "slot 1 overlaps slot 0"), 3, "kvmmu: slot 1 overlaps slot 0\n"),
         (FileNotFoundError(2, "No such file or directory", "x.kmr"), 3, "kvmmu: x.kmr: No such file or directory\n"),
+        (OutputError("x.txt: cannot write events"), 4, "kvmmu: x.txt: cannot write events\n"),
+        (OSError(5, "Input/output error"), 4, "kvmmu: cannot write: Input/output error\n"),
         (RecorderError("QEMU 7.2 is too old"), 4, "kvmmu: QEMU 7.2 is too old\n"),
         (KeyboardInterrupt(), 130, None),
         (BrokenPipeError(), 141, ""),
@@ -231,6 +234,12 @@ def test_help_names_no_types_and_fills_its_lines(
     lines = [line for line in lines if not line[:3].strip().isdigit()]  # the table of statuses stays as it is
     assert max(map(len, lines)) <= width
     assert [line for line in lines if "<" in line or "[[" in line or "{" in line] == []
+    # Values have a name of their own, or are listed; dump lists its kinds of records beside it.
+    options = [line.split() for line in lines if line.startswith("  --")]
+    named = {words[0] for words in options if words[0].strip("-").upper() == " ".join(words[1:2])}
+    assert named <= ({"--kind"} if name == "dump" else set())
+    assert [words for words in options if "_" in " ".join(words[:2])] == []
+    assert any(words[0] == "--help," and words[1] == "-h" for words in options)
     # Inside a paragraph, a line ends where the next word would not fit.
     for line, after in itertools.pairwise(lines):
         if line and after and not line.startswith((" ", "Usage")) and not line.endswith(":") and after[0] != " ":
@@ -267,6 +276,117 @@ def test_output_that_nobody_gets_is_no_mismatch() -> None:
     assert done.stderr == "kvmmu: cannot write: No space left on device\n"
     assert shell("kvmmu dump linux-6.12-smp2 | head -1; exit ${PIPESTATUS[0]}").returncode == Status.NO_READER
     assert shell("kvmmu info nothing 2>&-").returncode == Status.INPUT
+
+
+@pytest.mark.parametrize("width", [10, 40, 80, 200])
+def test_no_table_leaves_out_what_does_not_fit(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    words = ["run", "linux-686-boot", "--until", "60000", "--interval", "20000"]
+    assert cli.main(words) == Status.OK
+    text = capsys.readouterr().out
+    assert "…" not in text
+    assert cli.main([*words, "--json"]) == Status.OK
+    result = json.loads(capsys.readouterr().out)
+    rows = [line.split() for line in text.splitlines() if line.strip()]
+    for one in result["intervals"]:
+        counts = [one["first"], one["until"], one["accesses"], one["stores"]]
+        counts += [one["faults"].get(cause, 0) for cause in result["faults"]]
+        assert [f"{count:,}" for count in counts] in rows
+    for name, count in result["counters"].items():
+        assert not count or [name, f"{count:,}"] in rows
+    assert cli.main(["params"]) == Status.OK
+    text = capsys.readouterr().out
+    assert "…" not in text
+    begins = [line.split()[:3] for line in text.splitlines() if line.strip()]
+    for row in PARAMETERS:
+        assert [row.name, row.show(row.default), row.kernel or "-"] in begins
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16", "utf-8:strict"])
+def test_what_an_encoding_lacks_is_escaped(encoding: str, tmp_path: pathlib.Path) -> None:
+    for words in ("params", "run --until 2000", "run --until 9 linux-686-boot linux-6.12-boot", "info linux-686-boot"):
+        done = run_program(*words.split(), PYTHONIOENCODING=encoding, PYTHONUTF8="0")
+        assert (done.returncode, done.stderr) == (0, ""), words
+    # A name that is no text.
+    done = shell(f"PYTHONIOENCODING={encoding} kvmmu cut linux-686-boot --until 9 -o {tmp_path}/$'\\xff'.kmr")
+    assert done.returncode == 0
+    assert [os.fsencode(path.name) for path in tmp_path.iterdir()] == [b"\xff.kmr"]
+
+
+def test_a_working_directory_that_is_gone_is_no_full_disk() -> None:
+    done = shell(
+        "mkdir /tmp/gone.$$ && cd /tmp/gone.$$ && rmdir /tmp/gone.$$ && kvmmu cut linux-686-boot --until 9 -o p"
+    )
+    assert done.returncode == Status.USAGE
+    assert done.stderr == "kvmmu: --output p: cannot be written: No such file or directory\n"
+    assert shell("kvmmu params 1</dev/null").stderr == "kvmmu: cannot write: Bad file descriptor\n"
+
+
+#: Every command, and what else prints, as text and as JSON.
+PRINTERS = [
+    "--version",
+    "--help",
+    *(f"{name} --help" for name in cli.COMMANDS),
+    *(
+        f"{words}{form}"
+        for words in (
+            "run --until 2000",
+            "run --until 2000 linux-6.12-boot linux-686-boot",
+            "recordings",
+            "info linux-686-boot",
+            "dump linux-686-boot --until 4000",
+            "tables linux-686-boot --at 3000",
+            "params",
+            "decode spte 8e67",
+        )
+        for form in ("", " --json")
+    ),
+    "cut linux-686-boot --from 5 --until 9 -o PLACE/piece.kmr",
+    "cut linux-686-boot --from 5 --until 9 -o PLACE/piece.kmr --json",
+]
+
+
+@pytest.mark.parametrize("words", PRINTERS)
+def test_a_full_disk_under_standard_output_is_status_4(words: str, tmp_path: pathlib.Path) -> None:
+    done = shell(f"kvmmu {words.replace('PLACE', str(tmp_path))} > /dev/full")
+    assert (done.returncode, done.stderr) == (4, "kvmmu: cannot write: No space left on device\n")
+
+
+def test_output_beyond_a_limit_is_status_4_too(tmp_path: pathlib.Path) -> None:
+    """``ulimit -f``; so is whatever else a device says to a write."""
+    out = tmp_path / "out"
+    done = shell(f"ulimit -f 16; kvmmu dump linux-686-boot --until 4000 > {out}")
+    assert (done.returncode, done.stderr) == (4, "kvmmu: cannot write: File too large\n")
+    assert out.stat().st_size == 16 << 10
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".ftrace", ".jsonl", ".parquet"])
+def test_events_that_cannot_be_written_are_status_4_and_name_their_file(suffix: str, tmp_path: pathlib.Path) -> None:
+    events = tmp_path / f"events{suffix}"
+    done = shell(f"ulimit -f 16; kvmmu run linux-686-boot --until 60000 --events {events}")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == f"kvmmu: {events}: cannot write events: File too large\n"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_events_on_a_full_disk_are_status_4(suffix: str, tmp_path: pathlib.Path) -> None:
+    events = tmp_path / f"events{suffix}"
+    events.symlink_to("/dev/full")
+    done = shell(f"kvmmu run linux-686-boot --until 60000 --events {events}")
+    assert (done.returncode, done.stdout) == (4, "")
+    reason = "No space left on device: free some space, or write the events elsewhere"
+    assert done.stderr == f"kvmmu: {events}: cannot write events: {reason}\n"
+
+
+def test_a_piece_that_cannot_be_written_is_status_4_and_nothing_stays(tmp_path: pathlib.Path) -> None:
+    piece = tmp_path / "piece.kmr"
+    done = shell(f"ulimit -f 16; kvmmu cut linux-686-boot --until 300000 -o {piece}")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == f"kvmmu: {piece}: cannot be written: File too large; there is no piece\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [["info", "linux-6.12-boot"], ["dump", "linux-6.12-boot"], ["params"]])

@@ -129,6 +129,7 @@ def test_recording_that_fails_has_status_4(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--firmware", "--start", "user"], "--start user: --firmware says another beginning; give one of them"),
         (["--start", "port:zz"], "--start port:zz: a recording cannot start at 'port:zz'"),
         (["--for", "0"], "--for 0: must be a number of seconds above 0"),
         (["-o", "/no/such/x.kmr"], "cannot write the recording /no/such/x.kmr: No such file or directory"),
@@ -206,9 +207,20 @@ def test_an_option_s_value_is_a_wrong_command_line(
     assert not (tmp_path / "piece.kmr").exists()
 
 
+@pytest.mark.parametrize(("name", "shown"), [("", "''"), ("\n", r"'\n'"), ("a\nb", r"'a\nb'"), ("boot", "boot")])
+def test_a_name_of_nothing_is_shown_as_it_was_given(name: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("info", "dump", "run", "tables"):
+        assert main([command, name]) == Status.INPUT
+        said = capsys.readouterr().err
+        assert said.startswith(f"kvmmu: {shown}: neither a file nor a bundled recording; those are linux-6.12-boot, ")
+        assert said.count("\n") == 1
+
+
 def test_what_is_full_has_status_4(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cut", str(recording), "-o", "/dev/full"]) == Status.RECORDER
-    assert "the disk is full" in capsys.readouterr().err
+    assert (
+        capsys.readouterr().err == "kvmmu: /dev/full: cannot be written: No space left on device; there is no piece\n"
+    )
 
 
 def test_dump_as_text(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:

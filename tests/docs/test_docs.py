@@ -212,6 +212,8 @@ def test_the_design_has_every_room_of_the_inside() -> None:
         "instructions",
         "ioctls",
         "parts",
+        "calls",
+        "process",
         "look",
         "hw",
         "host",

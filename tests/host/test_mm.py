@@ -146,6 +146,10 @@ def test_a_border_announces_the_whole_block_even_without_a_huge_page() -> None:
         (lambda mm: mm.munmap(0x1000, 0x1000), "nothing is mapped"),
         (lambda mm: mm.munmap(0x1001, 0x1000), "multiples"),
         (lambda mm: mm.mprotect(0x1000, 0x1000, False), "not mapped"),
+        (lambda mm: mm.clear_young(0x1000, 0x1000), "not mapped"),
+        (lambda mm: mm.clear_flush_young(0x1000, 0x1000), "not mapped"),
+        (lambda mm: mm.populate(mm.mmap(0x1000), 0x2000), "not mapped"),
+        (lambda mm: mm.populate(mm.mmap(0x1000), 0x800), "multiples"),
     ],
 )
 def test_misuse_is_one_line_that_names_the_value(call, text: str) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvm.mmu.machines import publish
 from kvmmu.host.bits import NO_HPA
 from kvmmu.host.frames import FrameAllocator
 from kvmmu.host.mm import Mm
@@ -36,7 +37,8 @@ def machine() -> tuple[Vm, int]:
     slots[1].alloc_dirty_bitmap()
     smm = Memslots(1, 1, [Memslot(1 << 16, 0, 50, 1, hva + 0x1A_000)])
     vm = create_vm(mm, Params())
-    vm.memslots[:] = [Memslots(0, 0, slots), smm]
+    for found in (Memslots(0, 0, slots), smm):
+        publish(vm, found)
     return vm, hva
 
 

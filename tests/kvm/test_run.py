@@ -296,7 +296,7 @@ def test_vcpus_are_numbered_and_leave_their_vm_with_their_roots() -> None:
     (root,) = [sp for sp in world.shadow_pages() if sp.root_count]
     run.destroy_vcpu(vcpu)
     assert root.root_count == 0
-    assert world.vm.vcpus == [other]
+    assert world.vm.vcpus == (other,)
     world.audit()
 
 

@@ -307,6 +307,37 @@ def test_a_store_to_the_entry_that_translates_it(tmp_path: Path) -> None:
     assert (f.K_STORE, 0x402010, 0x203010, f.K_WRITE) in records(tmp_path)
 
 
+# A page of the second node's memory, which begins at 16 MiB: made a table, whose page is in the first node's.
+SECOND_NODE = f"""movl $0x1301003, 0x203008; movl $0, 0x20300c; invlpg 0x401000
+        movq $0x300003, 0x401000
+        movq $0x1302003, 0x401008
+        movq $0x1301003, 0x202018
+        mov 0x600000, %rbx
+        movq $0x5a5a, 0x601000
+        {POWER_OFF}"""
+
+
+def test_memory_of_numa_nodes(tmp_path: Path) -> None:
+    """Each node's backend is a memory of the recording; that of the first node, whatever its place, the RAM."""
+    nodes = ["-object", "memory-backend-ram,id=far,size=16M", "-object", "memory-backend-memfd,id=near,size=16M"]
+    nodes += ["-numa", "node,nodeid=1,memdev=far", "-numa", "node,nodeid=0,memdev=near", "-m", "32"]
+    trailer = run(SMOKE.read_text().replace(POWER_OFF, SECOND_NODE), tmp_path, *nodes)
+    assert (trailer.cut, trailer.left_out) == (False, {})
+    explained(tmp_path)
+    with Reader(str(tmp_path / "x.kmr")) as reader:
+        assert reader.header.memories[0] == "ram"
+        places = {(region.memory, region.gpa, region.size, region.offset) for region in reader.header.memory}
+    assert ("far", 16 << 20, 16 << 20, 0) in places
+    assert ("ram", 1 << 20, 15 << 20, 1 << 20) in places
+    seen = records(tmp_path)
+    assert (f.K_PAGE, 0x130_1000) in seen
+    assert (f.K_ACCESS, 0x60_0000, 0x30_0000, 0) in seen
+    assert (f.K_ACCESS, 0x60_1000, 0x130_2000, f.K_WRITE) in seen
+    for mmu in ("none", "shadow", "tdp", "tdp-legacy"):
+        result = replay(tmp_path / "x.kmr", Options(mmu))
+        assert (result.mismatches, result.stopped) == (0, "end")
+
+
 # A page of the memory that is plugged in at 4 GiB: waited for, and made a table.
 PLUGGED = f"""movl $0x301003, 0x203008; movl $1, 0x20300c; invlpg 0x401000
 6:      mov $4000000, %ecx

@@ -364,7 +364,8 @@ def test_a_guests_own_shared_memory_file_is_used(tmp_path: Path) -> None:
         (["-machine", "q35,accel=kvm"], "'kvm' cannot be recorded"),
         (["-accel", "tcg,thread=multi"], "no order of events"),
         (["-m", "lots"], "memory size 'lots'"),
-        (["-numa", "node,memdev=m"], "NUMA"),
+        (["-numa", "node,memdev=m"], "the memory backend 'm' cannot be recorded"),
+        ([*(word for n in range(32) for word in ("-object", f"memory-backend-ram,id=m{n},size=1M"))], "33 memories"),
         (["-machine", "memory-backend=m"], "the memory backend 'm' cannot be recorded"),
         (["-object", "memory-backend-file,id=m,size=1G,mem-path=/x", "-machine", "memory-backend=m"], "cannot be rec"),
         (["-mem-path", "/dev/hugepages"], "-mem-path clashes with recording: the guest's RAM is made a file"),
@@ -404,6 +405,46 @@ def test_memory_that_may_be_plugged_in_becomes_a_shared_file(backend: str) -> No
     assert {"id=m1", "merge=off", "mem-path=/w/m1", "share=on"} <= set(pairs)
     assert prepared.command[6] == "rng-builtin,id=r"
     assert prepared.command[4] in prepared.added
+
+
+@pytest.mark.parametrize(
+    ("nodes", "order"),
+    [
+        (["node,memdev=a", "node,memdev=b"], ["a", "b", "spare"]),
+        (["node,nodeid=1,memdev=a", "node,nodeid=0,cpus=0-1,memdev=b"], ["b", "a", "spare"]),
+        (["node,nodeid=0,memdev=b", "cpu,node-id=0,socket-id=0", "node,memdev=a"], ["b", "a", "spare"]),
+    ],
+)
+def test_the_memory_of_numa_nodes_is_the_ram_the_first_node_s_first(nodes: list[str], order: list[str]) -> None:
+    words = ["-m", "32M,maxmem=1G,slots=1"]
+    for name in ("spare", "a", "b"):
+        words += ["-object", f"memory-backend-ram,id={name},size=16M"]
+    for node in nodes:
+        words += ["-numa", node]
+    facts, prepared = survey(("qemu", *words)), prepare(("qemu", *words), "p.so", "fd=3", dict.fromkeys("ab", "/w"))
+    assert [memory.name for memory in facts.memories] == order
+    assert (facts.ram_id, facts.ram_size) == (order[0], 16 << 20)
+    assert not [word for word in prepared.command if "kvmmu-ram" in word]
+    assert len([word for word in prepared.command if "memory-backend-file" in word and "share=on" in word]) == 2
+
+
+def test_a_backend_of_two_nodes_is_left_for_qemu_to_refuse() -> None:
+    node = ("-numa", "node,memdev=a")
+    facts = survey(("qemu", "-object", "memory-backend-ram,id=a,size=16M", *node, *node))
+    assert [memory.name for memory in facts.memories] == ["a"]
+
+
+def test_nodes_without_memory_of_their_own_share_the_ram() -> None:
+    assert survey(("qemu", "-m", "64", "-numa", "node", "-numa", "node,nodeid=1")).ram_id == "kvmmu-ram"
+
+
+def test_a_kernel_that_the_first_memory_does_not_hold(tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(bytes(0x202) + b"HdrS" + bytes(4096))
+    words = ("-object", "memory-backend-ram,id=a,size=512K", "-numa", "node,memdev=a", "-kernel", str(kernel))
+    with pytest.raises(RecorderError, match=r"^the first 0x80000 bytes of memory do not reach to 0x100000, where"):
+        record(Order(str(tmp_path / "x.kmr"), (FAKE, *words), Start(), 1), lambda _: None)
+    assert not (tmp_path / "x.kmr").exists()
 
 
 def test_memory_that_cannot_be_looked_at_is_known_to_be_so(tmp_path: Path) -> None:

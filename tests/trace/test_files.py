@@ -13,7 +13,7 @@ import tracemalloc
 import polars as pl
 import pytest
 
-from kvmmu.errors import UserError
+from kvmmu.errors import OutputError, UserError
 from kvmmu.trace import files, parquet
 from kvmmu.trace.files import SUFFIXES, EventWriter, read_event_file
 from kvmmu.trace.parquet import SCHEMA, to_frame
@@ -263,14 +263,14 @@ def test_a_full_disk_is_one_clear_line_and_ends_the_writer(suffix: str, tmp_path
         with EventWriter(path) as writer:
             writer(ALL[0])
 
-    with pytest.raises(UserError, match=rf"{path}: cannot write events: No space left on device: free some space"):
+    with pytest.raises(OutputError, match=rf"{path}: cannot write events: No space left on device: free some space"):
         run()
 
 
 # Python ignores the signal of a file that grows beyond its limit, so that writes fail as on a full disk.
 _LIMITED = """
 import resource, sys
-from kvmmu.errors import UserError
+from kvmmu.errors import OutputError, UserError
 from kvmmu.trace.files import EventWriter
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 writer = EventWriter(sys.argv[1])
@@ -278,7 +278,7 @@ try:
     for number in range(200_000):
         writer(("kvm_mmu_set_dirty_bit", number * 0x9E3779B97F4A7C15 % 2**64))
     writer.close()
-except UserError as error:
+except OutputError as error:
     print(error)
 try:
     writer.flush()

@@ -92,7 +92,9 @@ def test_random_slots_and_guest_memory(seed: int) -> None:
             base += npages
         found = memslots.Memslots(0, 2, slots)
         vm = build.room("kvm.run").create_vm(mm, build.room("params").Params())
-        vm.memslots[0] = found
+        vm.slots_arch_lock.lock()
+        vm.publish_slots(found)
+        vm.slots_arch_lock.unlock()
         for _ in range(300):
             gpa = rng.randrange((base + 10) * 4096)
             gfn, level, size = gpa >> 12, rng.randrange(1, 4), rng.randrange(6000)

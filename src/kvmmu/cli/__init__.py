@@ -12,6 +12,7 @@ frames, compiled rooms) are imported inside ``command()``, so that ``kvmmu --ver
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -137,6 +138,9 @@ def _open_streams() -> bool:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
     if sys.stdout is not None:
+        # What the terminal's encoding lacks, and bytes of a file's name that are no text, appear as escapes.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         return True
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     return False

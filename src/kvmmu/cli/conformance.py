@@ -31,8 +31,8 @@ def command(
         str | None,
         typer.Option(
             "--mode",
-            metavar="MODE",
-            help="Play only recordings of shadow, tdp or tdp-legacy (tdplegacy in files' names).",
+            metavar="shadow|tdp|tdp-legacy",
+            help="Play only recordings of this one (tdp-legacy is tdplegacy in files' names).",
         ),
     ] = None,
     is_exact: Annotated[

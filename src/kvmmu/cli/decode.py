@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -35,6 +35,10 @@ _USED = {
     Kind.QUAL: set[str](),
     Kind.GPTE: {"--level", "--mode", "--maxphyaddr", "--cpu"},
 }
+#: Bytes of a line that are read at once, and characters of a text without words that wait for one.
+_MOST_LINE = 1 << 16
+_MOST_WAITING = 32 << 20
+_LINE_OVERHEAD = 100
 _FILE_SUFFIXES = (".txt", ".log", ".trace", ".ftrace", ".out", ".dat", ".data")
 #: How binary files begin, and what to do about them.
 _BINARY = {
@@ -61,18 +65,25 @@ def command(
         typer.Option(metavar="VERSION", help="The kernel the words are of, such as 5.10. [default: 6.12, and others]"),
     ] = None,
     table_format: Annotated[
-        Format | None, typer.Option("--format", help="Whose tables or faults: default is each that makes sense.")
+        Format | None,
+        typer.Option("--format", metavar="|".join(Format), help="Whose tables or faults; none: each that makes sense."),
     ] = None,
-    level: Annotated[int | None, typer.Option(help="Of an entry: the level of its table, 1 = 4K ...")] = None,
-    mode: Annotated[Mode | None, typer.Option(help="Of a guest's entry: its paging mode.")] = None,
+    level: Annotated[
+        int | None, typer.Option(metavar="1-5", help="Of an entry: the level of its table, 1 = 4K ...")
+    ] = None,
+    mode: Annotated[
+        Mode | None, typer.Option(metavar="|".join(MODE_NAMES), help="Of a guest's entry: its paging mode.")
+    ] = None,
     maxphyaddr: Annotated[
-        int | None, typer.Option(help="Physical address bits: those above are reserved. [default: not known]")
+        int | None,
+        typer.Option(metavar="BITS", help="Physical address bits: those above are reserved. [default: not known]"),
     ] = None,
     l1tf: Annotated[
         bool, typer.Option("--l1tf", help="The host mitigates L1TF: the gfn of an MMIO spte is kept in two places.")
     ] = False,
     cache_bits: Annotated[
-        int | None, typer.Option(help="With --l1tf: address bits of the L1 cache. [default: MAXPHYADDR or 44]")
+        int | None,
+        typer.Option(metavar="BITS", help="With --l1tf: address bits of the L1 cache. [default: MAXPHYADDR or 44]"),
     ] = None,
     cpu: Annotated[
         str | None,
@@ -187,6 +198,8 @@ def _word_lines(readings: Sequence[Reading]) -> Iterator[str]:
 
 def _lines(arguments: Sequence[str]) -> Iterable[str]:
     if list(arguments) == ["-"]:
+        if sys.stdin is None:
+            raise UserError("standard input is closed: give a text, or the name of a file")
         return _text_lines(sys.stdin.buffer, "standard input")
     path = Path(arguments[0])
     if len(arguments) == 1 and _is_file_name(arguments[0]):
@@ -209,12 +222,15 @@ def _file_lines(path: Path) -> Iterator[str]:
         yield from _text_lines(file, str(path))
 
 
-def _text_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
-    for number, line in enumerate(file):
+# A line without an end is read in pieces.
+def _text_lines(file: BinaryIO, name: str) -> Iterator[str]:
+    for number, line in enumerate(iter(lambda: file.readline(_MOST_LINE), b"")):
         if number == 0:
             for magic, advice in _BINARY.items():
                 if line.startswith(magic):
                     raise UserError(f"{name}: {advice}")
+            if line.count(0) == len(line):
+                raise UserError(f"{name}: begins with zeros, is no text")
         yield line.decode("utf-8", "replace")
 
 
@@ -229,13 +245,15 @@ def _decode_text(lines: Iterable[str], context: Context, as_json: bool) -> None:
         summary = annotator.summary.to_json(annotator.counts) if is_trace else None
         print(json_text("decode", {"lines": found, "summary": summary}))
         return
-    # Nothing is printed of a text without words.
+    # Nothing is printed of a text without words, unless it is too long to be kept.
     waiting: list[str] = []
+    size = 0
     for line in annotator.annotate(lines):
         waiting.append(line.line)
         waiting += [f"    {text}" for word in line.words for text in word.lines()]
         waiting += [f"    {remark}" for remark in line.remarks]
-        if annotator.nr_words or annotator.summary.events:
+        size += len(line.line) + _LINE_OVERHEAD
+        if annotator.nr_words or annotator.summary.events or size > _MOST_WAITING:
             typer.echo("\n".join(waiting))
             waiting = []
     _check_found(annotator)

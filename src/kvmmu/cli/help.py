@@ -62,7 +62,9 @@ def _argument_name(parameter: Any) -> str:
 
 
 def _option_names(parameter: Any) -> str:
-    names = ", ".join([*parameter.opts, *parameter.secondary_opts])
+    # The long name first, whatever order Typer has them in.
+    opts = sorted([*parameter.opts, *parameter.secondary_opts], key=lambda name: not name.startswith("--"))
+    names = ", ".join(opts)
     if getattr(parameter, "is_flag", False) or parameter.name == "help":
         return names
     value = parameter.metavar or parameter.name.upper()

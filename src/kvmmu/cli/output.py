@@ -13,10 +13,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import KvmmuError
+from .status import is_refused_write
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
+# What is between two columns of a table, at most.
+_COLUMN_GAP = 3
 #: Version of every command's ``--json`` form.
 JSON_VERSION = 1
 
@@ -39,6 +43,20 @@ def make_console(to_stderr: bool = False, soft_wrap: bool = True) -> Console:
     )
 
 
+def print_table(console: Console, table: Table) -> None:
+    """Print ``table``, wider than the terminal if it must be: rich would leave out what does not fit."""
+    needed = 0
+    for column in table.columns:
+        cells = [str(column.header), *map(str, column.cells)]
+        parts = cells if column.no_wrap else [word for cell in cells for word in cell.split()]
+        needed += max([column.min_width or 0, *map(len, parts)]) + _COLUMN_GAP
+    # A width that print() is given is never beyond the console's own.
+    width = console.width
+    console.width = max(width, needed)
+    console.print(table)
+    console.width = width
+
+
 def shows_progress() -> bool:
     """Whether somebody sees a progress bar on standard error, and may get the codes that move the cursor."""
     return wants_styles() and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
@@ -59,8 +77,8 @@ def one_line(error: KvmmuError | OSError) -> str:
     if isinstance(error, OSError) and error.strerror:
         if error.filename:
             return f"{error.filename}: {error.strerror}"
-        # What has no name is standard output; the ioctls' refusals say all by themselves.
-        return error.strerror if isinstance(error, KvmmuError) else f"cannot write: {error.strerror}"
+        # The ioctls' refusals say all by themselves.
+        return f"cannot write: {error.strerror}" if is_refused_write(error) else error.strerror
     return " ".join(str(error).split())
 
 

@@ -10,7 +10,10 @@ from rich import box
 from rich.table import Table
 
 from ..params import PARAMETERS, Parameter, Value
-from .output import json_text, make_console
+from .output import json_text, make_console, print_table
+
+# Characters that a meaning has on each of its lines, at least.
+_MEANING = 40
 
 
 def command(
@@ -24,7 +27,7 @@ def command(
     table.add_column("name", no_wrap=True)
     table.add_column("default", no_wrap=True)
     table.add_column("kernel name", no_wrap=True)
-    table.add_column("meaning")
+    table.add_column("meaning", min_width=_MEANING)
     for parameter in PARAMETERS:
         table.add_row(
             parameter.name,
@@ -32,7 +35,7 @@ def command(
             parameter.kernel or "-",
             f"{parameter.meaning} ({parameter.describe_allowed()})",
         )
-    make_console(soft_wrap=False).print(table)
+    print_table(make_console(soft_wrap=False), table)
 
 
 def _row(parameter: Parameter) -> dict[str, Value | None]:

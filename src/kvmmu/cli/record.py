@@ -26,19 +26,21 @@ def command(
         bool, typer.Option("--firmware", help="Record from the first instruction: --start firmware.")
     ] = False,
     start: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="WHEN",
             help="What begins the recording: kernel (its first instruction), firmware, user (the first instruction "
-            "at CPL 3), or port:N (the guest's first write to I/O port N).",
+            "at CPL 3), or port:N (the guest's first write to I/O port N). [default: kernel]",
         ),
-    ] = "kernel",
+    ] = None,
     seconds: Annotated[
         float | None,
         typer.Option("--for", metavar="SECONDS", help="End the guest this long after QEMU's start (wall time)."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
-    level: Annotated[int, typer.Option(min=1, max=22, help="zstd level: higher is smaller and slower.")] = 19,
+    level: Annotated[
+        int, typer.Option(metavar="1-22", min=1, max=22, help="zstd level: higher is smaller and slower.")
+    ] = 19,
 ) -> Status | None:
     """Record a guest: kvmmu record -o boot.kmr -- qemu-system-x86_64 -m 256 -kernel bzImage ...
 
@@ -51,7 +53,10 @@ def command(
 
     if seconds is not None and not 0 < seconds < 1e9:
         raise ConfigError(f"--for {seconds:g}: must be a number of seconds above 0")
-    order = Order(output, tuple(guest), _parse_start("firmware" if firmware else start), level, force, seconds)
+    if firmware and start not in (None, "firmware"):
+        raise ConfigError(f"--start {start}: --firmware says another beginning; give one of them")
+    when = _parse_start("firmware" if firmware else start or "kernel")
+    order = Order(output, tuple(guest), when, level, force, seconds)
     with ExitStack() as stack:
         trailer = record(order, complain, _progress(stack, guest))
     size = Path(output).stat().st_size

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .output import make_console, printable
+from .output import make_console, print_table, printable
 from .status import Status
 
 if TYPE_CHECKING:
@@ -79,13 +79,13 @@ def print_result(result: Result) -> None:
     console = make_console()
     _print_totals(console, result)
     if result.faults:
-        console.print(_faults_table(result))
+        print_table(console, _faults_table(result))
     if result.shadow_pages:
-        console.print(_pages_table(result))
+        print_table(console, _pages_table(result))
     if result.counters:
-        console.print(_counters_table(result))
+        print_table(console, _counters_table(result))
     if result.intervals:
-        console.print(_intervals_table(result))
+        print_table(console, _intervals_table(result))
     _print_details(console, result)
 
 
@@ -139,7 +139,7 @@ def _print_totals(console: Console, result: Result) -> None:
     for name, value in rows:
         if result.mmu != "none" or name not in ("faults", "exits", "audits, all clean"):
             table.add_row(name, value)
-    console.print(table)
+    print_table(console, table)
 
 
 def _why(result: Result) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 from enum import IntEnum
 
-from ..errors import ConfigError, KvmmuError, OutOfFrames, RecorderError, UserError
+from ..errors import ConfigError, KvmmuError, OutOfFrames, OutputError, RecorderError, UserError
 
 
 class Status(IntEnum):
@@ -22,25 +22,33 @@ class Status(IntEnum):
     NO_READER = 141
 
 
+# What a write says, and no other call that commands make.
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EROFS, errno.ENXIO)
+
 MEANINGS = {
     Status.OK: "done, and what was asked holds",
     Status.MISMATCH: "a mismatch was found: model and machine disagree",
     Status.USAGE: "the command line is wrong: an option, a parameter, a value",
     Status.INPUT: "input cannot be used: a recording, a file, slots",
-    Status.RECORDER: "recording a guest failed, or a disk is full",
+    Status.RECORDER: "recording a guest failed, or output cannot be written: a full disk",
     Status.BUG: "a bug in kvmmu (a traceback is shown)",
     Status.INTERRUPTED: "interrupted",
     Status.NO_READER: "whoever read the output went away",
 }
 
 
+def is_refused_write(error: OSError) -> bool:
+    """Whether standard output, which has no name, refuses what is written to it: full, beyond a limit, not writable."""
+    return error.filename is None and not isinstance(error, KvmmuError) and error.errno in _WRITING
+
+
 def status_of(error: KvmmuError | OSError) -> Status:
     """The status that ``error`` ends a command with."""
-    if isinstance(error, RecorderError):
+    if isinstance(error, RecorderError | OutputError):
         return Status.RECORDER
     if isinstance(error, ConfigError):
         return Status.USAGE
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and is_refused_write(error):
         return Status.RECORDER
     if isinstance(error, (UserError, OSError, OutOfFrames)):
         return Status.INPUT

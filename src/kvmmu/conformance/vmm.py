@@ -107,7 +107,7 @@ class Vmm:
         for _, flags in scenario.caps:
             dirty.set_manual_protect(self.world.vm, flags)
         self.slots: dict[int, Slot] = {}
-        self.world.mm.table.has_huge_zero = True
+        self.world.vm.mm.table.has_huge_zero = True
         for line in scenario.slots:
             self._add_slot(line)
         for poke in scenario.memory:

@@ -20,8 +20,9 @@ from .splat import Splat, Step, parse_header, parse_step, read_splat
 from .summary import Summary
 from .words import Context, Kind, read_word
 
-#: Lines that are looked through for what a text says about itself before any is annotated.
+#: Lines, and characters, that are looked through for what a text says about itself before any is annotated.
 _LOOK_AHEAD = 10_000
+_LOOK_AHEAD_SIZE = 16 << 20
 #: Most lines of one hierarchy.
 _MAX_STEPS = 8
 _EVENT = re.compile(r"\s*(?:kvm:|kvmmmu:)?(\w{4,40}):\s(.*)")
@@ -92,7 +93,13 @@ class Annotator:
         """Every line of the text with its words; unchanged and in order."""
         around = Around(self.options)
         lines = iter(lines)
-        head = list(islice(lines, _LOOK_AHEAD))
+        head: list[str] = []
+        size = 0
+        for line in islice(lines, _LOOK_AHEAD):
+            head.append(line)
+            size += len(line)
+            if size > _LOOK_AHEAD_SIZE:
+                break
         for number, line in enumerate(head, 1):
             told = len(around.told)
             look_around(line, around)

@@ -27,7 +27,7 @@ cdef class FrameAllocator:
     cdef readonly PhysicalMemory memory
     cdef s32[::1] refcount          # per frame; 0: free. A block's count is kept in its first frame
     cdef u8[::1] flags              # per frame: PG_DIRTY, PG_ACCESSED, PG_RESERVED, PG_BLOCK_2M, PG_BLOCK_1G
-    cdef readonly list owners       # per 512 frames: None, or a list of what each one's owner keeps (a ShadowPage)
+    cdef list owners       # per 512 frames: None, or a list of what each one's owner keeps (a ShadowPage)
     cdef readonly u64 nr_frames
     cdef readonly u64 nr_free
     cdef readonly pfn_t zero_pfn    # the shared zero page; reserved
@@ -35,7 +35,7 @@ cdef class FrameAllocator:
     cdef u64 nr_stacked
     cdef pfn_t fresh_pfn            # [fresh_pfn, top_pfn) was never handed out, and so is still all zeros
     cdef pfn_t top_pfn
-    cdef readonly list free_blocks  # by level (2 and 3 used): first frames of returned blocks
+    cdef list free_blocks  # by level (2 and 3 used): first frames of returned blocks
 
     cpdef pfn_t alloc(self) except? 0xFFFFFFFFFFFFFFFF
     @cython.locals(pfn=pfn_t)

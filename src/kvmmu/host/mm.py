@@ -10,7 +10,7 @@ model must supply around KVM".
 from __future__ import annotations
 
 from ..addr import Hpa, Hva, Pfn, page_offset, pages_per_level
-from ..errors import UserError
+from ..errors import OutOfFrames, UserError
 from ..page_types import LEVEL_BITS, PAGE_SHIFT, PAGE_SIZE
 from .bits import (
     GUP_NO_VMA,
@@ -78,8 +78,16 @@ class Mm(Ranges):
         vma = Vma(start, end, backing, page_level, self.arrays)
         self._add_vma(vma)
         if populate:
-            self.populate(start, nr_bytes)
+            self._populate_new(start, nr_bytes)
         return start
+
+    # Back what was just mapped, or map nothing.
+    def _populate_new(self, start: Hva, nr_bytes: int) -> None:
+        try:
+            self.populate(start, nr_bytes)
+        except OutOfFrames:
+            self.munmap(start, nr_bytes)
+            raise
 
     # Where what does not fit above MMAP_BASE begins: behind all that lies below it.
     def _low_start(self, nr_bytes: int, align: int) -> Hva:
@@ -121,10 +129,11 @@ class Mm(Ranges):
     def populate(self, start: Hva, nr_bytes: int) -> None:
         """Back ``[start, start + nr_bytes)`` as a write (in a read-only range: a read) of each page would.
 
-        :class:`UserError` where nothing is mapped, :class:`OutOfFrames` when memory ends.
+        :class:`UserError` unless all of the page-aligned range is mapped, :class:`OutOfFrames` when memory ends.
         """
+        end = self._mapped_end(start, nr_bytes)
         hva = start
-        while hva < start + nr_bytes:
+        while hva < end:
             vma = self._checked_vma(hva)
             self.fault_in(hva, vma.writable)
             size = pages_per_level(self.mapping_level(hva)) * PAGE_SIZE
@@ -155,10 +164,7 @@ class Mm(Ranges):
         The chain hears of the part in each range of the address space, and within that of each huge page that a
         border splits. :class:`UserError` unless all of the page-aligned range is mapped.
         """
-        end = self._checked_end(start, nr_bytes)
-        hva = start
-        while hva < end:
-            hva = self._checked_vma(hva).end
+        end = self._mapped_end(start, nr_bytes)
         for vma in self.places.overlapping(start, end - 1):
             first, last = max(start, vma.start), min(end, vma.end)
             if first >= last:
@@ -174,11 +180,11 @@ class Mm(Ranges):
 
         :class:`UserError` unless all of the page-aligned range is mapped. What the process itself did is not known.
         """
-        return self.chain.clear_flush_young(start, self._checked_end(start, nr_bytes))
+        return self.chain.clear_flush_young(start, self._mapped_end(start, nr_bytes))
 
     def clear_young(self, start: Hva, nr_bytes: int) -> bool:
         """:meth:`clear_flush_young` without a flush: what a TLB still translates may go unnoticed the next time."""
-        return self.chain.clear_young(start, self._checked_end(start, nr_bytes))
+        return self.chain.clear_young(start, self._mapped_end(start, nr_bytes))
 
     def test_young(self, hva: Hva) -> bool:
         """Whether the guest used the page at ``hva``; nothing is forgotten."""
@@ -192,10 +198,7 @@ class Mm(Ranges):
         except the zero page. Neighbouring pieces of one mmap() with the same protection become one range again.
         :class:`UserError` unless all of the page-aligned range is mapped.
         """
-        end = self._checked_end(start, nr_bytes)
-        hva = start
-        while hva < end:
-            hva = self._checked_vma(hva).end
+        end = self._mapped_end(start, nr_bytes)
         self._cut_changed(start, end, writable)
         for vma in self.places.overlapping(start, end - 1):
             if vma.writable != writable:

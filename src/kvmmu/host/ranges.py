@@ -76,6 +76,14 @@ class Ranges:
             raise UserError(f"range {start:#x} + {nr_bytes:#x}: user addresses end at {USER_END:#x}")
         return Hva(start + nr_bytes)
 
+    # The same of a range that must be mapped from start to end.
+    def _mapped_end(self, start: Hva, nr_bytes: int) -> Hva:
+        end = self._checked_end(start, nr_bytes)
+        hva = start
+        while hva < end:
+            hva = self._checked_vma(hva).end
+        return end
+
     # Make hva a border between ranges (__split_vma). A page table block that the border falls into is split first,
     # and the chain hears of the whole block, huge or not, where the range covers it and the host has a table for it.
     def _cut(self, hva: Hva) -> None:

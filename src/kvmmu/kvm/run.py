@@ -49,14 +49,14 @@ def create_vcpu(vm: Vm, cpu: Cpu) -> Vcpu:
     vcpu = Vcpu(vm, len(vm.vcpus), cpu, GuestWalk())
     create_mmu(vcpu)
     init_mmu(vcpu)
-    vm.vcpus.append(vcpu)
+    vm.add_vcpu(vcpu)
     return vcpu
 
 
 def destroy_vcpu(vcpu: Vcpu) -> None:
     """Free what the MMU of ``vcpu`` holds; the vCPU leaves its VM."""
     destroy_mmu(vcpu)
-    vcpu.vm.vcpus.remove(vcpu)
+    vcpu.vm.remove_vcpu(vcpu)
 
 
 def flush_tlb_guest(vcpu: Vcpu) -> int:

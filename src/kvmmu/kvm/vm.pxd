@@ -42,7 +42,7 @@ cdef class Vm:
     cdef readonly Srcu srcu                 # readers of the memslots
     cdef readonly Rcu rcu                   # readers of the TDP MMU's tables
     # Memslots: the published set of each address space.
-    cdef readonly list memslots
+    cdef readonly tuple memslots
     cdef public u64 nr_memslot_pages
     cdef public int nr_memslots_dirty_logging
     cdef public u64 manual_dirty_log_protect    # KVM_DIRTY_LOG_* bits that the process asked for
@@ -54,7 +54,7 @@ cdef class Vm:
     cdef public u64 n_max_mmu_pages
     cdef public u64 indirect_shadow_pages
     cdef public u8 mmu_valid_gen
-    cdef readonly list mmu_page_hash        # 4096 heads, newest page first
+    cdef list mmu_page_hash                 # 4096 heads, newest page first
     cdef readonly ShadowPage active_mmu_pages   # sentinel of the active list: link_next is the newest
     # Pages of the TDP MMU.
     cdef readonly ShadowPage tdp_mmu_roots  # sentinel of the list of roots: link_next is the newest
@@ -63,7 +63,7 @@ cdef class Vm:
     cdef readonly ShadowPage possible_nx_huge_pages
     cdef public hpa_t desc_free             # free pte_list_descs, linked through their first word (rmap.py)
     cdef public u64 nr_desc_frames          # frames that descriptors were cut from
-    cdef readonly list vcpus
+    cdef readonly tuple vcpus
     cdef readonly VmStat stat
 
     cpdef bint is_write_tracking_enabled(self) except -1
@@ -73,6 +73,7 @@ cdef class Vm:
     @cython.locals(allocated=bint)
     cpdef bint is_shadow_root_allocated(self) except -1
     cpdef int set_shadow_root_allocated(self) except -1
+    @cython.locals(sets=list)
     cpdef int publish_slots(self, Memslots slots) except -1
     cpdef Memslots slots_of(self, int as_id)
     @cython.locals(slots=Memslots)

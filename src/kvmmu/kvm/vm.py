@@ -115,7 +115,7 @@ class Vm:
         self.tdp_mmu_pages_lock = Mutex("tdp_mmu_pages_lock", gate, RANK_UNDER_MMU)
         self.srcu = Srcu("srcu", gate)
         self.rcu = Rcu("rcu", gate)
-        self.memslots = [Memslots(as_id) for as_id in range(KVM_ADDRESS_SPACE_NUM)]
+        self.memslots = tuple([Memslots(as_id) for as_id in range(KVM_ADDRESS_SPACE_NUM)])
         self.nr_memslot_pages = 0
         self.nr_memslots_dirty_logging = 0
         self.manual_dirty_log_protect = 0
@@ -135,7 +135,7 @@ class Vm:
         self.possible_nx_huge_pages.nx_prev = self.possible_nx_huge_pages
         self.desc_free = Hpa(0)
         self.nr_desc_frames = 0
-        self.vcpus: list[Vcpu] = []
+        self.vcpus: tuple[Vcpu, ...] = ()
         self.stat = VmStat()
 
     def __repr__(self) -> str:
@@ -147,6 +147,18 @@ class Vm:
             f"<Vm {mmu} vcpus {len(self.vcpus)} slots {nr_slots}"
             f" shadow pages {self.n_used_mmu_pages} of {self.n_max_mmu_pages}>"
         )
+
+    def add_vcpu(self, vcpu: Vcpu) -> None:
+        """``vcpu``, which was made for this VM, is its last from now on."""
+        self.vcpus = (*self.vcpus, vcpu)
+
+    def remove_vcpu(self, vcpu: Vcpu) -> None:
+        """``vcpu`` is no longer one of this VM's."""
+        self.vcpus = tuple([one for one in self.vcpus if one is not vcpu])
+
+    def hash_heads(self) -> list[ShadowPage | None]:
+        """The newest shadow page of each hash bucket, for those who look; ``hash_next`` leads to the others."""
+        return list(self.mmu_page_hash)
 
     def is_write_tracking_enabled(self) -> bool:
         """Whether memslots count the guest tables in each gfn: without nested paging, or with the first shadow root."""
@@ -193,7 +205,9 @@ class Vm:
         self.gate.smp_store_release()
         if self.gate.armed:
             self.gate.announce("write", self, ("memslots", slots.as_id))
-        self.memslots[slots.as_id] = slots
+        sets = list(self.memslots)
+        sets[slots.as_id] = slots
+        self.memslots = tuple(sets)
         return 0
 
     def gfn_to_memslot(self, gfn: Gfn, as_id: int) -> Memslot | None:

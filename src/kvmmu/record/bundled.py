@@ -31,10 +31,12 @@ def find_recording(text: str) -> Path:
     :raises RecordingError: neither is there; a path that leads nowhere is left to who reads it.
     """
     path = Path(text)
-    if "/" in text or path.exists():
+    # An empty name is the directory that one is in, for a Path.
+    if text and ("/" in text or path.exists()):
         return path
     names = bundled()
     found = names.get(text.removesuffix(".kmr"))
     if found is not None:
         return found
-    raise RecordingError(f"{text}: neither a file nor a bundled recording; those are {', '.join(names) or 'missing'}")
+    shown = text if text.strip() and text.isprintable() else repr(text)
+    raise RecordingError(f"{shown}: neither a file nor a bundled recording; those are {', '.join(names) or 'missing'}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, RecordingError
+from ..errors import ConfigError, OutputError, RecorderError, RecordingError
 from .encoder import Encoder, Registers
 from .format import (
     K_ACCESS,
@@ -241,7 +242,7 @@ def cut(
 
     :raises RecordingError: ``path`` cannot be used.
     :raises ConfigError: a range that ``path`` does not have, an ``output`` that cannot be written.
-    :raises RecorderError: the disk is full.
+    :raises OutputError: ``output`` takes no more: the disk is full.
     """
     if Path(output).exists() and Path(output).samefile(path):
         raise ConfigError(f"{output} is the recording itself: write the piece to another file")
@@ -254,7 +255,10 @@ def cut(
             _read_on(reader, end, progress)
             moment.follow(reader)
         with _new_file(output) as unfinished:
-            return _write_piece(reader, unfinished, (first, end), moment, level, progress)
+            try:
+                return _write_piece(reader, unfinished, (first, end), moment, level, progress)
+            except RecorderError as error:
+                raise _cannot_write(output, error.__cause__ or error) from error
 
 
 def _write_piece(
@@ -285,6 +289,11 @@ def _read_on(reader: Reader, end: int, progress: Callable[[int, int], None] | No
         progress(reader.position, end)
 
 
+def _cannot_write(output: str, error: BaseException) -> OutputError:
+    reason = error.strerror if isinstance(error, OSError) else None
+    return OutputError(f"{output}: cannot be written: {reason or error}; there is no piece")
+
+
 # A name to write to in the place of `output`, which it becomes at the end; what is no file is written to directly.
 @contextmanager
 def _new_file(output: str) -> Iterator[str]:
@@ -294,15 +303,20 @@ def _new_file(output: str) -> Iterator[str]:
     if path.exists() and not path.is_file():
         yield output
         return
-    path = path.resolve()
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path = path.resolve()
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
         unfinished.touch()
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _cannot_write(output, error) from error
         raise ConfigError(f"--output {output}: cannot be written: {error.strerror or error}") from error
     try:
         yield str(unfinished)
-        unfinished.replace(path)
+        try:
+            unfinished.replace(path)
+        except OSError as error:
+            raise _cannot_write(output, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
 

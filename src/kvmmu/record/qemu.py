@@ -30,6 +30,8 @@ _CLASHES = {
     "mem-path": "the guest's RAM is made a file by the recorder; leave it out",
     "daemonize": "the recorder waits for QEMU to end; leave it out",
 }
+#: Memories that the plugin maps (its NR_MEMORIES).
+MOST_MEMORIES = 32
 _SHARED = ("on", "yes", "true")
 _MAKEABLE = ("memory-backend-ram", "memory-backend-memfd")
 #: Properties that only these two have.
@@ -47,7 +49,9 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a command line says about its guest. ``memories``: the RAM first, then what may be plugged in later;
+    """What a command line says about its guest.
+
+    ``memories``: the RAM (of NUMA nodes: the first one's), then that of other nodes and what may be plugged in later;
     ``unknown``: backends that cannot be looked at; ``hotplug``: there is room for more memory.
     """
 
@@ -60,12 +64,12 @@ class Survey:
 
     @property
     def ram_id(self) -> str:
-        """Name of the backend of the guest's RAM."""
+        """Name of the backend of the guest's RAM, or of the beginning of it."""
         return self.memories[0].name
 
     @property
     def ram_size(self) -> int:
-        """Bytes of RAM at the start."""
+        """Bytes of that backend."""
         return self.memories[0].size
 
 
@@ -107,14 +111,12 @@ def survey(command: tuple[str, ...]) -> Survey:
     """What the command line ``command`` says about its guest, as far as a recording needs it.
 
     Raises :class:`RecorderError` for a guest that cannot be recorded (KVM, RAM in a backend that is no shared file,
-    NUMA memory), for options that clash with recording, and for a command that runs no guest.
+    more backends than the plugin maps), for options that clash with recording, and for a command that runs no guest.
     """
     words = list(command)
     _refuse_no_guest(words)
     _refuse_clashes(words)
     _refuse_kvm(words)
-    if any("memdev=" in value for value in _values(words, "-numa")):
-        raise RecorderError("memory on NUMA nodes cannot be recorded; leave -numa ...,memdev= out")
     ram, others, unknown = _find_memories(words)
     return Survey(
         memories=(ram, *others),
@@ -242,21 +244,39 @@ def _backend(value: str) -> tuple[Memory, bool] | None:
 def _find_memories(words: list[str]) -> tuple[Memory, list[Memory], tuple[str, ...]]:
     options = [option for value in _values(words, "-machine", "-M") for option in value.split(",")]
     ram_id = next((option.partition("=")[2] for option in options if option.startswith("memory-backend=")), None)
-    known: list[Memory] = []
+    known: dict[str, Memory] = {}
     unknown: list[Memory] = []
     for value in _values(words, "-object"):
         found = _backend(value)
-        if found is not None:
-            (known if found[1] else unknown).append(found[0])
-    if ram_id is None:
-        return Memory(RAM_ID, _ram_size(words), None), known, tuple(memory.name for memory in unknown)
-    ram = next((memory for memory in known if memory.name == ram_id), None)
-    if ram is None:
-        raise RecorderError(
-            f"the memory backend {ram_id!r} cannot be recorded: it must be a memory-backend-ram or -memfd, or a "
-            "memory-backend-file with share=on whose mem-path exists; or leave memory-backend= out and one is made"
-        )
-    return ram, [memory for memory in known if memory is not ram], tuple(memory.name for memory in unknown)
+        if found is not None and found[1]:
+            known[found[0].name] = found[0]
+        elif found is not None:
+            unknown.append(found[0])
+    wanted = _node_memories(words) or ([] if ram_id is None else [ram_id])
+    count = len(known) + (not wanted)
+    if count > MOST_MEMORIES:
+        raise RecorderError(f"{count} memories: a recording has at most {MOST_MEMORIES}; leave memory backends out")
+    for name in wanted:
+        if name not in known:
+            raise RecorderError(
+                f"the memory backend {name!r} cannot be recorded: it must be a memory-backend-ram or -memfd, or a "
+                "memory-backend-file with share=on whose mem-path exists; or leave memory-backend= out and one is made"
+            )
+    ram = known.pop(wanted[0]) if wanted else Memory(RAM_ID, _ram_size(words), None)
+    # What is named twice, QEMU refuses.
+    others = [known.pop(name) for name in wanted[1:] if name in known]
+    return ram, [*others, *known.values()], tuple(memory.name for memory in unknown)
+
+
+# The backends of NUMA nodes, the node whose memory begins at 0 first; a node without a number gets the next one.
+def _node_memories(words: list[str]) -> list[str]:
+    nodes: dict[int, str] = {}
+    for value in _values(words, "-numa"):
+        kind, facts = _object(value)
+        if kind == "node" and "memdev" in facts:
+            number = facts.get("nodeid", "")
+            nodes[int(number) if number.isdecimal() else len(nodes)] = facts["memdev"]
+    return [nodes[number] for number in sorted(nodes)]
 
 
 # Make the backends that have their memory from QEMU shared files; return what they are now.

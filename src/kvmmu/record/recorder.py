@@ -117,7 +117,13 @@ def record(order: Order, say: Callable[[str], None], show: Callable[[Progress], 
     if not order.command:
         raise RecorderError("no guest: give QEMU's command line behind --")
     facts = survey(order.command)
-    entry = entry_range(facts.kernel if order.start.when == "kernel" else None)
+    kernel = facts.kernel if order.start.when == "kernel" else None
+    entry = entry_range(kernel)
+    if kernel is not None and entry[0] >= facts.ram_size > 0:
+        raise RecorderError(
+            f"the first {facts.ram_size:#x} bytes of memory do not reach to {entry[0]:#x}, where the kernel is entered:"
+            " give the guest, or its first NUMA node, more"
+        )
     program, version = find_qemu(order.command[0])
     plugin = build_plugin()
     output = claim_output(order.output, order.force)

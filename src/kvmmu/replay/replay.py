@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._build import build_info
-from ..errors import ConfigError, KvmBug, KvmmuError, RecordingError, UserError
+from ..errors import ConfigError, KvmBug, KvmmuError, OutputError, RecordingError, UserError
 from ..kvm.cpuid import CpuFeatures, parse_cpu
 from ..kvm.mmu.audit import Auditor, audit
 from ..kvm.mmu.role import describe_role, role_level
@@ -233,7 +233,7 @@ def naming(path: Path) -> Iterator[None]:
     """Around what plays the recording ``path``: an error that the recording is to blame for names the file."""
     try:
         yield
-    except (ConfigError, KvmBug):
+    except (ConfigError, KvmBug, OutputError):
         raise
     except (KvmmuError, MemoryError) as error:
         text = str(error) or "there is not enough memory for it"
@@ -262,6 +262,8 @@ def _open_events(options: Options, path: str) -> EventWriter:
 
     try:
         return EventWriter(path)
+    except OutputError:
+        raise
     except UserError as error:
         raise ConfigError(f"{options.spelling.option('events')} {error}") from error
 

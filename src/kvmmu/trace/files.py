@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Protocol, Self
 
-from ..errors import UserError
+from ..errors import OutputError, UserError
 from ..tracepoint import EVENTS, Event, VcpuEvent, event_cause, vcpu_of
 from .text import FTRACE_HEADER, format_line, parse_line
 
@@ -135,10 +135,14 @@ def _kind_of(path: Path) -> tuple[Callable[[Path], _Stream], int]:
     return kind
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
+# What is no fault of the name: there is a file, and it takes no more.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _cannot_write(path: Path, error: OSError) -> OutputError:
     reason = error.strerror or str(error).partition("\n")[0]
-    hint = ": free some space, or write the events elsewhere" if error.errno == errno.ENOSPC else ""
-    return UserError(f"{path}: cannot write events: {reason}{hint}")
+    hint = ": free some space, or write the events elsewhere" if error.errno in _FULL[:2] else ""
+    return OutputError(f"{path}: cannot write events: {reason}{hint}")
 
 
 class EventWriter:
@@ -146,7 +150,8 @@ class EventWriter:
 
     ``position`` is the number of the record that is played and ``cpu`` the vCPU that plays it: the caller keeps them
     up to date, and each event is written with them. ``count`` is the number of events so far. Raises UserError
-    when the suffix is unknown or the file cannot be written; after that the writer takes no more events.
+    when the suffix is unknown or the file cannot be made, OutputError when it cannot be written; after that the writer
+    takes no more events.
     """
 
     __slots__ = ("_fault", "_group", "_is_open", "_rows", "_seq", "_stream", "cpu", "path", "position")
@@ -164,7 +169,8 @@ class EventWriter:
         try:
             self._stream = open_stream(self.path)
         except OSError as error:
-            raise _cannot_write(self.path, error) from error
+            refusal = _cannot_write(self.path, error)
+            raise refusal if error.errno in _FULL else UserError(*refusal.args) from error
         self._is_open = True
 
     def __call__(self, event: Event) -> None:

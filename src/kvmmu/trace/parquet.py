@@ -13,6 +13,8 @@ interrupt the parts written so far are joined as well. A killed process leaves t
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -109,7 +111,10 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except pl.exceptions.PolarsError as error:
-        raise OSError(str(error)) from error
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise OSError(str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 class ParquetStream:

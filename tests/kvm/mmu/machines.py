@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from kvmmu import GuestTables, Params, UserMemoryRegion, World
 from kvmmu.hw.bits import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_USER, PT_WRITABLE
-from kvmmu.kvm.memslots import Memslot
+from kvmmu.kvm.memslots import Memslot, Memslots
 from kvmmu.kvm.mmu.context import Mmu
 from kvmmu.kvm.mmu.page import ShadowPage
 from kvmmu.kvm.vcpu import Vcpu
@@ -250,6 +250,13 @@ def slots_held(vm: Vm) -> Iterator[None]:
         vm.slots_lock.unlock()
 
 
+def publish(vm: Vm, slots: Memslots) -> None:
+    """Let ``slots`` be those of their address space, as an ioctl would in the end."""
+    vm.slots_arch_lock.lock()
+    vm.publish_slots(slots)
+    vm.slots_arch_lock.unlock()
+
+
 def pages_of(world: World, gfn: int, level: int) -> list[ShadowPage]:
     """The active shadow pages of this gfn and level, newest first."""
     return [sp for sp in world.shadow_pages() if sp.gfn == gfn and sp.role & 15 == level]
@@ -264,7 +271,7 @@ def page_of(world: World, gfn: int, level: int) -> ShadowPage:
 def hashed(vm: Vm) -> list[ShadowPage]:
     """Every page that is in the hash, zapped roots too."""
     found = []
-    for head in vm.mmu_page_hash:
+    for head in vm.hash_heads():
         sp = head
         while sp is not None:
             found.append(sp)

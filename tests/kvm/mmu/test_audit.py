@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvm.mmu.machines import held
+from kvm.mmu.machines import held, publish
 from kvmmu import build_info
 from kvmmu.errors import KvmBug
 from kvmmu.host.frames import FrameAllocator, SmallArrays
@@ -61,13 +61,13 @@ class World:
         slot.alloc_rmap()
         if vm.is_write_tracking_enabled():
             slot.alloc_write_track()
-        vm.memslots[0] = Memslots(0, 2, [slot])
+        publish(vm, Memslots(0, 2, [slot]))
         vm.n_max_mmu_pages = 1000
         self.slot = slot
         for (gfn, index), gpte in GUEST_TABLES.items():
             self.poke(gfn, index, gpte)
         self.vcpu = vcpu = Vcpu(vm, 0, Cpu(0, self.memory), GuestWalk())
-        vm.vcpus.append(vcpu)
+        vm.add_vcpu(vcpu)
         roots.create_mmu(vcpu)
         vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer = 0x80010011, ROOT << 12, 0x20, 0xD00
         setup.init_mmu(vcpu)
@@ -89,7 +89,7 @@ class World:
         return found[0]
 
     def pages(self) -> Iterator[ShadowPage]:
-        for head in self.vm.mmu_page_hash:
+        for head in self.vm.hash_heads():
             sp = head
             while sp is not None:
                 yield sp
@@ -294,7 +294,7 @@ def miscount_lpage(world: World) -> str:
 def leave_hash(world: World) -> str:
     vm = world.vm
     sp = world.page(LOW, 1)
-    bucket = next(i for i, head in enumerate(vm.mmu_page_hash) if head is sp)
+    bucket = next(i for i, head in enumerate(vm.hash_heads()) if head is sp)
     vm.mmu_page_hash[bucket] = sp.hash_next
     return "I7: .* is on the active list and not in the hash"
 
@@ -436,15 +436,16 @@ def leak_page(world: World) -> str:
     return "frames: .* frames belong to shadow pages"
 
 
-# Links can be written to by nobody but compiled code, where there is some.
-INTERPRETED_ONLY = pytest.param(
-    break_backward_link, marks=pytest.mark.skipif(build_info().is_compiled, reason="links are read-only")
-)
+# Links and the hash can be written to by nobody but compiled code, where there is some.
+INTERPRETED_ONLY = [
+    pytest.param(damage, marks=pytest.mark.skipif(build_info().is_compiled, reason="links are read-only"))
+    for damage in (break_backward_link, leave_hash)
+]
 DAMAGES = [
     drop_leaf, forget_rmap, double_rmap, misplace_translation, unalign_large, forget_parents, invent_parent,
     break_tail_count, overfill_desc, loop_descs, make_table_writable, make_table_mmu_writable, unsync_by_hand,
     unsync_upper, miscount_unsync_children, miscount_tracking, forget_tracking, miscount_indirect, miscount_lpage,
-    leave_hash, change_bucket, leave_active_list, INTERPRETED_ONLY, invalidate, make_obsolete, forget_root,
+    change_bucket, leave_active_list, *INTERPRETED_ONLY, invalidate, make_obsolete, forget_root,
     move_root, link_nothing, forget_frame, break_triple, freeze, mmio_over_ram, mmio_above_leaf, miscount("pages_4k"),
     miscount("pages_2m"), miscount("pages_1g"), miscount("mmu_unsync"), miscount("nx_lpage_splits"),
     miscount("n_used_mmu_pages", "vm"), wrong_level, wrong_inheritance, more_access, unnamed_role_bit,

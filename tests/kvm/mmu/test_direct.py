@@ -212,12 +212,12 @@ def test_nothing_is_prefetched(reason: str) -> None:
         if (base + 0x1000 * i) != GPA & ~0xFFF:
             box.touch(base + 0x1000 * i)
     if reason == "invalidation":
-        box.world.mm.chain.range_start(box.hva + 0x10_0000, box.hva + 0x10_1000)
+        box.world.vm.mm.chain.range_start(box.hva + 0x10_0000, box.hva + 0x10_1000)
     leaves = box.vcpu.vm.stat.pages_4k
     box.map(error_code=0, writable=reason != "spurious")
     assert box.vcpu.vm.stat.pages_4k == leaves + (1 if reason == "invalidation" else 0)
     if reason == "invalidation":
-        box.world.mm.chain.range_end(box.hva + 0x10_0000, box.hva + 0x10_1000)
+        box.world.vm.mm.chain.range_end(box.hva + 0x10_0000, box.hva + 0x10_1000)
 
 
 def test_a_run_that_crosses_the_slots_end_ends_all_prefetch() -> None:

@@ -27,7 +27,7 @@ class Box:
         self.guest.world.add_slot(7, RO_SLOT, 0x4000, flags=2)
         self.vcpu: Vcpu = self.guest.vcpu
         self.vm = self.guest.world.vm
-        self.mm = self.guest.world.mm
+        self.mm = self.guest.world.vm.mm
 
     def fault(self, gpa: int = DATA, code: int = READ) -> PageFault:
         fault = PageFault(gpa, code)

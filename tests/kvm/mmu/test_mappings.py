@@ -87,7 +87,7 @@ def test_each_leaf_is_in_one_range_with_its_bits_in_words(mode: str, npt: bool) 
             level, word = expected[address]
             found.add(address)
             assert word % 2**52 // 4096 * 4096 == one.hpa + offset
-            assert gpa_to_hpa(world.vm.slots_of(0), world.mm, one.gpa + offset, False) == one.hpa + offset
+            assert gpa_to_hpa(world.vm.slots_of(0), world.vm.mm, one.gpa + offset, False) == one.hpa + offset
             assert one.page_size == 1 << (3 + 9 * level)
             signs = [word >> 1 & 1, word >> 2 & 1, not word >> 63]
             assert one.rights == "".join(s if on else "-" for s, on in zip("wux", signs, strict=True))

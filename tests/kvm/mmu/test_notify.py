@@ -44,7 +44,7 @@ class Mapped:
         for i in range(3):
             self.guest.tables.map(self.gva(i), DATA + i * 0x1000, flags=RW | AD)
             assert self.guest.read(self.gva(i)) == 0xD000 + i
-        self.vm, self.mm = self.guest.world.vm, self.guest.world.mm
+        self.vm, self.mm = self.guest.world.vm, self.guest.world.vm.mm
 
     @staticmethod
     def gva(i: int) -> int:

@@ -183,8 +183,8 @@ def test_under_the_lock_the_answer_is_used_only_if_it_still_holds(between: str, 
     leaf = Leaf()
     leaf.access = 7
     if between == "invalidation":
-        box.world.mm.chain.range_start(box.guest.hva + DATA, box.guest.hva + DATA + 0x1000)
-        box.world.mm.chain.range_end(box.guest.hva + DATA, box.guest.hva + DATA + 0x1000)
+        box.world.vm.mm.chain.range_start(box.guest.hva + DATA, box.guest.hva + DATA + 0x1000)
+        box.world.vm.mm.chain.range_end(box.guest.hva + DATA, box.guest.hva + DATA + 0x1000)
         expected = RETRY
     elif between == "zap of the root":
         with held(vm):

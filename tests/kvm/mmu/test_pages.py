@@ -75,7 +75,7 @@ def test_a_new_page_is_empty_hashed_active_and_of_today(vm: Vm, role: int, has_a
     assert bool(sp.shadowed_translation) == has_array
     assert free_frames - vm.frames.nr_free == 1 + has_array
     assert (hashed(vm), active(vm), vm.n_used_mmu_pages) == ([sp], [0x123], 1)
-    assert vm.mmu_page_hash[bucket(0x123)] is sp
+    assert vm.hash_heads()[bucket(0x123)] is sp
 
 
 def test_newest_first_in_both_lists(vm: Vm) -> None:
@@ -83,7 +83,7 @@ def test_newest_first_in_both_lists(vm: Vm) -> None:
     twin = next(gfn for gfn in range(1, 1 << 20) if gfn != 0x1000 and bucket(gfn) == bucket(0x1000))
     second, third = make(vm, twin), make(vm, 0x1000, 2 | ACCESS_ALL)
     assert active(vm) == [0x1000, twin, 0x1000]
-    assert vm.mmu_page_hash[bucket(0x1000)] is third
+    assert vm.hash_heads()[bucket(0x1000)] is third
     assert pages.bucket_head(vm, 0x1000) is third
     assert (third.hash_next, second.hash_next, first.hash_next) == (second, first, None)
     assert (third.hash_prev, second.hash_prev, first.hash_prev) == (None, third, second)
@@ -96,7 +96,7 @@ def test_a_freed_page_leaves_the_hash_wherever_it_is(vm: Vm, victim: int) -> Non
     pfns = [sp.spt >> 12, sp.shadowed_translation >> 12]
     free(vm, sp)
     chain = []
-    other = vm.mmu_page_hash[bucket(0x1000)]
+    other = vm.hash_heads()[bucket(0x1000)]
     assert other is not None
     assert other.hash_prev is None
     while other is not None:
@@ -112,7 +112,7 @@ def test_a_freed_page_leaves_the_hash_wherever_it_is(vm: Vm, victim: int) -> Non
 def test_the_last_page_leaves_an_empty_bucket_and_list(vm: Vm) -> None:
     sp = make(vm, 7)
     free(vm, sp)
-    assert (vm.mmu_page_hash[bucket(7)], active(vm)) == (None, [])
+    assert (vm.hash_heads()[bucket(7)], active(vm)) == (None, [])
     assert vm.active_mmu_pages.link_prev is vm.active_mmu_pages
 
 

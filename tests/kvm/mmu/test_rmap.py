@@ -232,6 +232,20 @@ def test_removing_what_is_not_there_is_a_bug_and_changes_nothing(nr: int) -> Non
     assert rmap.pte_list_count(lists.vm, head) == nr
 
 
+@pytest.mark.parametrize(("count", "is_bug"), [(WIDTH, False), (WIDTH + 1, True), (0xFFFF_FFFF, True)])
+def test_a_descriptor_with_more_entries_than_it_holds_is_a_bug(count: int, is_bug: bool) -> None:
+    """As one that lies where no memory is: all its words are ones, and its walk would take 2**32 steps."""
+    lists = Lists()
+    head = lists.make(WIDTH)
+    lists.world.memory.write_once((head & ~7) + 8, count)
+    if not is_bug:
+        assert len(lists.walk(head)) == WIDTH
+        return
+    words = f"rmap: {count} entries in the descriptor at {head & ~7:#x}, which holds {WIDTH}"
+    with pytest.raises(KvmBug, match=words):
+        lists.walk(head)
+
+
 def test_a_stale_entry_behind_the_count_is_not_found() -> None:
     """A removed entry's word is still in the descriptor; the count says that it is not."""
     lists = Lists()

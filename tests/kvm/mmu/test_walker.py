@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvm.mmu.machines import publish
 from kvmmu.errors import KvmBug
 from kvmmu.host.frames import FrameAllocator
 from kvmmu.host.mm import Mm
@@ -66,7 +67,7 @@ class World:
         """Publish the slot, with these flags."""
         slot = Memslot(slot_id, flags, 0, NR_PAGES, self.hva)  # type: ignore[arg-type]
         slot.alloc_dirty_bitmap()
-        self.vm.memslots[0] = Memslots(0, self.vm.memslots[0].generation + 2, [slot])
+        publish(self.vm, Memslots(0, self.vm.memslots[0].generation + 2, [slot]))
         return slot
 
     def place(self, gpa: int) -> int:
@@ -400,7 +401,7 @@ def test_smm_walks_the_memory_of_its_own_address_space() -> None:
     world.vcpu.smm = True
     setup.init_mmu(world.vcpu)
     assert not world.walk(path.addr)
-    world.vm.memslots[1] = Memslots(1, 3, [Memslot(1 << 16, 0, 0, NR_PAGES, world.hva)])  # type: ignore[arg-type]
+    publish(world.vm, Memslots(1, 3, [Memslot(1 << 16, 0, 0, NR_PAGES, world.hva)]))  # type: ignore[arg-type]
     assert world.walk(path.addr)
 
 

@@ -30,7 +30,7 @@ cpdef u64 pte_list_remove(Vm vm, u64 head, hpa_t sptep) except? 0x5A5A5A5A5A
 cpdef u64 remove_from_desc(Vm vm, hpa_t first, hpa_t desc, u64 i) except? 0x5A5A5A5A5A
 cpdef u64 pte_list_first(u64 head) noexcept
 cpdef hpa_t pte_list_sptep(Vm vm, u64 place) except? 0x5A5A5A5A5A
-@cython.locals(desc=hpa_t, more=hpa_t)
+@cython.locals(desc=hpa_t, more=hpa_t, count=u64)
 cpdef u64 pte_list_next(Vm vm, u64 place) except? 0x5A5A5A5A5A
 @cython.locals(sp=ShadowPage, level=int, at=u64, head=u64, count=u64)
 cpdef int rmap_add(Vm vm, Memslot slot, hpa_t sptep, gfn_t gfn, u32 access) except -1

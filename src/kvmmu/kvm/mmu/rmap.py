@@ -143,12 +143,15 @@ def pte_list_sptep(vm: Vm, place: Address) -> Address:
 
 
 def pte_list_next(vm: Vm, place: Address) -> Address:
-    """The place after ``place``; 0 at the end."""
+    """The place after ``place``; 0 at the end. :class:`KvmBug` if that was in no list's descriptor."""
     if place & 1:
         return 0
     desc: Address = place & _DESC_MASK
     place += 8
-    if place < desc + 16 + ((vm.memory.read_once(desc + 8) & _COUNT_MASK) << 3):
+    count = vm.memory.read_once(desc + 8) & _COUNT_MASK
+    if count > PTE_LIST_EXT:
+        raise KvmBug(f"rmap: {count} entries in the descriptor at {desc:#x}, which holds {PTE_LIST_EXT}")
+    if place < desc + 16 + (count << 3):
         return place
     more = vm.memory.read_once(desc)
     return more + 16 if more else 0

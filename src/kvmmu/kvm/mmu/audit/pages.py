@@ -20,7 +20,7 @@ _UNNAMED_ROLE_BITS = 0x00F8_0000
 def check_hash(survey: Survey) -> None:
     """Every page is hashed once, where its gfn belongs; notes all pages in ``survey``."""
     seen: dict[tuple[int, int], ShadowPage] = {}
-    for bucket, head in enumerate(survey.vm.mmu_page_hash):
+    for bucket, head in enumerate(survey.vm.hash_heads()):
         previous: ShadowPage | None = None
         sp = head
         while sp is not None:
