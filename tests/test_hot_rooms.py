@@ -25,14 +25,18 @@ HOT = {
     "addr": (),
     # A node is made.
     "intervaltree": ("insert",),
-    "host/frames": ("alloc_block", "_alloc_slow", "_carve", "_break_down", "_free"),
+    "host/frames": (
+        *("alloc_block", "_alloc_slow", "_carve", "_break_down", "_free"),
+        # Once per mapping, slot.
+        *("take_words", "take_counts"),
+    ),
     "host/mm": (),
     "host/ranges": (),
     "host/mmfault": ("_try_map_block", "_try_map_huge_zero", "_break_cow"),
     "host/pagetable": (
         *("announce", "has_pmd_table", "next_block", "may_map_block", "first_mapped", "map_pages", "split"),
     ),
-    "host/vma": ("is_anonymous",),
+    "host/vma": ("is_anonymous", "make_table", "piece"),
     "hw/cpu": ("_load_pdptrs_from", "invpcid", "is_canonical", "write_cr0", "write_cr4", "write_efer"),
     "hw/memory": ("read",),
     "hw/paging": (),
@@ -48,7 +52,7 @@ HOT = {
     "kvm/guestmem": ("write_from_process",),
     "kvm/dirtylog": (),
     "kvm/invalidation": (),
-    "kvm/memslots": ("_forbid_lpages", "replace"),
+    "kvm/memslots": ("_forbid_lpages", "alloc_lpage_info", "replace"),
     "kvm/mmu/change": (),
     "kvm/mmu/direct": (),
     "kvm/mmu/fastpf": (),

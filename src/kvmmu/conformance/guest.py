@@ -266,7 +266,7 @@ class Guest:
         cpu = self.vcpu.cpu
         # A call pushes its return address before the target is fetched.
         is_before = status == HW_PAGE_FAULT or (access is not None and access.kind & ACCESS_FETCH != 0)
-        is_delivery = self.vmm.is_nested and is_before and self._is_own_memory(access, address)
+        is_delivery = self.vmm.is_nested and is_before and _is_own_memory(access, address)
         if gva is None or is_delivery:
             # The guest's own, or a #PF, for which the CPU reads descriptors and writes to the stack.
             return False
@@ -284,12 +284,6 @@ class Guest:
             )
             raise Parted(f"the exit at rip {rip:#x}, gva {gva:#x}", want, got)
         return True
-
-    # Where the CPU delivers an exception, or pushes the return address of a call at CPL 3.
-    def _is_own_memory(self, access: Access | None, address: int) -> bool:
-        is_call = access is not None and access.kind & ACCESS_FETCH != 0
-        is_user_stack = is_call and USER_CODE <= address < USER_CODE + PAGE_SIZE
-        return is_user_stack or DESCRIPTORS <= address < STACK_END
 
     # What the model's CPU makes of the access that exits, and where it is.
     def _fault_of(self, access: Access | None, address: int, code: int, rip: int) -> tuple[int, int | None]:
@@ -402,21 +396,16 @@ class Guest:
                 return second
         return second
 
-    def _pieces(self, gva: int, size: int) -> list[tuple[int, int, int]]:
-        first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
-        pieces = [(gva, 0, first), (gva + first, first, size)]
-        return [piece for piece in pieces if piece[1] != piece[2]]
-
     def _load(self, gva: int, size: int, kind: int) -> bytes:
         data = b""
-        for address, start, end in self._pieces(gva, size):
+        for address, start, end in _pieces(gva, size):
             self.vcpu.cpu.access(Gva(address), self._kind(kind))
             place = self.vcpu.cpu.hpa
             data += self.pdptes.shown(place, self.vmm.world.memory.read(place, end - start))
         return data
 
     def _transfer(self, gva: int, kind: int, data: bytes) -> None:
-        for address, start, end in self._pieces(gva, len(data)):
+        for address, start, end in _pieces(gva, len(data)):
             self.vcpu.cpu.access(Gva(address), self._kind(kind))
             self.vmm.world.memory.write(self.vcpu.cpu.hpa, data[start:end])
             self.pdptes.note_store(self.vcpu.cpu.hpa, end - start)
@@ -426,3 +415,17 @@ class Guest:
         if self.vcpu.cpu.access(Gva(gva), self._kind(ACCESS_WRITE)) != HW_HIT:
             raise Parted("the result of an operation", f"no exit for its store at {gva:#x}", "exits")
         self._transfer(gva, ACCESS_WRITE, data)
+
+
+# Where the CPU delivers an exception, or pushes the return address of a call at CPL 3.
+def _is_own_memory(access: Access | None, address: int) -> bool:
+    is_call = access is not None and access.kind & ACCESS_FETCH != 0
+    is_user_stack = is_call and USER_CODE <= address < USER_CODE + PAGE_SIZE
+    return is_user_stack or DESCRIPTORS <= address < STACK_END
+
+
+# Address, and the bytes from which to which, of what lies in each page.
+def _pieces(gva: int, size: int) -> list[tuple[int, int, int]]:
+    first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
+    pieces = [(gva, 0, first), (gva + first, first, size)]
+    return [piece for piece in pieces if piece[1] != piece[2]]
