@@ -211,7 +211,7 @@ def _read_hptes(survey: Survey, table: TdpTable) -> bytes:
         vma = vm.mm.find_vma(hva)
         if vma is not None and hva + (ENTRIES * size << PAGE_SHIFT) <= vma.end:
             first = (hva - vma.area_start) >> PAGE_SHIFT
-            words: bytes = vma.area[first : first + ENTRIES * size : size].tobytes()
+            words: bytes = memoryview(vma.area)[first : first + ENTRIES * size : size].tobytes()
             return words
     # The table covers a border of slots or of ranges.
     found = array("Q", bytes(PAGE_SIZE))
