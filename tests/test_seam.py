@@ -60,6 +60,7 @@ EXCUSED = {
 NEW = {
     ("kvm.mmu.page", "begin"),
     ("kvm.memslots", "start_update"),
+    ("host.vma", "piece"),
     ("kvm.memslots", "_bind"),
     ("kvm.mmu.pages", "alloc_page"),
 }

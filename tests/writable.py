@@ -140,9 +140,15 @@ def wrong_values(stranger: object) -> dict[str, Any]:
     return values
 
 
+def is_view(value: object) -> bool:
+    """Whether ``value`` is a memoryview, Python's or Cython's."""
+    return isinstance(value, memoryview) or type(value).__name__ == "_memoryviewslice"
+
+
 def containers(path: str, value: object, depth: int = 3) -> Iterator[tuple[str, Any]]:
     """What holds items in ``value``, itself included, by its path; of many alike the first of each kind."""
-    if not isinstance(value, (list, tuple, dict, set, bytearray, memoryview, array.array, mmap.mmap)) or not depth:
+    holds = isinstance(value, (list, tuple, dict, set, bytearray, array.array, mmap.mmap)) or is_view(value)
+    if not holds or not depth:
         return
     yield path, value
     inner: Iterable[tuple[object, object]] = ()
@@ -204,7 +210,7 @@ def changes(value: Any, stranger: object) -> Iterator[tuple[str, Callable[[], ob
         yield "reverse()", value.reverse
         yield "del half", lambda: operator.delitem(value, slice(len(value) // 2, None))
         yield "*= 2", lambda: operator.imul(value, 2)
-    if isinstance(value, (memoryview, array.array, mmap.mmap)) and len(value):
+    if (is_view(value) or isinstance(value, (array.array, mmap.mmap))) and len(value):
         for what, byte in (("zeros", 0), ("ones", 0xFF), ("fives", 5)):
             yield f"filled with {what}", functools.partial(fill, value, byte)
         yield "shifted", functools.partial(shift, value)

@@ -12,8 +12,8 @@ cdef u64 SMALL_ARRAY_WORDS
 
 @cython.final
 cdef class SmallArrays:
-    cdef u64[::1] words             # those that parts are cut from now
-    cdef u64 nr_words               # of them given away
+    cdef u64[::1] longs             # those that parts are cut from now
+    cdef u64 nr_longs               # of them given away
     cdef s32[::1] counts            # likewise
     cdef u64 nr_counts
 

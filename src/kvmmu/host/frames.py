@@ -52,22 +52,22 @@ class SmallArrays:
     An array of its own is several objects, which the garbage collector visits; a part of one is none when compiled.
     """
 
-    __slots__ = ("counts", "nr_counts", "nr_words", "words")
+    __slots__ = ("counts", "longs", "nr_counts", "nr_longs")
 
     def __init__(self) -> None:
-        self.words: Any = zeroed_array("Q", 0)
-        self.nr_words = 0
+        self.longs: Any = zeroed_array("Q", 0)
+        self.nr_longs = 0
         self.counts: Any = zeroed_array("i", 0)
         self.nr_counts = 0
 
     def take_words(self, count: int) -> Any:
         """``count`` zero words of 64 bits, at most SMALL_ARRAY_WORDS."""
-        first = self.nr_words
-        if first + count > len(self.words):
-            self.words = zeroed_array("Q", SMALL_ARRAY_WORDS)
+        first = self.nr_longs
+        if first + count > len(self.longs):
+            self.longs = zeroed_array("Q", SMALL_ARRAY_WORDS)
             first = 0
-        self.nr_words = first + count
-        return self.words[first : first + count]
+        self.nr_longs = first + count
+        return self.longs[first : first + count]
 
     def take_counts(self, count: int) -> Any:
         """``count`` zero words of 32 bits with a sign, at most SMALL_ARRAY_WORDS."""
