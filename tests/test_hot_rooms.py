@@ -84,7 +84,7 @@ HOT = {
     "kvm/vcpu": (),
     "record/cursors": ("load",),
     # The map and the set of tables are asked when the small caches before them do not know.
-    "record/known": ("find_range", "find_device", "change", "is_table", "add_table"),
+    "record/known": ("find_range", "change", "is_table", "add_table"),
     "record/reader": ("payload", "_load_block", "_read_map"),
     # Map changes, snapshots of tables, and what kvm emulates are played through Python.
     "replay/player": (

@@ -24,8 +24,6 @@ cdef class KnownFrames:
     cpdef int meaning(self, u64 frame) except -1
     cpdef bint is_ram(self, u64 frame) except -1
     @cython.locals(index=Py_ssize_t)
-    cpdef bint find_device(self, u64 frame) except -1
-    @cython.locals(index=Py_ssize_t)
     cpdef int find_range(self, u64 frame) except -1
     @cython.locals(starts=list, kinds=list, low=Py_ssize_t, high=Py_ssize_t)
     cpdef int change(self, u64 first, u64 end, int kind) except -1

@@ -57,15 +57,10 @@ class KnownFrames:
         """
         if self.device_start <= frame < self.device_end:
             return False
-        return self.find_device(frame)
-
-    def find_device(self, frame: int) -> bool:
-        """Whether ``frame`` is RAM. If not, its range is the one that is asked first by :meth:`is_ram`."""
-        index = bisect_right(self.starts, frame)
-        if self.kinds[index - 1] == MAP_RAM:
+        if self.meaning(frame) == MAP_RAM:
             return True
-        self.device_start = self.starts[index - 1]
-        self.device_end = self.starts[index] if index < len(self.starts) else U64
+        self.device_start = self.near_start
+        self.device_end = self.near_end
         return False
 
     def find_range(self, frame: int) -> int:

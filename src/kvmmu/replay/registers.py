@@ -41,9 +41,10 @@ def clean_pdptes(machine: GuestMachine | BareMachine, cr0: int, cr3: int, cr4: i
 
 def clean_snapshot(machine: GuestMachine | BareMachine, cpus: list[Cpu], vcpus: list[Vcpu], gfn: int) -> int:
     """:func:`clean_pdptes` of those whose tables are in frame ``gfn``; ``vcpus`` is empty without kvm. Return 0."""
-    for cpu in cpus:
-        if not vcpus and cpu.cr3 >> 12 == gfn:
-            clean_pdptes(machine, cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
+    if not vcpus:
+        for cpu in cpus:
+            if cpu.cr3 >> 12 == gfn:
+                clean_pdptes(machine, cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer)
     for vcpu in vcpus:
         if vcpu.cr3 >> 12 == gfn:
             clean_pdptes(machine, vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer)
